@@ -1,0 +1,44 @@
+# make install | demo | test | check ; docs/ has the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint types clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP) ## .venv with everything the demo and the checks need, and the demo model
+
+$(STAMP): pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  echo "installing with uv into $(VENV)"; \
+	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv pip install --quiet --python $(BIN)/python -e '.[demo,dev]'; \
+	else \
+	  echo "installing with pip into $(VENV)"; \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev]'; \
+	fi
+	$(BIN)/oodatcaa models fetch demo
+	@touch $(STAMP)
+
+demo: $(STAMP) ## the whole crew fine-tunes a real model in a fresh project folder
+	$(BIN)/oodatcaa demo
+
+test: $(STAMP) ## pytest
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+check: lint types test ## ruff, mypy --strict and pytest: what CI runs
+
+clean: ## remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

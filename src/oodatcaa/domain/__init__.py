@@ -1,0 +1,1 @@
+"""Frozen records, ports and pure rules; knows no other room."""

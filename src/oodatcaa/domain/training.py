@@ -1,0 +1,346 @@
+"""What is trained, what it may cost, and what came out: the records every backend shares.
+
+All sizes are bytes, all durations seconds, all losses mean negative log likelihood in nats per
+target token. An *iteration* is one micro-step (one batch forward and backward, as in mlx-lm);
+an *optimizer step* happens every `grad_accumulation_steps` iterations.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
+
+GB = 10**9
+"""Memory limits are decimal gigabytes: 16 GB = 16e9 bytes."""
+
+
+class LrSchedule(StrEnum):
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    LINEAR = "linear"
+
+
+class QLoRA(Record):
+    """The parameters of one low-rank fine-tuning.
+
+    `alpha` is the paper's (Hu et al. 2021, section 4.1): the update is `alpha / rank * B A x`.
+    mlx-lm calls the quotient `scale` and takes it directly; see the `scale` property.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    num_layers: int = Field(default=8, ge=-1, description="last N transformer blocks; -1 = all")
+    keys: tuple[NonEmpty, ...] | None = Field(
+        default=None, description="module names inside a block; None = every linear layer"
+    )
+    batch_size: PositiveInt = 4
+    grad_accumulation_steps: PositiveInt = 1
+    max_seq_length: int = Field(default=512, ge=32)
+    iters: PositiveInt = 40
+    learning_rate: PositiveFloat = 3e-4
+    schedule: LrSchedule = LrSchedule.CONSTANT
+    warmup_steps: int = Field(default=0, ge=0, description="optimizer steps")
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    grad_checkpoint: bool = False
+    mask_prompt: bool = True
+    seed: int = Field(default=0, ge=0)
+    steps_per_report: PositiveInt = 1
+    steps_per_eval: PositiveInt = 20
+    val_batches: int = Field(default=4, ge=-1, description="-1 = the whole valid split")
+    save_every: PositiveInt = 10
+    quantize_bits: Literal[2, 3, 4, 6, 8] | None = Field(
+        default=None, description="re-quantise the base model; None = as it comes"
+    )
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, the factor on the low-rank update (mlx-lm's `scale`)."""
+        return self.alpha / self.rank
+
+    @property
+    def effective_batch(self) -> int:
+        """Examples per optimizer step."""
+        return self.batch_size * self.grad_accumulation_steps
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.iters // self.grad_accumulation_steps
+
+    @model_validator(mode="after")
+    def _at_least_one_optimizer_step(self) -> QLoRA:
+        if self.iters < self.grad_accumulation_steps:
+            raise ValueError(
+                f"iters ({self.iters}) are micro-steps; fewer than grad_accumulation_steps "
+                f"({self.grad_accumulation_steps}) would never update a weight"
+            )
+        return self
+
+
+class TrainSpec(Record):
+    """Everything a training child needs; stored as spec.json beside its results and never edited.
+
+    `model` is a local mlx-lm folder (absolute path) or a hub name; `data_dir` holds
+    train.jsonl, valid.jsonl and test.jsonl.
+    """
+
+    backend: NonEmpty = "mlx"
+    model: NonEmpty
+    model_name: str = Field(default="", description="what people call it, for reports")
+    data_dir: NonEmpty
+    data_sha256: str = ""
+    params: QLoRA
+    memory_limit_bytes: PositiveInt = 16 * GB
+    git_sha: str = ""
+    git_dirty: bool = False
+    story: str = ""
+    task: str = ""
+    attempt: int = 0
+    resume_from: str | None = Field(default=None, description="adapters file to continue from")
+    start_iteration: int = Field(default=0, ge=0)
+
+
+class ModelShape(Record):
+    """What an estimate needs to know of a model, read from config.json and tensor headers."""
+
+    model_type: str
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    vocab_size: PositiveInt
+    tied_embeddings: bool
+    weight_bytes: PositiveInt = Field(description="sum of all tensors as stored")
+    parameters: PositiveInt
+    bits: int | None = Field(description="quantisation of the linear layers; None = not quantised")
+    group_size: int | None = None
+
+
+class MemoryPart(Record):
+    name: NonEmpty
+    bytes: int = Field(ge=0)
+    formula: str
+
+
+class MemoryEstimate(Record):
+    """An estimate, labelled as one: the parts that add up to a training step's peak."""
+
+    total_bytes: int
+    parts: tuple[MemoryPart, ...]
+    device: str
+    method: str = Field(description="one line: what the numbers are derived from")
+
+
+class MemoryLayer(StrEnum):
+    """Where the memory gate stopped a run."""
+
+    BEFORE = "before"
+    DURING = "during"
+    AFTER = "after"
+
+
+class RunStatus(StrEnum):
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class FailureKind(StrEnum):
+    MEMORY_GATE = "memory_gate"
+    NOT_FINITE = "not_finite"
+    CRASH = "crash"
+    KILLED = "killed"
+    DISK_FULL = "disk_full"
+    BAD_INPUT = "bad_input"
+    INTERRUPTED = "interrupted"
+
+
+class RunFailure(Record):
+    kind: FailureKind
+    message: NonEmpty
+    layer: MemoryLayer | None = None
+    needed_bytes: int | None = None
+    limit_bytes: int | None = None
+    hint: str = ""
+
+
+class LossPoint(Record):
+    iteration: int
+    loss: float
+
+
+class Machine(Record):
+    host: str
+    system: str
+    processor: str
+    cpu_count: int
+    memory_bytes: int
+    accelerator: str = Field(description="metal, cuda or cpu")
+    blas: str = Field(default="", description="the BLAS preloaded for the CPU device, if any")
+
+
+class RunRecord(Record):
+    """run.json. The first nine keys are those of the run-storage plan this project started from."""
+
+    started_at: Utc
+    git_sha: str
+    data_dir: str
+    model: str
+    lora_rank: int
+    lora_alpha: float
+    iters: int
+    batch_size: int
+    learning_rate: float
+
+    run_id: NonEmpty = Field(description="folder name, for example 2026-01-30_12-00-00")
+    backend: NonEmpty
+    status: RunStatus
+    finished_at: Utc | None = None
+    git_dirty: bool = False
+    data_sha256: str = ""
+    model_sha256: str = ""
+    params: QLoRA
+    optimizer_steps: int = 0
+    versions: dict[str, str] = Field(default_factory=dict)
+    machine: Machine | None = None
+    failure: RunFailure | None = None
+    memory_limit_bytes: int
+    estimated_peak_bytes: int | None = None
+    peak_memory_bytes: int | None = Field(
+        default=None, description="largest of the process tree's samples and MLX's own peak"
+    )
+    mlx_peak_bytes: int | None = None
+    process_peak_bytes: int | None = None
+    trained_tokens: int | None = None
+    tokens_per_second: float | None = None
+    iterations_done: int = 0
+    train_losses: tuple[LossPoint, ...] = ()
+    valid_losses: tuple[LossPoint, ...] = ()
+    adapter_sha256: str | None = None
+    resumed_from: str | None = Field(default=None, description="run id this one went on from")
+    story: str = ""
+    task: str = ""
+    attempt: int = 0
+
+
+class TrainProgress(Record):
+    """progress.json in the run folder: what a person watching wants to know right now."""
+
+    run_id: str
+    phase: Literal["loading", "training", "validating", "saving", "finished", "failed"]
+    iteration: int = 0
+    iters: int = 0
+    loss: float | None = None
+    valid_loss: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    memory_limit_bytes: int
+    updated_at: Utc
+
+
+class SplitStats(Record):
+    examples: int
+    files: int
+    tokens_min: int | None = None
+    tokens_mean: float | None = None
+    tokens_p95: int | None = None
+    tokens_max: int | None = None
+    sha256: Sha256
+
+
+class DatasetRecord(Record):
+    """The data card's numbers; `path` is models/data/<first 16 hex digits of sha256>/."""
+
+    name: NonEmpty
+    path: NonEmpty
+    sha256: Sha256
+    source: NonEmpty
+    licence: NonEmpty
+    seed: int = 0
+    splits: dict[str, SplitStats]
+    dropped: dict[str, int] = Field(default_factory=dict, description="reason -> count")
+    tokenizer: str = Field(default="", description="the model whose tokenizer counted the tokens")
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest example over all splits; None when nothing was tokenised."""
+        lengths = [s.tokens_max for s in self.splits.values()]
+        return None if any(n is None for n in lengths) else max((n or 0 for n in lengths), default=0)
+
+
+class EvalRequest(Record):
+    """Compare a base model with an adapter on one split, example by example."""
+
+    model: NonEmpty
+    adapter_dir: str | None
+    data_dir: NonEmpty
+    split: Literal["valid", "test"] = "test"
+    max_examples: PositiveInt | None = None
+    max_seq_length: PositiveInt = 2048
+    mask_prompt: bool = True
+    quantize_bits: Literal[2, 3, 4, 6, 8] | None = None
+    bootstrap_samples: PositiveInt = 2000
+    seed: int = 0
+    memory_limit_bytes: PositiveInt = 16 * GB
+
+
+class EvalResult(Record):
+    """Losses recomputed from the artefacts. A value that could not be computed is None, never 0.
+
+    `drop` is base_loss - adapter_loss over all target tokens; the interval is a paired bootstrap
+    over examples (Efron & Tibshirani 1993, chapter 13), percentile method, 95 %.
+    """
+
+    split: str
+    examples: int
+    target_tokens: int
+    base_loss: float | None
+    adapter_loss: float | None
+    drop: float | None
+    drop_low: float | None
+    drop_high: float | None
+    per_example_base: tuple[float, ...] = ()
+    per_example_adapter: tuple[float, ...] = ()
+    per_example_tokens: tuple[int, ...] = ()
+    evaluator_sha256: Sha256
+    data_sha256: str = ""
+    adapter_sha256: str | None = None
+    peak_memory_bytes: int | None = None
+    seconds: float
+
+
+class Generation(Record):
+    prompt: str
+    text: str
+    tokens: int
+    tokens_per_second: float
+
+
+class InferenceProbe(Record):
+    """A model loaded in a child process and asked for a few tokens."""
+
+    model: str
+    load_seconds: float
+    prompt_tokens: int
+    generation: Generation
+    peak_memory_bytes: int
+    device: str
+
+
+class BackendProbe(Record):
+    """Facts about one training framework on this machine; never an opinion."""
+
+    name: NonEmpty
+    title: NonEmpty
+    importable: bool
+    version: str | None = None
+    accelerator: str | None = None
+    notes: tuple[str, ...] = ()
+    problem: str | None = Field(default=None, description="why it can not be used here, if so")

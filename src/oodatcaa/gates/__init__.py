@@ -1,0 +1,1 @@
+"""Gathers evidence: commands, metrics, files."""

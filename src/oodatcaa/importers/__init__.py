@@ -1,0 +1,1 @@
+"""Plans and queues written by other tools."""

@@ -1,0 +1,1 @@
+"""Small shared tools: atomic files, locks, child processes, memory sampling, configuration."""

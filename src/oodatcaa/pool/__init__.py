@@ -1,0 +1,1 @@
+"""Loaded base models and their adapters; serving."""

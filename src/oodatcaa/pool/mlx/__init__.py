@@ -1,0 +1,1 @@
+"""The child process that holds a loaded MLX model."""

@@ -1,0 +1,1 @@
+"""Planner, builder, tester, refiner, integrator: take a claim, return a proposal."""

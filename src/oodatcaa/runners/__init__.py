@@ -1,0 +1,1 @@
+"""How an agent thinks: built in, or an external command."""

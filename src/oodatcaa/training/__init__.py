@@ -1,0 +1,1 @@
+"""Backends, worker, run store, memory estimate and enforcement, datasets, evaluation."""

@@ -1,0 +1,1 @@
+"""The MLX-LM backend; together with pool/mlx the only place that imports mlx."""

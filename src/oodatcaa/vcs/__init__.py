@@ -1,0 +1,1 @@
+"""Worktrees, branches, merges and tags: the only place that uses GitPython."""

@@ -1,0 +1,1 @@
+"""Records -> Markdown, HTML and plots; pure."""
