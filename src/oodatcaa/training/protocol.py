@@ -1,0 +1,126 @@
+"""What the training parent and its MLX children say to each other, through files in one folder.
+
+A child is `python -m oodatcaa.training.mlx.<child> <folder>`. It reads its request from the
+folder, writes its result there atomically, and says with its exit code whether to look for one.
+This module never imports mlx: it is the only thing both sides share.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.training import (
+    GB,
+    InferenceProbe,
+    LossPoint,
+    Machine,
+    RunFailure,
+    RunStatus,
+)
+
+SPEC_FILE = "spec.json"
+"""TrainSpec, the worker's request."""
+REQUEST_FILE = "request.json"
+"""The request of every child but the worker."""
+RESULT_FILE = "result.json"
+"""WorkerResult, EvalResult or InferResult; or `{"error": ChildError}`."""
+PROGRESS_FILE = "progress.json"
+METRICS_FILE = "metrics.jsonl"
+MEMORY_FILE = "memory.jsonl"
+TRAIN_LOG = "train.log"
+CHILD_LOG = "child.log"
+LORA_CONFIG_FILE = "lora_config.yaml"
+ADAPTERS_DIR = "adapters"
+ADAPTER_FILE = "adapters.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+CHECKPOINTS_DIR = "checkpoints"
+
+EXIT_OK = 0
+EXIT_DESCRIBED = 3
+"""The child failed and result.json says why; any other non-zero code is a crash."""
+
+
+def checkpoint_adapter_name(iteration: int) -> str:
+    """`0000010_adapters.safetensors`: mlx-lm's own naming, so its tools can load one too."""
+    return f"{iteration:07d}_adapters.safetensors"
+
+
+def checkpoint_state_name(iteration: int) -> str:
+    """Optimizer moments, accumulated gradient, random state: everything a resume needs beside."""
+    return f"{iteration:07d}_state.safetensors"
+
+
+class ChildError(Record):
+    """Why a child could not answer; `code` is stable, `hint` names the next command."""
+
+    code: NonEmpty
+    message: NonEmpty
+    hint: str = ""
+    details: tuple[str, ...] = ()
+
+
+class WorkerResult(Record):
+    """result.json of the training worker. A value that was not measured is None, never 0."""
+
+    status: RunStatus
+    failure: RunFailure | None = None
+    iterations_done: int = Field(ge=0, description="micro-steps, counted from the very first one")
+    optimizer_steps: int = Field(ge=0)
+    trained_tokens: int = Field(ge=0, description="target tokens of this process's micro-steps")
+    tokens_per_second: float | None = Field(
+        description="target tokens over the time of the micro-steps alone: no loading, no validation"
+    )
+    mlx_peak_bytes: int | None
+    train_losses: tuple[LossPoint, ...] = ()
+    valid_losses: tuple[LossPoint, ...] = ()
+    adapter_sha256: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    machine: Machine | None = None
+    dropped_examples: dict[str, int] = Field(
+        default_factory=dict, description="reason -> training examples that carry no loss"
+    )
+    notes: tuple[str, ...] = ()
+
+
+class TrainMetric(Record):
+    """One line of metrics.jsonl for a training micro-step (or the mean of a report interval)."""
+
+    kind: Literal["train"] = "train"
+    iteration: int
+    loss: float
+    learning_rate: float
+    tokens: int = Field(description="target tokens since the previous line")
+    tokens_per_second: float
+    mlx_peak_bytes: int
+    mlx_active_bytes: int
+    at: Utc
+
+
+class ValidMetric(Record):
+    """One line of metrics.jsonl for a pass over the valid split."""
+
+    kind: Literal["valid"] = "valid"
+    iteration: int
+    loss: float
+    at: Utc
+
+
+class InferRequest(Record):
+    """Load a model, with or without an adapter, and answer chat user messages one by one."""
+
+    model: NonEmpty
+    adapter_dir: str | None = None
+    prompts: tuple[NonEmpty, ...]
+    max_tokens: PositiveInt = 128
+    memory_limit_bytes: PositiveInt = 16 * GB
+    temperature: float = Field(default=0.0, ge=0.0, description="0 = greedy")
+    seed: int = Field(default=0, ge=0)
+
+
+class InferResult(Record):
+    """One probe for each prompt, in the request's order."""
+
+    probes: tuple[InferenceProbe, ...]
