@@ -272,7 +272,9 @@ class DatasetRecord(Record):
     def longest(self) -> int | None:
         """Tokens of the longest example over all splits; None when nothing was tokenised."""
         lengths = [s.tokens_max for s in self.splits.values()]
-        return None if any(n is None for n in lengths) else max((n or 0 for n in lengths), default=0)
+        return (
+            None if any(n is None for n in lengths) else max((n or 0 for n in lengths), default=0)
+        )
 
 
 class EvalRequest(Record):

@@ -1,0 +1,116 @@
+"""The whole state of a sprint as one frozen value, and what changes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Generic, Literal, TypeVar
+
+from pydantic import Field, PositiveInt
+
+from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.task import Role, Story, Subtask, Task, TaskId
+
+SCHEMA_VERSION = 1
+
+
+class Sprint(Record):
+    number: PositiveInt
+    objective_id: NonEmpty
+    objective_sha256: str
+    title: NonEmpty
+    target_branch: NonEmpty
+    memory_limit_bytes: PositiveInt
+    max_adapt_rounds: int = Field(default=3, ge=0)
+    created_at: Utc
+
+
+class Offer(Record):
+    """Negotiation offers, people see it as assigned; only a claim moves a task."""
+
+    task: TaskId
+    role: Role
+    rank: PositiveInt = Field(description="1 = first along the critical path for this role")
+
+
+class Board(Record):
+    """Counters and percentages are derived from this, never stored in it."""
+
+    schema_version: Literal[1] = 1
+    revision: int = Field(default=0, ge=0)
+    sprint: Sprint | None = None
+    stories: tuple[Story, ...] = ()
+    subtasks: tuple[Subtask, ...] = ()
+    offers: tuple[Offer, ...] = ()
+
+    @cached_property
+    def story_by_id(self) -> dict[str, Story]:
+        return {story.id: story for story in self.stories}
+
+    @cached_property
+    def subtask_by_id(self) -> dict[str, Subtask]:
+        return {subtask.id: subtask for subtask in self.subtasks}
+
+    def find(self, task_id: str) -> Task | None:
+        return self.story_by_id.get(task_id) or self.subtask_by_id.get(task_id)
+
+    def subtasks_of(self, story_id: str) -> tuple[Subtask, ...]:
+        return tuple(item for item in self.subtasks if item.story == story_id)
+
+    def with_task(self, task: Task) -> Board:
+        """Replace the task of the same id, or append a new one. Order is kept."""
+        if isinstance(task, Story):
+            return self.evolve(stories=_replace(self.stories, task))
+        return self.evolve(subtasks=_replace(self.subtasks, task))
+
+
+TaskT = TypeVar("TaskT", Story, Subtask)
+
+
+def _replace(tasks: tuple[TaskT, ...], task: TaskT) -> tuple[TaskT, ...]:
+    replaced = tuple(task if item.id == task.id else item for item in tasks)
+    return replaced if any(item is task for item in replaced) else (*tasks, task)
+
+
+class EventKind(StrEnum):
+    TRANSITION = "transition"
+    CLAIM = "claim"
+    RELEASE = "release"
+    EXPIRE = "expire"
+    REFUSED = "refused"
+    NEGOTIATION = "negotiation"
+    SPRINT = "sprint"
+    PLAN = "plan"
+    GATE = "gate"
+    WAIVER = "waiver"
+    MANUAL = "manual"
+    NOTE = "note"
+
+
+class Event(Record):
+    """One entry of the history; AGENT_LOG.md and reports are made from these."""
+
+    kind: EventKind
+    at: Utc
+    actor: NonEmpty = Field(description="agent name, a person's name, or 'negotiator'")
+    role: Role | None = None
+    subject: NonEmpty = Field(description="a task id, or 'sprint'")
+    before: str | None = None
+    after: str | None = None
+    attempt: int | None = None
+    text: NonEmpty
+    details: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Decision(Generic[T]):
+    """What a pure function decided. The same board object and no events = nothing is written."""
+
+    board: Board
+    value: T
+    events: tuple[Event, ...] = ()

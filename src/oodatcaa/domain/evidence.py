@@ -1,0 +1,187 @@
+"""Gates and what the framework saw when it ran them. Nothing that an agent says is evidence."""
+
+from __future__ import annotations
+
+import math
+import re
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
+
+
+class Verdict(StrEnum):
+    """`crashed` and `not_run` are never read as passed."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    CRASHED = "crashed"
+    NOT_RUN = "not_run"
+    WAIVED = "waived"
+
+
+ACCEPTABLE = frozenset({Verdict.PASSED, Verdict.WAIVED})
+
+_UNITS: dict[str, float] = {
+    "": 1.0,
+    "b": 1.0,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+    "kib": 1024.0,
+    "mib": 1024.0**2,
+    "gib": 1024.0**3,
+    "%": 0.01,
+    "ms": 1e-3,
+    "s": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+}
+_BOUND = re.compile(
+    r"^\s*(?P<metric>[a-z][a-z0-9_]*)\s*(?P<op><=|>=|<|>|==)\s*"
+    r"(?P<value>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[A-Za-z%]*)"
+    r"(?P<critical>\s+critical)?\s*$"
+)
+
+
+class Bound(Record):
+    """`test_loss_drop >= 0.1` or `peak_memory <= 16GB critical`; values in base units."""
+
+    metric: NonEmpty
+    op: Literal["<=", ">=", "<", ">", "=="]
+    value: float
+    text: NonEmpty = Field(description="the value as the person wrote it, for example 16GB")
+    critical: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Bound:
+        """Raises ValueError naming what is wrong with `text`."""
+        match = _BOUND.match(text)
+        if match is None:
+            raise ValueError(
+                f"{text!r} is not a bound; write for example 'test_loss_drop >= 0.1' or "
+                "'peak_memory <= 16GB critical'"
+            )
+        unit = match["unit"].lower()
+        if unit not in _UNITS:
+            raise ValueError(f"{text!r}: unknown unit {match['unit']!r}")
+        value = float(match["value"]) * _UNITS[unit]
+        if not math.isfinite(value):
+            raise ValueError(f"{text!r}: the value must be finite")
+        return cls.model_validate(
+            {
+                "metric": match["metric"],
+                "op": match["op"],
+                "value": value,
+                "text": match["value"] + match["unit"],
+                "critical": match["critical"] is not None,
+            }
+        )
+
+    def holds(self, measured: float) -> bool:
+        """False for NaN, whatever the operator."""
+        if math.isnan(measured):
+            return False
+        return {
+            "<=": measured <= self.value,
+            ">=": measured >= self.value,
+            "<": measured < self.value,
+            ">": measured > self.value,
+            "==": measured == self.value,
+        }[self.op]
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.op} {self.text}"
+
+
+def parse_bytes(text: str) -> int:
+    """`16GB` -> 16e9, `512MiB` -> 536870912. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([A-Za-z]*)\s*", text)
+    units = {k: v for k, v in _UNITS.items() if k.endswith("b") or k == ""}
+    if match is None or match[2].lower() not in units:
+        raise ValueError(f"{text!r} is not a size; write for example 16GB or 12GiB")
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+class GateKind(StrEnum):
+    COMMAND = "command"
+    METRIC = "metric"
+    FILES = "files"
+
+
+class GateSpec(Record):
+    """One thing the framework checks: an acceptance criterion, an exit gate, a quality gate."""
+
+    id: NonEmpty = Field(description="AC1, G2, X3; unique within a plan")
+    name: NonEmpty
+    kind: GateKind
+    command: str = Field(default="", description="shell command; {run}, {adapter}, … are filled in")
+    bound: Bound | None = None
+    paths: tuple[str, ...] = Field(default=(), description="files promised at the commit")
+    critical: bool = False
+    timeout_seconds: PositiveInt = 600
+    statement: str = Field(default="", description="the criterion in words")
+
+
+class Evidence(Record):
+    """The stored result of one gate that the framework itself ran."""
+
+    id: NonEmpty
+    gate: GateSpec
+    verdict: Verdict
+    story: NonEmpty
+    task: NonEmpty
+    attempt: int
+    commit: str
+    detail: str = Field(description="one line: the measured value, or why it is not passed")
+    command: str = ""
+    exit_code: int | None = None
+    output_sha256: Sha256 | None = None
+    output_path: str | None = None
+    code_path: str | None = Field(
+        default=None, description="where the project's code was imported from"
+    )
+    measured: float | None = None
+    interval: tuple[float, float] | None = None
+    host: str
+    started_at: Utc
+    duration_seconds: float
+    waiver: Waiver | None = None
+
+    @property
+    def acceptable(self) -> bool:
+        return self.verdict in ACCEPTABLE
+
+
+class Waiver(Record):
+    """A person's decision that one gate does not have to pass, until a moment."""
+
+    gate_id: NonEmpty
+    by: NonEmpty
+    why: NonEmpty
+    at: Utc
+    until: Utc
+
+
+def verdict_of(evidence: tuple[Evidence, ...], gates: tuple[GateSpec, ...]) -> tuple[str, ...]:
+    """What keeps the work from being accepted, one line a gate; empty = accepted.
+
+    A gate without evidence counts as not run. An empty list of gates accepts nothing.
+    """
+    if not gates:
+        return ("no gate is defined: nothing was checked",)
+    by_gate = {item.gate.id: item for item in evidence}
+    problems: list[str] = []
+    for gate in gates:
+        found = by_gate.get(gate.id)
+        if found is None:
+            problems.append(f"{gate.id} {gate.name}: not run")
+        elif not found.acceptable:
+            problems.append(f"{gate.id} {gate.name}: {found.verdict.value} ({found.detail})")
+    return tuple(problems)
+
+
+Evidence.model_rebuild()

@@ -1,0 +1,83 @@
+"""The doors between rooms. `app` decides which adapter stands behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from pydantic import PositiveInt
+
+from oodatcaa.domain.base import Record
+from oodatcaa.domain.board import Board, Decision, Event
+from oodatcaa.domain.training import (
+    BackendProbe,
+    EvalRequest,
+    EvalResult,
+    InferenceProbe,
+    MemoryEstimate,
+    RunRecord,
+    TrainProgress,
+    TrainSpec,
+)
+
+T = TypeVar("T")
+
+
+class Logged(Record):
+    """An event as the journal keeps it: `seq` is the transaction, `index` its place in it."""
+
+    seq: PositiveInt
+    index: int
+    event: Event
+
+
+class Store(Protocol):
+    """The queue. One primitive changes it: `transact`."""
+
+    def read(self) -> Board:
+        """The newest committed board, without waiting for a writer. Raises StateError."""
+        ...
+
+    def transact(self, decide: Callable[[Board, datetime], Decision[T]]) -> T:
+        """Read, decide, write under one lock; returns the decision's value.
+
+        `decide` gets the board and the framework's clock (aware UTC), must be pure, and is called
+        exactly once. When it raises, or returns the same board and no events, nothing is written.
+        Once this returns, board and events are durable; revision grew by one.
+        """
+        ...
+
+    def history(self) -> Iterator[Logged]:
+        """Every event since the sprint began, oldest first."""
+        ...
+
+
+class TrainingBackend(Protocol):
+    """One training framework on this machine."""
+
+    @property
+    def name(self) -> str: ...
+
+    def probe(self) -> BackendProbe: ...
+
+    def estimate(self, spec: TrainSpec) -> MemoryEstimate: ...
+
+    def train(
+        self,
+        spec: TrainSpec,
+        *,
+        on_progress: Callable[[TrainProgress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> RunRecord:
+        """Train under the memory gate. A run that fails is returned as a failed record.
+
+        Raises OodatcaaError only for a request that can not become a run.
+        """
+        ...
+
+    def evaluate(self, request: EvalRequest) -> EvalResult: ...
+
+    def infer(
+        self, model: str, adapter_dir: str | None, prompts: Sequence[str], max_tokens: int
+    ) -> tuple[InferenceProbe, ...]: ...

@@ -1,0 +1,189 @@
+"""Stories, subtasks and the leases under which agents hold them."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.evidence import Waiver
+
+StoryId = Annotated[str, Field(pattern=r"^T\d{3,}$")]
+SubtaskId = Annotated[str, Field(pattern=r"^T\d{3,}-[BT]\d{2,}$")]
+TaskId = Annotated[str, Field(pattern=r"^T\d{3,}(-[BT]\d{2,})?$")]
+
+
+class Role(StrEnum):
+    PLANNER = "planner"
+    BUILDER = "builder"
+    TESTER = "tester"
+    REFINER = "refiner"
+    INTEGRATOR = "integrator"
+
+
+class StoryStatus(StrEnum):
+    NEEDS_PLAN = "needs_plan"
+    PLANNING = "planning"
+    PLANNING_COMPLETE = "planning_complete"
+    READY_FOR_INTEGRATOR = "ready_for_integrator"
+    INTEGRATING = "integrating"
+    DONE = "done"
+    BLOCKED = "blocked"
+    NEEDS_ADAPT = "needs_adapt"
+    ADAPTING = "adapting"
+    NEEDS_HUMAN = "needs_human"
+    CANCELLED = "cancelled"
+
+
+class SubtaskStatus(StrEnum):
+    READY = "ready"
+    IN_PROGRESS = "in_progress"
+    AWAITING_TEST = "awaiting_test"
+    TESTING = "testing"
+    DONE = "done"
+    BLOCKED = "blocked"
+    NEEDS_ADAPT = "needs_adapt"
+    ADAPTING = "adapting"
+    NEEDS_HUMAN = "needs_human"
+    CANCELLED = "cancelled"
+
+
+class StoryKind(StrEnum):
+    FRAMEWORK = "framework"
+    DATA = "data"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+    CUSTOM = "custom"
+
+
+class SubtaskKind(StrEnum):
+    BUILD = "build"
+    TEST = "test"
+
+
+class _Lease(Record):
+    owner: NonEmpty = Field(description="agent name, for example builder-A")
+    role: Role
+    host: NonEmpty
+    attempt: PositiveInt = Field(
+        description="the fencing token: only the newest one's result counts"
+    )
+    ttl_seconds: PositiveInt
+    claimed_at: Utc
+    heartbeat_at: Utc
+
+
+class ProcessLease(_Lease):
+    """Held by a living process of this project; a dead owner on this host is noticed at once."""
+
+    kind: Literal["process"]
+    pid: PositiveInt
+    process_started_at: float = Field(description="seconds since the epoch, as the OS reports it")
+
+
+class ManualLease(_Lease):
+    """Held by a person or an outside agent that types commands: time to live and heartbeat only."""
+
+    kind: Literal["manual"]
+
+
+Lease = Annotated[ProcessLease | ManualLease, Field(discriminator="kind")]
+
+
+class ArtefactKind(StrEnum):
+    RUN = "run"
+    DATA = "data"
+    FILE = "file"
+    MODEL = "model"
+
+
+class Artefact(Record):
+    """Something a step made. Weights and data are named by hash and live outside git."""
+
+    kind: ArtefactKind
+    ref: NonEmpty = Field(description="run id, data folder, or path at the commit")
+    sha256: str = ""
+
+
+class Failure(Record):
+    """Why a task went to needs_adapt, in the form the refiner decides on."""
+
+    kind: NonEmpty = Field(description="memory_gate, gate, plan, merge, crash …")
+    task: TaskId
+    summary: NonEmpty
+    gates: tuple[str, ...] = Field(default=(), description="one line per gate that did not pass")
+    layer: str | None = None
+    needed_bytes: int | None = None
+    limit_bytes: int | None = None
+    evidence: tuple[str, ...] = ()
+    at: Utc
+
+
+class _Task(Record):
+    title: NonEmpty
+    estimate_minutes: PositiveInt
+    depends_on: tuple[TaskId, ...] = ()
+    status_since: Utc
+    created_at: Utc
+    attempt: int = Field(default=0, ge=0, description="the last attempt number handed out")
+    expiries: int = Field(default=0, ge=0, description="leases lost in a row in this state")
+    lease: Lease | None = None
+    reason: str = Field(default="", description="why it is blocked, waits for a person, …")
+    evidence: tuple[str, ...] = ()
+    commit: str = Field(default="", description="the submitted commit")
+    failure: Failure | None = None
+
+
+class Integration(Record):
+    """The proof that a story is in the target branch."""
+
+    target: NonEmpty
+    merge_commit: NonEmpty
+    tag: NonEmpty
+    evidence: tuple[str, ...] = Field(min_length=1, description="the gates that ran on the merge")
+    artefacts: tuple[str, ...] = ()
+    at: Utc
+
+
+class Story(_Task):
+    id: StoryId
+    slug: NonEmpty
+    kind: StoryKind
+    goal: str = ""
+    status: StoryStatus
+    plan_version: int = Field(default=0, ge=0)
+    adapt_round: int = Field(default=0, ge=0)
+    waivers: tuple[Waiver, ...] = ()
+    integration: Integration | None = None
+
+    @property
+    def branch(self) -> str:
+        return f"feat/{self.id}-{self.slug}"
+
+
+class Subtask(_Task):
+    id: SubtaskId
+    story: StoryId
+    kind: SubtaskKind
+    status: SubtaskStatus
+    plan_version: PositiveInt
+    steps: tuple[int, ...] = ()
+    artefacts: tuple[Artefact, ...] = ()
+
+
+Task = Story | Subtask
+
+
+def story_of(task_id: str) -> str:
+    """`T001-B01` -> `T001`; a story's id is returned as it is."""
+    return task_id.split("-", 1)[0]
+
+
+def slugify(text: str, limit: int = 40) -> str:
+    """A branch-safe slug of `text`: lower case ASCII words joined by dashes, at most `limit`."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return words[:limit].rstrip("-") or "story"
