@@ -69,8 +69,10 @@ TaskT = TypeVar("TaskT", Story, Subtask)
 
 
 def _replace(tasks: tuple[TaskT, ...], task: TaskT) -> tuple[TaskT, ...]:
-    replaced = tuple(task if item.id == task.id else item for item in tasks)
-    return replaced if any(item is task for item in replaced) else (*tasks, task)
+    for place, item in enumerate(tasks):
+        if item.id == task.id:
+            return tasks[:place] + (task,) + tasks[place + 1 :]
+    return tasks + (task,)
 
 
 class EventKind(StrEnum):

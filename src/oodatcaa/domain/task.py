@@ -69,9 +69,7 @@ class _Lease(Record):
     owner: NonEmpty = Field(description="agent name, for example builder-A")
     role: Role
     host: NonEmpty
-    attempt: PositiveInt = Field(
-        description="the fencing token: only the newest one's result counts"
-    )
+    attempt: PositiveInt = Field(description="the fencing token: only the newest result counts")
     ttl_seconds: PositiveInt
     claimed_at: Utc
     heartbeat_at: Utc

@@ -1,0 +1,270 @@
+"""A story's plan: one validated record per version; AGENT_PLAN.md and TEST_PLAN.md are its views."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
+from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.task import StoryId, StoryKind, SubtaskId, SubtaskKind
+from oodatcaa.domain.training import QLoRA
+
+
+class StepKind(StrEnum):
+    """What a builder can do. Each kind has one executor in `roles`."""
+
+    PROBE_FRAMEWORKS = "probe_frameworks"
+    CHECK_INSTALLATION = "check_installation"
+    LOAD_MODEL = "load_model"
+    CHECK_INFERENCE = "check_inference"
+    PROFILE_MEMORY = "profile_memory"
+    BUILD_DATA = "build_data"
+    VALIDATE_DATA = "validate_data"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    COMPARE_GENERATIONS = "compare_generations"
+    MODEL_CARD = "model_card"
+    DOCUMENT = "document"
+    COMMAND = "command"
+    QUALITY_GATES = "quality_gates"
+
+
+class Step(Record):
+    number: PositiveInt
+    title: NonEmpty
+    kind: StepKind
+    what: NonEmpty = Field(description="what is done, in a sentence or two")
+    exit_gates: tuple[NonEmpty, ...] = Field(min_length=1, description="what must hold afterwards")
+    estimate_minutes: PositiveInt
+    command: str = Field(default="", description="only for kind command")
+    document: str = Field(default="", description="which document, only for kind document")
+    deliverables: tuple[str, ...] = Field(default=(), description="paths in the repository")
+    critical: bool = False
+
+
+class Traceability(Record):
+    objective: NonEmpty
+    objective_sha256: str
+    epic: NonEmpty
+    sprint: PositiveInt
+    depends_on: tuple[str, ...] = ()
+    unblocks: tuple[str, ...] = ()
+
+
+class InventoryRow(Record):
+    place: NonEmpty
+    files: int
+    lines: int
+    what: str = ""
+
+
+class Inventory(Record):
+    """What is in the repository at the commit that the plan starts from."""
+
+    commit: str
+    rows: tuple[InventoryRow, ...]
+    packages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Problem(Record):
+    current_state: tuple[NonEmpty, ...]
+    impact: NonEmpty
+    statement: NonEmpty
+
+
+class Fact(Record):
+    """One cell of the matrix: probed here, or labelled as an estimate with its source."""
+
+    value: NonEmpty
+    source: NonEmpty = Field(description="probed, measured, estimated from …, not available")
+    score: float | None = Field(default=None, ge=0, le=1, description="None = not comparable")
+
+
+class Alternative(Record):
+    key: NonEmpty
+    title: NonEmpty
+    facts: dict[str, Fact] = Field(description="factor -> fact")
+    pros: tuple[str, ...] = ()
+    cons: tuple[str, ...] = ()
+    effort_minutes: int = 0
+
+
+class Factor(Record):
+    key: NonEmpty
+    title: NonEmpty
+    weight: PositiveFloat
+    why: NonEmpty
+
+
+class PlanDecision(Record):
+    chosen: NonEmpty
+    factors: tuple[Factor, ...]
+    totals: dict[str, float] = Field(description="alternative -> weighted score, 0..1")
+    rationale: tuple[NonEmpty, ...]
+    trade_offs: tuple[NonEmpty, ...]
+
+
+class Fallback(Record):
+    """What is done when the chosen way fails, with its cost in minutes."""
+
+    trigger: NonEmpty
+    action: NonEmpty
+    costs: tuple[tuple[str, int], ...] = Field(description="(what, minutes); estimates")
+
+    @property
+    def total_minutes(self) -> int:
+        return sum(minutes for _, minutes in self.costs)
+
+
+class Risk(Record):
+    risk: NonEmpty
+    probability: Literal["low", "medium", "high"]
+    impact: Literal["low", "medium", "high", "critical"]
+    mitigation: NonEmpty
+    contingency: NonEmpty
+
+
+class SubtaskPlan(Record):
+    id: SubtaskId
+    kind: SubtaskKind
+    title: NonEmpty
+    steps: tuple[PositiveInt, ...] = ()
+    depends_on: tuple[SubtaskId, ...] = ()
+    estimate_minutes: PositiveInt
+
+
+class Trouble(Record):
+    symptom: NonEmpty
+    cause: NonEmpty
+    remedy: NonEmpty
+
+
+class TestPlan(Record):
+    """How the work is verified. All gates are run by the framework, in a fresh worktree."""
+
+    __test__ = False  # the name is the field's own word; pytest must not collect it
+
+    scope: tuple[NonEmpty, ...]
+    out_of_scope: tuple[NonEmpty, ...]
+    quality_gates: tuple[GateSpec, ...]
+    acceptance: tuple[GateSpec, ...] = Field(min_length=1)
+    integration: tuple[NonEmpty, ...]
+    regression: tuple[NonEmpty, ...]
+    benchmarks: tuple[NonEmpty, ...]
+    checklist: tuple[NonEmpty, ...]
+    troubleshooting: tuple[Trouble, ...]
+
+
+class AdaptationNote(Record):
+    """Why this version differs from the one before."""
+
+    round: int
+    trigger: NonEmpty
+    rungs: tuple[NonEmpty, ...] = Field(description="what was changed, one line each")
+    tried: tuple[NonEmpty, ...] = Field(default=(), description="rungs considered, with estimates")
+    before_bytes: int | None = None
+    after_bytes: int | None = None
+    limit_bytes: int | None = None
+
+
+class Size(StrEnum):
+    S = "S"
+    M = "M"
+    L = "L"
+
+
+class Plan(Record):
+    story: StoryId
+    kind: StoryKind
+    version: PositiveInt
+    title: NonEmpty
+    created_at: Utc
+    author: NonEmpty
+    goal: NonEmpty
+    adaptation: AdaptationNote | None = None
+    base_commit: str = ""
+    branch: NonEmpty
+
+    traceability: Traceability
+    inventory: Inventory
+    problem: Problem
+    constraints: tuple[NonEmpty, ...]
+    interfaces: tuple[NonEmpty, ...]
+    definition_of_done: tuple[NonEmpty, ...]
+    alternatives: tuple[Alternative, ...] = Field(min_length=1)
+    decision: PlanDecision
+    fallback: Fallback
+    steps: tuple[Step, ...] = Field(min_length=1)
+    size: Size
+    subtasks: tuple[SubtaskPlan, ...] = Field(min_length=2, max_length=4)
+    keeps: tuple[SubtaskId, ...] = Field(
+        default=(), description="subtasks of earlier versions that stay as they are"
+    )
+    exit_gates: dict[str, tuple[GateSpec, ...]] = Field(
+        description="build subtask id -> what must hold before it may be submitted"
+    )
+    test_plan: TestPlan
+    deliverables: tuple[NonEmpty, ...]
+    risks: tuple[Risk, ...]
+    sprint_impact: tuple[NonEmpty, ...]
+    handoff: tuple[NonEmpty, ...]
+
+    backend: NonEmpty = "mlx"
+    model: NonEmpty
+    params: QLoRA
+    memory_limit_bytes: PositiveInt
+    inputs: dict[str, str] = Field(
+        default_factory=dict, description="data, run, … that earlier stories made"
+    )
+    source_sha256: Sha256 | None = None
+
+    @property
+    def estimate_minutes(self) -> int:
+        return sum(subtask.estimate_minutes for subtask in self.subtasks)
+
+    @model_validator(mode="after")
+    def _is_coherent(self) -> Plan:
+        problems = plan_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def plan_problems(plan: Plan) -> tuple[str, ...]:
+    """Everything that is incoherent in a plan, all at once; empty = coherent."""
+    problems: list[str] = []
+    numbers = [step.number for step in plan.steps]
+    if numbers != list(range(1, len(numbers) + 1)):
+        problems.append(f"steps must be numbered 1..{len(numbers)}, not {numbers}")
+    ids = [subtask.id for subtask in plan.subtasks]
+    if len(set(ids)) != len(ids):
+        problems.append(f"duplicate subtask ids in {ids}")
+    kept_steps: list[int] = []
+    for subtask in plan.subtasks:
+        if not subtask.id.startswith(plan.story + "-"):
+            problems.append(f"{subtask.id} does not belong to {plan.story}")
+        if (subtask.id.split("-")[1][0] == "B") != (subtask.kind is SubtaskKind.BUILD):
+            problems.append(f"{subtask.id}: the letter does not match kind {subtask.kind.value}")
+        for needed in subtask.depends_on:
+            if needed not in ids and needed not in plan.keeps:
+                problems.append(f"{subtask.id} depends on unknown {needed}")
+        kept_steps += subtask.steps
+        if subtask.kind is SubtaskKind.BUILD and not plan.exit_gates.get(subtask.id):
+            problems.append(f"{subtask.id} has no exit gate: nothing would decide that it is done")
+    builds = [subtask for subtask in plan.subtasks if subtask.kind is SubtaskKind.BUILD]
+    if not any(subtask.kind is SubtaskKind.TEST for subtask in plan.subtasks):
+        problems.append("no test subtask: nobody would verify the work")
+    if not builds and not plan.keeps:
+        problems.append("no build subtask")
+    if sorted(kept_steps) != numbers and not plan.keeps:
+        problems.append(f"steps {sorted(kept_steps)} are dealt out, but the plan has {numbers}")
+    gate_ids = [gate.id for gate in (*plan.test_plan.acceptance, *plan.test_plan.quality_gates)]
+    if len(set(gate_ids)) != len(gate_ids):
+        problems.append(f"duplicate gate ids in {gate_ids}")
+    if plan.decision.chosen not in {alternative.key for alternative in plan.alternatives}:
+        problems.append(f"the decision chose {plan.decision.chosen!r}, which is no alternative")
+    return tuple(problems)
