@@ -1,4 +1,4 @@
-"""A story's plan: one validated record per version; AGENT_PLAN.md and TEST_PLAN.md are its views."""
+"""A story's plan: one validated record per version, of which the Markdown plans are views."""
 
 from __future__ import annotations
 
