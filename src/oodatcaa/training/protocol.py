@@ -71,7 +71,7 @@ class WorkerResult(Record):
     optimizer_steps: int = Field(ge=0)
     trained_tokens: int = Field(ge=0, description="target tokens of this process's micro-steps")
     tokens_per_second: float | None = Field(
-        description="target tokens over the time of the micro-steps alone: no loading, no validation"
+        description="target tokens over the time of the micro-steps, without loading and validation"
     )
     mlx_peak_bytes: int | None
     train_losses: tuple[LossPoint, ...] = ()
