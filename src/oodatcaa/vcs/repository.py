@@ -1,0 +1,229 @@
+"""The repository as the crew uses it: one object, safe to use from many processes at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.vcs import committing, integration, objects, reading
+from oodatcaa.vcs.git import CREW, GitPolicy, run_git
+from oodatcaa.vcs.integration import MergeCandidate
+from oodatcaa.vcs.layout import Layout, find_layout
+from oodatcaa.vcs.records import (
+    Advanced,
+    CheckOwner,
+    Head,
+    RepositoryStatus,
+    TreeInventory,
+    Worktree,
+)
+from oodatcaa.vcs.worktrees import Worktrees
+
+
+class Repository:
+    """A non-bare git repository. `root` is the main checkout, wherever it was discovered from.
+
+    Methods without a `checkout` argument speak of the main checkout. Nothing here is cached, so
+    every answer is as new as the call. Commands are bounded in time, never ask, and wait a
+    bounded time for git's own locks (`git.locked` names what held one).
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._worktrees = Worktrees(layout)
+
+    @classmethod
+    def discover(cls, start: Path) -> Repository:
+        """From any folder of any worktree. Raises OodatcaaError: git.not_a_repository,
+        git.bare_repository, git.unsafe_owner, git.missing."""
+        return cls(find_layout(start))
+
+    @property
+    def root(self) -> Path:
+        return self._layout.root
+
+    @property
+    def here(self) -> Path:
+        """The top of the checkout that discovery started in (root, or a linked worktree)."""
+        return self._layout.here
+
+    @property
+    def common_dir(self) -> Path:
+        return self._layout.common
+
+    @property
+    def work_dir(self) -> Path:
+        """Live state, one for all worktrees. Not made here."""
+        return self._layout.work_dir
+
+    @property
+    def worktrees_dir(self) -> Path:
+        return self._layout.worktrees_dir
+
+    # -- questions
+
+    def head(self, checkout: Path | None = None) -> Head:
+        return reading.read_head(checkout or self.root)
+
+    def current_branch(self, checkout: Path | None = None) -> str | None:
+        """The branch's name (also when unborn), None when detached."""
+        return self.head(checkout).branch
+
+    def target_branch(self, configured: str = "") -> str:
+        """The branch that stories go into: the configured one, else the main checkout's.
+
+        Raises OodatcaaError: git.unborn, git.no_branch, git.detached.
+        """
+        head = self.head()
+        if configured:
+            if reading.try_resolve(self.root, f"refs/heads/{configured}") is None:
+                if head.kind == "unborn" and head.branch == configured:
+                    raise _unborn(self.root)
+                raise OodatcaaError(
+                    "git.no_branch",
+                    f"the target branch {configured} does not exist",
+                    hint=f"make it (git branch {configured}) or mend .oodatcaa/config.toml",
+                )
+            return configured
+        if head.kind == "unborn":
+            raise _unborn(self.root)
+        if head.branch is None:
+            raise RefusedError(
+                "git.detached",
+                f"the main checkout is on a detached HEAD at {(head.sha or '')[:12]}, "
+                "so there is no branch to integrate into",
+                hint="git switch <branch>, or name the target in .oodatcaa/config.toml",
+            )
+        return head.branch
+
+    def status(self) -> RepositoryStatus:
+        return RepositoryStatus(root=self.root, head=self.head(), dirty=self.dirty_paths())
+
+    def dirty_paths(
+        self, checkout: Path | None = None, *, untracked: bool = True
+    ) -> tuple[str, ...]:
+        """Changed, staged, deleted and untracked paths; nothing ignored, no live state."""
+        return reading.dirty_paths(checkout or self.root, untracked=untracked)
+
+    def resolve(self, name: str) -> str:
+        """The full commit id of a branch, tag or id. Raises OodatcaaError git.unknown_commit."""
+        return reading.resolve(self.root, name)
+
+    def try_resolve(self, name: str) -> str | None:
+        return reading.try_resolve(self.root, name)
+
+    def is_ancestor(self, ancestor: str, descendant: str) -> bool:
+        return reading.is_ancestor(self.root, ancestor, descendant)
+
+    def worktrees(self) -> tuple[Worktree, ...]:
+        return reading.list_worktrees(self.root)
+
+    def is_ignored(self, path: str) -> bool:
+        """Whether git would ignore `path` (relative to the main checkout)."""
+        return run_git(self.root, ["check-ignore", "--quiet", "--", path], may_fail=True).ok
+
+    def file_at(self, commit: str, path: str) -> bytes | None:
+        """The content of a tracked file at a commit, None when there is none."""
+        return objects.file_at(self.root, self.common_dir, self.resolve(commit), path)
+
+    def paths_at(self, commit: str) -> tuple[str, ...]:
+        return objects.paths_at(self.root, self.resolve(commit))
+
+    def sizes_at(self, commit: str) -> dict[str, int]:
+        return objects.sizes_at(self.root, self.resolve(commit))
+
+    def changed_paths(self, old: str, new: str) -> tuple[str, ...]:
+        """Paths that differ between two commits."""
+        pair = [self.resolve(old), self.resolve(new)]
+        return run_git(self.root, ["diff", "--name-only", "-z", "--no-renames", *pair]).fields()
+
+    def inventory(self, commit: str) -> TreeInventory:
+        return objects.take_inventory(self.root, self.common_dir, self.resolve(commit))
+
+    # -- commits
+
+    def commit_files(
+        self,
+        worktree: Path,
+        paths: Iterable[str | Path] | None,
+        message: str,
+        *,
+        policy: GitPolicy = CREW,
+    ) -> str | None:
+        """Commit exactly `paths` (every change when None); None when nothing changed."""
+        return committing.commit_files(worktree, paths, message, policy=policy)
+
+    def first_commit(
+        self, paths: Iterable[str | Path], message: str, *, policy: GitPolicy = CREW
+    ) -> str:
+        """The first commit of an unborn main checkout, possibly of no files at all."""
+        if self.head().kind != "unborn":
+            raise RefusedError(
+                "git.has_commits", f"{self.root} already has commits", hint="git log --oneline"
+            )
+        sha = committing.commit_files(self.root, paths, message, policy=policy, allow_empty=True)
+        return sha or self.resolve("HEAD")
+
+    def tag(self, name: str, sha: str, message: str, *, policy: GitPolicy = CREW) -> str:
+        """An annotated tag; again on the same commit is fine, on another raises TagExists."""
+        return committing.tag_commit(self.root, name, sha, message, policy=policy)
+
+    # -- worktrees
+
+    def story_worktree(self, story_id: str, branch: str, base: str) -> Path:
+        """The story's lasting worktree on `branch`, made at `base` when new; work is kept."""
+        self._must_have_commits()
+        return self._worktrees.story(story_id, branch, base)
+
+    def remove_story_worktree(self, story_id: str, *, force: bool = False) -> bool:
+        return self._worktrees.remove_story(story_id, force=force)
+
+    def check_worktree(self, commit: str, label: str) -> AbstractContextManager[Path]:
+        """`with repository.check_worktree(sha, "T001-B01") as path:` fresh, detached, temporary."""
+        return self._worktrees.check(commit, label)
+
+    def prune_checks(self, alive: Callable[[CheckOwner], bool] | None = None) -> tuple[Path, ...]:
+        """Remove what killed processes left; the default asks this host's process table."""
+        return self._worktrees.prune(alive)
+
+    # -- integration
+
+    @contextlib.contextmanager
+    def merge_into(
+        self, target: str, branch: str, message: str, label: str
+    ) -> Iterator[MergeCandidate]:
+        """Merge in a temporary worktree; `target` itself is not touched.
+
+        Yields a candidate that is `ok`, or one that lists conflicts. Inside the block more files
+        can be written to `candidate.worktree` and committed with `candidate.commit`; the worktree
+        is gone afterwards, the commit (`candidate.sha`, read it inside) stays for `advance`.
+        """
+        base = reading.resolve(self.root, f"refs/heads/{target}")
+        branch_sha = self.resolve(branch)
+        with self._worktrees.check(base, f"merge-{label}") as path:
+            candidate = integration.make_candidate(path, target, branch, branch_sha, message)
+            yield candidate
+
+    def advance(self, target: str, candidate_sha: str, expected_old: str) -> Advanced:
+        """Move `target` forward, if it still is at `expected_old`.
+
+        Checked out somewhere: fast-forward in that checkout, which must be clean (TargetDirty,
+        also with untracked files in the way; nothing was changed). Not checked out: compare and
+        swap. Moved meanwhile: TargetMoved, merge again. Already there: fine.
+        """
+        return integration.advance(self.root, target, candidate_sha, expected_old)
+
+    def _must_have_commits(self) -> None:
+        if self.head().kind == "unborn":
+            raise _unborn(self.root)
+
+
+def _unborn(root: Path) -> RefusedError:
+    return RefusedError(
+        "git.unborn",
+        f"{root} has no commit yet, so there is nothing to branch from",
+        hint="oodatcaa init --commit",
+    )

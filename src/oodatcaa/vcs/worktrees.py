@@ -1,0 +1,224 @@
+"""Worktrees: one per story that lasts, fresh ones for checks that go away."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.files import write_atomic
+from oodatcaa.kit.process import is_alive, process_identity
+from oodatcaa.vcs.git import Output, git_processes, run_git
+from oodatcaa.vcs.layout import Layout
+from oodatcaa.vcs.lock import exclusive
+from oodatcaa.vcs.reading import dirty_paths, git_folder, list_worktrees, resolve, try_resolve
+from oodatcaa.vcs.records import CheckOwner, Worktree
+
+CHECKOUT_TIMEOUT_S = 900.0
+CHECK_PREFIX = "check-"
+_numbers = itertools.count(1)
+
+
+class Worktrees:
+    """Adds and removes worktrees, one process at a time."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._owners = layout.work_dir / "checks"
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return exclusive(self._layout.work_dir / "locks" / "worktrees.lock")
+
+    def story(self, story_id: str, branch: str, base: str) -> Path:
+        """The story's worktree, on `branch` (made at `base` if it does not exist).
+
+        Idempotent; whatever an earlier attempt left there, committed or not, is kept.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", story_id):
+            raise OodatcaaError("git.bad_name", f"{story_id!r} can not name a worktree")
+        path = self._layout.worktrees_dir / story_id
+        with self._locked():
+            known = {item.path: item for item in list_worktrees(self._layout.root)}
+            self._must_be_free(branch, path, known.values())
+            found = known.get(path)
+            if found is not None and not self._usable(found):
+                self._remove(path)
+                found = None
+            if found is not None:
+                self._drop_stale_index_lock(path)
+                if found.branch != branch:
+                    self._switch(path, branch, base)
+                return path
+            self._put_aside(path)
+            self._add(path, branch, base)
+        return path
+
+    @contextlib.contextmanager
+    def check(self, commit: str, label: str) -> Iterator[Path]:
+        """A fresh detached worktree at `commit`, removed afterwards, whatever happens inside."""
+        sha = resolve(self._layout.root, commit)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:60] or "x"
+        path = self._layout.worktrees_dir / (
+            f"{CHECK_PREFIX}{name}-{os.getpid()}-{next(_numbers)}-{time.time_ns() % 10**9}"
+        )
+        try:
+            with self._locked():
+                pid, started = process_identity()
+                owner = CheckOwner(host=socket.gethostname(), pid=pid, started=started)
+                # The owner is written first: no worktree ever exists that nobody would clean up.
+                write_atomic(self._owner_file(path), owner.model_dump_json())
+                self._git("worktree", "add", "--quiet", "--detach", str(path), sha)
+            yield path
+        finally:
+            with self._locked():
+                self._remove(path)
+
+    def prune(self, alive: Callable[[CheckOwner], bool] | None = None) -> tuple[Path, ...]:
+        """Remove check worktrees whose process is gone; those of other hosts stay."""
+        is_living = alive or owner_lives
+        folder = self._layout.worktrees_dir
+        removed = []
+        with self._locked():
+            names = {path.stem for path in self._owners.glob(f"{CHECK_PREFIX}*.json")}
+            names |= {path.name for path in folder.glob(f"{CHECK_PREFIX}*")}
+            names |= {
+                item.path.name
+                for item in list_worktrees(self._layout.root)
+                if item.path.parent == folder and item.path.name.startswith(CHECK_PREFIX)
+            }
+            for name in sorted(names):
+                owner = self._read_owner(folder / name)
+                if owner is None or not is_living(owner):
+                    self._remove(folder / name)
+                    removed.append(folder / name)
+        return tuple(removed)
+
+    def remove_story(self, story_id: str, *, force: bool = False) -> bool:
+        """Remove a story's worktree (its branch stays); False when there is none.
+
+        Raises OodatcaaError git.worktree_dirty unless `force` or everything is committed.
+        """
+        path = self._layout.worktrees_dir / story_id
+        with self._locked():
+            if path not in {item.path for item in list_worktrees(self._layout.root)}:
+                return False
+            if not force and path.exists() and (dirty := dirty_paths(path)):
+                raise OodatcaaError(
+                    "git.worktree_dirty",
+                    f"{path} holds work that is not committed",
+                    hint=f"look: git -C '{path}' status",
+                    details=dirty,
+                )
+            self._remove(path)
+        return True
+
+    # The rest expects the lock to be held.
+
+    def _git(self, *args: str, may_fail: bool = False) -> Output:
+        return run_git(self._layout.root, args, timeout_s=CHECKOUT_TIMEOUT_S, may_fail=may_fail)
+
+    def _owner_file(self, path: Path) -> Path:
+        return self._owners / f"{path.name}.json"
+
+    def _read_owner(self, path: Path) -> CheckOwner | None:
+        try:
+            text = self._owner_file(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return CheckOwner.model_validate(json.loads(text))
+
+    def _must_be_free(self, branch: str, path: Path, known: Iterable[Worktree]) -> None:
+        for item in known:
+            if item.branch == branch and item.path != path and item.exists:
+                raise OodatcaaError(
+                    "git.branch_in_use",
+                    f"{branch} is checked out in {item.path}",
+                    hint=f"switch that checkout to another branch: git -C '{item.path}' switch ...",
+                )
+
+    def _usable(self, found: Worktree) -> bool:
+        # "initializing" is git's own mark while it makes a worktree. The lock is ours, so
+        # nobody is making one now: whoever was has been killed half way.
+        return found.exists and found.locked != "initializing" and found.sha is not None
+
+    def _add(self, path: Path, branch: str, base: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Twice --force: a deleted worktree of the same branch may still be listed, even locked.
+        start = ["worktree", "add", "--quiet", "--force", "--force"]
+        if try_resolve(self._layout.root, f"refs/heads/{branch}"):
+            self._git(*start, str(path), branch)
+        else:
+            sha = resolve(self._layout.root, base)
+            self._git(*start, "--no-track", "-b", branch, str(path), sha)
+
+    def _switch(self, path: Path, branch: str, base: str) -> None:
+        dirty = dirty_paths(path)
+        if dirty:
+            raise OodatcaaError(
+                "git.worktree_dirty",
+                f"{path} is not on {branch} and holds work that is not committed",
+                hint=f"look: git -C '{path}' status; commit or remove it",
+                details=dirty,
+            )
+        if try_resolve(self._layout.root, f"refs/heads/{branch}"):
+            run_git(path, ["switch", "--quiet", branch])
+        else:
+            start = resolve(self._layout.root, base)
+            run_git(path, ["switch", "--quiet", "--no-track", "--create", branch, start])
+
+    def _drop_stale_index_lock(self, path: Path) -> None:
+        lock = git_folder(path) / "index.lock"
+        if lock.exists() and not git_processes(path, lock.parent):
+            # Left by a git that was killed: the story has one owner, and no git runs in here.
+            lock.unlink(missing_ok=True)
+
+    def _put_aside(self, path: Path) -> None:
+        """A folder that git knows nothing about may be somebody's work: moved, not deleted."""
+        if not path.exists():
+            return
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+            return
+        path.rename(path.with_name(f"lost-{path.name}-{time.time_ns()}"))
+
+    def _remove(self, path: Path) -> None:
+        for attempt in range(5):
+            args = ["worktree", "remove", "--force", "--force", str(path)]
+            output = self._git(*args, may_fail=True)
+            if output.ok or not path.exists():
+                break
+            # A check may leave read-only folders, or a dying process may still write in there.
+            shutil.rmtree(path, onerror=_make_writable)
+            time.sleep(0.05 * attempt)
+        listed = {item.path for item in list_worktrees(self._layout.root)}
+        if path in listed or path.exists():
+            raise OodatcaaError(
+                "git.worktree_stays",
+                f"the worktree {path} could not be removed",
+                hint=f"remove it by hand: rm -r '{path}'; git worktree prune",
+                details=output.messages(),
+            )
+        self._owner_file(path).unlink(missing_ok=True)
+
+
+def owner_lives(owner: CheckOwner) -> bool:
+    """Whether the process still runs; of another host nothing is known, so it counts as alive."""
+    return owner.host != socket.gethostname() or is_alive(owner.pid, owner.started)
+
+
+def _make_writable(function: Callable[[str], object], name: str, _: object) -> None:
+    path = Path(name)
+    with contextlib.suppress(OSError):
+        path.parent.chmod(0o700)
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+    with contextlib.suppress(OSError):
+        function(name)
