@@ -25,7 +25,15 @@ def hook(root: Path, name: str, script: str) -> None:
 
 
 def test_only_the_given_paths_are_committed(repo: Repository, root: Path, git: Git) -> None:
-    for name in ("a [1].txt", "ü.txt", "other.txt", "staged.txt", "dir/x.txt", "dir/y.txt"):
+    for name in (
+        "a [1].txt",
+        "a 1.txt",
+        "ü.txt",
+        "other.txt",
+        "staged.txt",
+        "dir/x.txt",
+        "dir/y.txt",
+    ):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(name)
     git(root, "add", "staged.txt")
@@ -38,7 +46,7 @@ def test_only_the_given_paths_are_committed(repo: Repository, root: Path, git: G
     }  # fmt: skip
     assert git(root, "log", "-1", "--format=%B").rstrip() == "feat: some\n\n# not a comment"
     assert git(root, "diff", "--cached", "--name-only") == "staged.txt"
-    assert repo.dirty_paths() == ("other.txt", "staged.txt")
+    assert repo.dirty_paths() == ("a 1.txt", "other.txt", "staged.txt")
 
 
 def test_nothing_to_commit_is_none(repo: Repository, root: Path, git: Git) -> None:
@@ -80,6 +88,17 @@ def test_another_repository_inside_is_not_swallowed(repo: Repository, root: Path
     git(root / "vendored", "commit", "-qm", "x")
     with pytest.raises(OodatcaaError, match=r"git\.embedded_repository"):
         repo.commit_files(root, None, "all")
+
+
+def test_a_first_commit_of_nothing_holds_nothing(unborn: Path, git: Git) -> None:
+    repo = Repository.discover(unborn)
+    (unborn / "staged.txt").write_text("for later")
+    git(unborn, "add", "staged.txt")
+    sha = repo.first_commit([], "chore: begin")
+    assert repo.paths_at(sha) == ()
+    assert repo.dirty_paths() == ("staged.txt",)
+    with pytest.raises(OodatcaaError, match=r"git\.has_commits"):
+        repo.first_commit([], "again")
 
 
 def test_the_users_identity_is_used(repo: Repository, root: Path, git: Git) -> None:

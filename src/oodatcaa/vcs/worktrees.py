@@ -15,14 +15,16 @@ from pathlib import Path
 
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
+from oodatcaa.kit.locks import FileLock
 from oodatcaa.kit.process import is_alive, process_identity
 from oodatcaa.vcs.git import Output, git_processes, run_git
 from oodatcaa.vcs.layout import Layout
-from oodatcaa.vcs.lock import exclusive
 from oodatcaa.vcs.reading import dirty_paths, git_folder, list_worktrees, resolve, try_resolve
 from oodatcaa.vcs.records import CheckOwner, Worktree
 
 CHECKOUT_TIMEOUT_S = 900.0
+LOCK_PATIENCE_S = 300.0
+"""Making a worktree of a big repository takes its time, and several may wait in line."""
 CHECK_PREFIX = "check-"
 _numbers = itertools.count(1)
 
@@ -34,8 +36,14 @@ class Worktrees:
         self._layout = layout
         self._owners = layout.work_dir / "checks"
 
-    def _locked(self) -> contextlib.AbstractContextManager[None]:
-        return exclusive(self._layout.work_dir / "locks" / "worktrees.lock")
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        folder = self._layout.work_dir / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        what = f"the list of worktrees of {self._layout.root}"
+        lock = FileLock(folder / "worktrees.lock", code="git.worktrees_busy", what=what)
+        with contextlib.closing(lock), lock.held(LOCK_PATIENCE_S):
+            yield
 
     def story(self, story_id: str, branch: str, base: str) -> Path:
         """The story's worktree, on `branch` (made at `base` if it does not exist).

@@ -1,0 +1,252 @@
+"""Story worktrees keep work; check worktrees always go away; many processes at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import oodatcaa
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.vcs import CheckOwner, Repository
+
+Git = Callable[..., str]
+BRANCH = "feat/T001-memory"
+SOURCE = str(Path(oodatcaa.__file__).parents[1])
+
+
+def python(code: str, *args: str) -> subprocess.Popen[str]:
+    env = os.environ | {"PYTHONPATH": SOURCE}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *args],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def checks(repo: Repository) -> list[Path]:
+    return [item.path for item in repo.worktrees() if item.path.name.startswith("check-")]
+
+
+def test_the_next_attempt_finds_the_work_so_far(repo: Repository, root: Path, git: Git) -> None:
+    path = repo.story_worktree("T001", BRANCH, "main")
+    assert path == root / ".oodatcaa" / "worktrees" / "T001"
+    (path / "committed.txt").write_text("c")
+    sha = repo.commit_files(path, None, "feat: c")
+    (path / "half.txt").write_text("half done")
+    git(root, "commit", "-q", "--allow-empty", "-m", "main moved")
+    assert repo.story_worktree("T001", BRANCH, "main") == path
+    assert repo.resolve(BRANCH) == sha
+    assert (path / "half.txt").read_text() == "half done"
+    assert repo.head(path).branch == BRANCH
+
+
+def test_a_deleted_folder_is_made_again_from_its_branch(
+    repo: Repository, root: Path, git: Git
+) -> None:
+    path = repo.story_worktree("T001", BRANCH, "main")
+    (path / "a").write_text("a")
+    sha = repo.commit_files(path, None, "feat: a")
+    git(root, "worktree", "lock", str(path))
+    subprocess.run(["rm", "-r", str(path)], check=True)
+    assert repo.story_worktree("T001", BRANCH, "main") == path
+    assert (path / "a").exists()
+    assert repo.resolve(BRANCH) == sha
+
+
+def test_a_worktree_that_was_half_made_by_a_killed_git_is_made_again(
+    repo: Repository, root: Path
+) -> None:
+    path = repo.story_worktree("T001", BRANCH, "main")
+    (root / ".git" / "worktrees" / "T001" / "locked").write_text("initializing")
+    (path / "README.md").unlink()
+    assert repo.story_worktree("T001", BRANCH, "main") == path
+    assert (path / "README.md").exists()
+
+
+def test_a_folder_unknown_to_git_is_put_aside_not_deleted(repo: Repository) -> None:
+    path = repo.worktrees_dir / "T001"
+    path.mkdir(parents=True)
+    (path / "notes.txt").write_text("mine")
+    repo.story_worktree("T001", BRANCH, "main")
+    lost = list(repo.worktrees_dir.glob("lost-T001-*"))
+    assert [(folder / "notes.txt").read_text() for folder in lost] == ["mine"]
+    assert not (path / "notes.txt").exists()
+
+
+def test_a_wandered_off_worktree_is_brought_back_only_when_clean(
+    repo: Repository, git: Git
+) -> None:
+    path = repo.story_worktree("T001", BRANCH, "main")
+    git(path, "checkout", "-q", "--detach")
+    (path / "a").write_text("a")
+    with pytest.raises(OodatcaaError, match=r"git\.worktree_dirty"):
+        repo.story_worktree("T001", BRANCH, "main")
+    (path / "a").unlink()
+    assert repo.head(repo.story_worktree("T001", BRANCH, "main")).branch == BRANCH
+
+
+def test_a_branch_checked_out_elsewhere_is_refused_with_the_place(
+    repo: Repository, root: Path, git: Git
+) -> None:
+    git(root, "switch", "-q", "-c", BRANCH)
+    with pytest.raises(OodatcaaError) as caught:
+        repo.story_worktree("T001", BRANCH, "main")
+    assert caught.value.code == "git.branch_in_use"
+    assert str(root) in caught.value.message
+
+
+def test_the_index_lock_of_a_killed_git_does_not_stop_the_next_attempt(
+    repo: Repository, root: Path
+) -> None:
+    path = repo.story_worktree("T001", BRANCH, "main")
+    (root / ".git" / "worktrees" / "T001" / "index.lock").write_text("")
+    (repo.story_worktree("T001", BRANCH, "main") / "a").write_text("a")
+    assert repo.commit_files(path, None, "feat: a") is not None
+
+
+def test_names_can_not_leave_the_folder(repo: Repository) -> None:
+    for name in ("../T001", "", "a/b", ".git"):
+        with pytest.raises(OodatcaaError, match=r"git\.bad_name"):
+            repo.story_worktree(name, BRANCH, "main")
+
+
+def test_a_story_worktree_is_removed_only_when_everything_is_committed(repo: Repository) -> None:
+    path = repo.story_worktree("T001", BRANCH, "main")
+    (path / "a").write_text("a")
+    with pytest.raises(OodatcaaError, match=r"git\.worktree_dirty"):
+        repo.remove_story_worktree("T001")
+    assert repo.remove_story_worktree("T001", force=True)
+    assert not repo.remove_story_worktree("T001")
+    assert repo.try_resolve(BRANCH) is not None
+
+
+def test_a_check_worktree_holds_the_commit_and_goes_away(repo: Repository) -> None:
+    path = repo.story_worktree("T001", BRANCH, "main")
+    (path / "a").write_text("committed")
+    sha = repo.commit_files(path, None, "feat: a")
+    assert sha is not None
+    (path / "a").write_text("changed since")
+    with repo.check_worktree(sha, "T001-B01 / ü") as check:
+        assert (check / "a").read_text() == "committed"
+        assert repo.head(check).kind == "detached"
+        (check / "junk").write_text("left behind")
+        (check / "locked").mkdir()
+        (check / "locked" / "x").write_text("x")
+        (check / "locked").chmod(0o500)
+    assert not check.exists()
+    with pytest.raises(ZeroDivisionError), repo.check_worktree(sha, "x") as check:
+        _ = 1 / 0
+    assert not check.exists()
+    assert checks(repo) == []
+    assert list((repo.work_dir / "checks").iterdir()) == []
+    with pytest.raises(OodatcaaError, match=r"git\.unknown_commit"), repo.check_worktree("no", "x"):
+        pass
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from oodatcaa.vcs import Repository
+with Repository.discover(Path(sys.argv[1])).check_worktree("main", "killed"):
+    print("ready", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_only_those(
+    repo: Repository, root: Path
+) -> None:
+    victim = python(KILLED, str(root))
+    assert victim.stdout is not None
+    assert victim.stdout.readline() == "ready\n"
+    with repo.check_worktree("main", "mine") as mine:
+        assert repo.prune_checks() == ()
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        removed = repo.prune_checks()
+        assert [path.name.startswith("check-killed") for path in removed] == [True]
+        assert checks(repo) == [mine]
+        assert mine.exists()
+    assert repo.prune_checks() == ()
+
+
+def test_checks_of_another_host_stay(repo: Repository) -> None:
+    with repo.check_worktree("main", "far") as path:
+        record = repo.work_dir / "checks" / f"{path.name}.json"
+        record.write_text(CheckOwner(host="far-away", pid=1, started=0.0).model_dump_json())
+        assert repo.prune_checks() == ()
+        assert repo.prune_checks(lambda owner: owner.host != "far-away") == (path,)
+
+
+AGENT = """
+import sys
+from pathlib import Path
+from oodatcaa.vcs import Repository
+repo = Repository.discover(Path(sys.argv[1]))
+number = int(sys.argv[2])
+path = repo.story_worktree(f"T{number:03}", f"feat/T{number:03}-x", "main")
+(path / f"{number}.txt").write_text("x")
+assert repo.commit_files(path, None, f"feat: {number}")
+with repo.check_worktree(f"feat/T{number:03}-x", str(number)) as check:
+    assert (check / f"{number}.txt").exists()
+"""
+
+
+def test_eight_processes_at_once(repo: Repository, root: Path) -> None:
+    crew = [python(AGENT, str(root), str(number)) for number in range(1, 9)]
+    for agent in crew:
+        _, errors = agent.communicate(timeout=120)
+        assert agent.returncode == 0, errors
+    names = {item.path.name for item in repo.worktrees()}
+    assert names == {root.name, *(f"T{number:03}" for number in range(1, 9))}
+    for number in range(1, 9):
+        assert f"{number}.txt" in repo.paths_at(f"feat/T{number:03}-x")
+
+
+def test_threads_share_one_repository(repo: Repository) -> None:
+    def look(number: int) -> bool:
+        with repo.check_worktree("main", f"t{number}") as path:
+            return repo.file_at("main", "README.md") == (path / "README.md").read_bytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(look, range(4)))
+    assert checks(repo) == []
+
+
+def test_worktrees_are_made_one_at_a_time(
+    repo: Repository, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = python(HOLDING, str(repo.work_dir / "locks" / "worktrees.lock"))
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    monkeypatch.setattr("oodatcaa.vcs.worktrees.LOCK_PATIENCE_S", 0.3)
+    with pytest.raises(OodatcaaError) as caught:
+        repo.story_worktree("T001", BRANCH, "main")
+    assert caught.value.code == "git.worktrees_busy"
+    assert str(holder.pid) in caught.value.message
+    assert str(root) in caught.value.message
+    holder.kill()
+    holder.wait()
+    monkeypatch.setattr("oodatcaa.vcs.worktrees.LOCK_PATIENCE_S", 60)
+    assert repo.story_worktree("T001", BRANCH, "main").exists()
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from oodatcaa.kit.locks import FileLock
+path = Path(sys.argv[1])
+path.parent.mkdir(parents=True)
+with FileLock(path).held():
+    print("held", flush=True)
+    time.sleep(300)
+"""
