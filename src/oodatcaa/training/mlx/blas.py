@@ -1,0 +1,151 @@
+"""A real BLAS for MLX's CPU device, loaded before mlx is imported.
+
+MLX's Linux CPU wheel links the reference BLAS (one thread, 2-4 GFLOP/s in float32). A library that
+is loaded earlier with RTLD_GLOBAL comes first in the dynamic linker's search, so its `cblas_sgemm`
+is the one MLX gets. This module never imports mlx: order is everything here, and `doctor` asks it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.metadata
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from oodatcaa.domain.base import Record
+from oodatcaa.domain.training import Machine
+
+
+class Blas(Record):
+    """A BLAS that can be preloaded. `path` may be a bare soname that the linker finds itself."""
+
+    name: str
+    path: str
+
+
+class CpuSpeed(Record):
+    """What a training worker on this machine would use, and what would make it faster."""
+
+    device: str
+    blas: Blas | None
+    compiler: str | None
+    advice: tuple[str, ...] = ()
+
+    @property
+    def fast(self) -> bool:
+        """No CPU measure is missing (trivially so where training runs on a GPU)."""
+        return not self.advice
+
+
+_preloaded: Blas | None = None
+
+
+def accelerator() -> str:
+    """`metal`, `cuda` or `cpu`: the device the installed MLX build will use, without loading it."""
+    if sys.platform == "darwin":
+        return "metal" if platform.machine() == "arm64" else "cpu"
+    installed = {d.metadata["Name"] or "" for d in importlib.metadata.distributions()}
+    has_card = Path("/dev/nvidiactl").exists()
+    if has_card and any(name.lower().startswith("mlx-cuda") for name in installed):
+        return "cuda"
+    return "cpu"
+
+
+def find_blas(prefix: Path | None = None) -> Blas | None:
+    """MKL of this environment, else a system OpenBLAS, else None. Never raises."""
+    lib = (prefix or Path(sys.prefix)) / "lib"
+    for candidate in sorted(lib.glob("libmkl_rt.so*"), reverse=True):
+        return Blas(name="MKL", path=str(candidate))
+    if soname := ctypes.util.find_library("openblas"):
+        return Blas(name="OpenBLAS", path=soname)
+    return None
+
+
+def preload() -> Blas | None:
+    """Load the best BLAS for the whole process; what is used, or None when MLX's own is kept.
+
+    Only on Linux and only for the CPU device. Must run before mlx is imported anywhere in the
+    process: RuntimeError otherwise, because the call would silently have no effect.
+    """
+    global _preloaded
+    if _preloaded is not None or not sys.platform.startswith("linux") or accelerator() != "cpu":
+        return _preloaded
+    if "mlx.core" in sys.modules:
+        raise RuntimeError("a BLAS can only be preloaded before mlx is imported")
+    blas = find_blas()
+    if blas is None:
+        return None
+    try:
+        ctypes.CDLL(blas.path, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        # Slower is better than not at all; the log says why it is slow.
+        print(f"{blas.name} at {blas.path} can not be loaded, MLX's own BLAS is used: {error}")
+        return None
+    _preloaded = blas
+    return blas
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that MLX's CPU device fuses operations with at run time, if there is one."""
+    return shutil.which("g++")
+
+
+def describe_cpu() -> CpuSpeed:
+    """What a worker would use here. Does not load anything into the calling process."""
+    device = accelerator()
+    if device != "cpu":
+        return CpuSpeed(device=device, blas=None, compiler=find_compiler())
+    blas = find_blas()
+    compiler = find_compiler()
+    advice = []
+    if not sys.platform.startswith("linux"):
+        advice.append("this machine has no Metal GPU that MLX supports; training will be slow")
+    elif blas is None or blas.name != "MKL":
+        have = "the reference BLAS (2-4 GFLOP/s)" if blas is None else "OpenBLAS"
+        better = (
+            "install MKL: pip install 'oodatcaa[demo]' (or: pip install mkl)"
+            if platform.machine() == "x86_64"
+            else "install OpenBLAS, for example: apt install libopenblas0"
+        )
+        if blas is None or platform.machine() == "x86_64":
+            advice.append(f"training multiplies with {have}; {better}")
+    if compiler is None and sys.platform.startswith("linux"):
+        advice.append("no g++: MLX can not fuse operations on the CPU; apt install g++")
+    return CpuSpeed(device=device, blas=blas, compiler=compiler, advice=tuple(advice))
+
+
+def describe_machine(blas: Blas | None = None) -> Machine:
+    """This machine for run.json; `blas` is what this process preloaded."""
+    return Machine(
+        host=socket.gethostname(),
+        system=f"{platform.system()} {platform.release()}",
+        processor=_processor(),
+        cpu_count=psutil.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        accelerator=accelerator(),
+        blas="" if blas is None else f"{blas.name} ({Path(blas.path).name})",
+    )
+
+
+def _processor() -> str:
+    if sys.platform == "darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return asked.stdout.strip() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

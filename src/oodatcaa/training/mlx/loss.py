@@ -1,0 +1,92 @@
+"""Cross entropy over the positions that carry loss, and only those.
+
+With masked prompts and a vocabulary of 49152, the logits of all positions are most of a training
+step's memory and time. The batch names the rows that matter (see batches.py), so the output layer
+is applied to them alone. The result equals mlx-lm's `default_loss` within float tolerance, except
+that its mask also counts one padding token behind every example, which this one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+Apply = Callable[[mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A model as `head(body(tokens))`; `body` is called on the model given to the loss."""
+
+    body: Callable[[Any, mx.array], mx.array]
+    head: Callable[[Any, mx.array], mx.array]
+    sparse: bool
+
+
+def _inner(model: Any, tokens: mx.array) -> mx.array:
+    hidden: mx.array = model.model(tokens)
+    return hidden
+
+
+def _tied_head(model: Any, hidden: mx.array) -> mx.array:
+    logits: mx.array = model.model.embed_tokens.as_linear(hidden)
+    return logits
+
+
+def _own_head(model: Any, hidden: mx.array) -> mx.array:
+    logits: mx.array = model.lm_head(hidden)
+    return logits
+
+
+WHOLE = Split(body=lambda model, tokens: model(tokens), head=lambda _, logits: logits, sparse=False)
+"""Any model at all: the logits of every position are computed, then the rows are picked."""
+
+
+def split_head(model: Any) -> Split:
+    """The sparse split if this model provably has one, else WHOLE.
+
+    Architectures add soft caps and logit scales behind the output layer, so nothing is assumed:
+    the split is used only when it reproduces the model's own logits on a few tokens.
+    """
+    if not hasattr(model, "model"):
+        return WHOLE
+    head = _own_head if "lm_head" in model else _tied_head
+    candidate = Split(body=_inner, head=head, sparse=True)
+    tokens = mx.arange(8)[None]
+    try:
+        ours = head(model, _inner(model, tokens))
+    except (AttributeError, TypeError, ValueError):
+        return WHOLE
+    theirs = model(tokens)
+    if ours.shape != theirs.shape or not mx.allclose(ours, theirs, rtol=1e-3, atol=1e-3).item():
+        return WHOLE
+    return candidate
+
+
+def token_losses(
+    split: Split, model: Any, inputs: mx.array, rows: mx.array, targets: mx.array
+) -> mx.array:
+    """Negative log likelihood in nats of each target, float32, in the order of `rows`."""
+    hidden = split.body(model, inputs)
+    picked = hidden.reshape(-1, hidden.shape[-1])[rows]
+    losses: mx.array = nn.losses.cross_entropy(
+        split.head(model, picked).astype(mx.float32), targets
+    )
+    return losses
+
+
+def make_loss(split: Split) -> Callable[..., tuple[mx.array, mx.array]]:
+    """mlx-lm's `loss` seam: (mean loss over the batch's targets, number of targets)."""
+
+    def loss(
+        model: Any, inputs: mx.array, rows: mx.array, targets: mx.array, weights: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        count = weights.sum()
+        total = (token_losses(split, model, inputs, rows, targets) * weights).sum()
+        return total / count, count
+
+    return loss

@@ -1,0 +1,192 @@
+"""From a TrainSpec to a model with adapters, an optimizer, and the files that describe them."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import yaml
+from mlx.utils import tree_flatten
+from mlx_lm import load
+from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapters
+
+from oodatcaa.domain.training import LrSchedule, QLoRA, TrainSpec
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.mlx.cpu import speed_up
+from oodatcaa.training.models import ModelStore, unavailable
+
+ADAPTER_LEAVES = frozenset({"lora_a", "lora_b"})
+TARGET_PACKAGES = ("oodatcaa", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers", "mkl")
+
+
+def load_base(model: str, quantize_bits: int | None = None) -> tuple[Any, Any]:
+    """Model (frozen, in eval mode, CPU measures applied) and tokenizer.
+
+    Raises OodatcaaError `model.unavailable` or `model.unreadable`, never a hub traceback.
+    """
+    source = model
+    if quantize_bits is not None:
+        store = ModelStore()
+        source = str(store.requantize(Path(store.resolve(model).path_or_hub), quantize_bits))
+    try:
+        loaded: Any = load(source)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if not Path(source).exists():
+            raise unavailable(source, error) from error
+        raise OodatcaaError(
+            "model.unreadable",
+            f"{source} can not be loaded by mlx-lm: {str(error).splitlines()[0]}",
+            hint="check the folder with `oodatcaa models`, or convert it with `mlx_lm.convert`",
+        ) from error
+    network, tokenizer = loaded[0], loaded[1]
+    # mlx-lm's load() leaves everything trainable.
+    network.freeze()
+    speed_up(network)
+    return network, tokenizer
+
+
+def lora_parameters(params: QLoRA) -> dict[str, Any]:
+    """mlx-lm's `lora_parameters`; its `scale` is alpha / rank."""
+    described: dict[str, Any] = {
+        "rank": params.rank,
+        "scale": params.scale,
+        "dropout": params.dropout,
+    }
+    if params.keys is not None:
+        described["keys"] = list(params.keys)
+    return described
+
+
+def attach_adapters(network: Any, params: QLoRA) -> None:
+    """Put LoRA layers on the last `num_layers` blocks; only they are trainable afterwards.
+
+    Raises OodatcaaError `train.bad_params` listing everything that does not fit this model.
+    """
+    problems = _adapter_problems(network, params)
+    if problems:
+        raise OodatcaaError(
+            "train.bad_params",
+            f"the QLoRA parameters do not fit this model: {problems[0]}",
+            hint="change them in OBJECTIVE.md, or plan again with `oodatcaa sprint new`",
+            details=problems,
+        )
+    network.freeze()
+    linear_to_lora_layers(network, params.num_layers, lora_parameters(params))
+
+
+def _adapter_problems(network: Any, params: QLoRA) -> list[str]:
+    problems = []
+    blocks = len(network.layers)
+    if params.num_layers > blocks:
+        problems.append(f"num_layers is {params.num_layers}, the model has {blocks} blocks")
+    if params.num_layers == 0:
+        # mlx-lm would take layers[-0:], which is all of them.
+        problems.append("num_layers is 0, which trains nothing; -1 means every block")
+    if params.keys is not None:
+        linear = {name for name, module in network.layers[-1].named_modules() if "weight" in module}
+        for key in params.keys:
+            if key not in linear:
+                known = ", ".join(sorted(name for name in linear if "norm" not in name))
+                problems.append(f"keys: a block has no layer {key!r} (it has {known})")
+    return problems
+
+
+def adapter_tensors(network: Any) -> dict[str, mx.array]:
+    """The trainable tensors by name: exactly what an adapter file holds."""
+    return dict(tree_flatten(network.trainable_parameters()))
+
+
+def put_on_adapter(network: Any, folder: Path) -> None:
+    """Load a finished adapter as stock mlx-lm does; OodatcaaError `adapter.unreadable`."""
+    try:
+        load_adapters(network, str(folder))
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise OodatcaaError(
+            "adapter.unreadable",
+            f"the adapter in {folder} can not be loaded: {str(error).splitlines()[0]}",
+            hint="see the run it came from with `oodatcaa runs`",
+            details=str(error).splitlines()[1:],
+        ) from error
+    network.eval()
+
+
+def schedule_config(params: QLoRA) -> dict[str, Any] | None:
+    """mlx-lm's `lr_schedule`, counted in optimizer steps; None = constant from the first step.
+
+    Warmup starts at lr / (warmup + 1) instead of mlx-lm's 0: short runs have few optimizer steps,
+    and the first one would otherwise change nothing.
+    """
+    rate = params.learning_rate
+    steps = max(1, params.optimizer_steps - params.warmup_steps)
+    config: dict[str, Any]
+    match params.schedule:
+        case LrSchedule.CONSTANT:
+            if not params.warmup_steps:
+                return None
+            config = {"name": "linear_schedule", "arguments": [rate, rate, steps]}
+        case LrSchedule.COSINE:
+            config = {"name": "cosine_decay", "arguments": [rate, steps]}
+        case LrSchedule.LINEAR:
+            config = {"name": "linear_schedule", "arguments": [rate, 0.0, steps]}
+    if params.warmup_steps:
+        config["warmup"] = params.warmup_steps
+        config["warmup_init"] = rate / (params.warmup_steps + 1)
+    return config
+
+
+def make_optimizer(params: QLoRA) -> Any:
+    """AdamW as `mlx_lm.lora` would make it from the same lora_config.yaml."""
+    schedule = schedule_config(params)
+    rate = build_schedule(schedule) if schedule else params.learning_rate
+    return optim.AdamW(learning_rate=rate, weight_decay=params.weight_decay)
+
+
+def lora_config(spec: TrainSpec, adapter_path: Path) -> dict[str, Any]:
+    """Every option under the name that `mlx_lm.lora -c` reads."""
+    p = spec.params
+    return {
+        "model": spec.model,
+        "train": True,
+        "fine_tune_type": "lora",
+        "data": spec.data_dir,
+        "adapter_path": str(adapter_path),
+        "seed": p.seed,
+        "num_layers": p.num_layers,
+        "batch_size": p.batch_size,
+        "grad_accumulation_steps": p.grad_accumulation_steps,
+        "iters": p.iters,
+        "val_batches": p.val_batches,
+        "learning_rate": p.learning_rate,
+        "lr_schedule": schedule_config(p),
+        "optimizer": "adamw",
+        "optimizer_config": {"adamw": {"weight_decay": p.weight_decay}},
+        "steps_per_report": p.steps_per_report,
+        "steps_per_eval": p.steps_per_eval,
+        "save_every": p.save_every,
+        "max_seq_length": p.max_seq_length,
+        "grad_checkpoint": p.grad_checkpoint,
+        "mask_prompt": p.mask_prompt,
+        "lora_parameters": lora_parameters(p),
+    }
+
+
+def lora_yaml(config: dict[str, Any]) -> str:
+    header = (
+        "# The options of this run under mlx-lm's names: mlx_lm.lora -c lora_config.yaml\n"
+        "# scale = alpha / rank; iters are micro-steps; lr_schedule counts optimizer steps.\n"
+    )
+    return header + yaml.safe_dump(config, sort_keys=False)
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of everything that shapes the numbers."""
+    found = {}
+    for package in TARGET_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

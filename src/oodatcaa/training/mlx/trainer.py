@@ -1,0 +1,256 @@
+"""One QLoRA run through mlx-lm's own training loop and its three seams."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.tuner.trainer import TrainingArgs, evaluate, train
+
+from oodatcaa.domain.training import FailureKind, QLoRA, RunFailure, RunStatus, TrainSpec
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.files import write_atomic
+from oodatcaa.training.mlx import setup
+from oodatcaa.training.mlx.batches import BatchIterator, Examples, read_split, tokenize
+from oodatcaa.training.mlx.blas import Blas, describe_machine
+from oodatcaa.training.mlx.checkpoints import DiskFullError, RunIdentity, restore, save_tensors
+from oodatcaa.training.mlx.loss import make_loss, split_head
+from oodatcaa.training.mlx.monitor import (
+    Monitor,
+    ProgressWriter,
+    Stop,
+    disk_full,
+    memory_failure,
+    not_finite,
+)
+from oodatcaa.training.protocol import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    ADAPTERS_DIR,
+    LORA_CONFIG_FILE,
+    WorkerResult,
+)
+
+CADENCE = frozenset({"steps_per_report", "steps_per_eval", "val_batches", "save_every"})
+"""Parameters that may change on a resume: they do not touch the weights."""
+
+
+class Run:
+    """The state of one worker process. `train()` never raises for what a run can end with."""
+
+    def __init__(self, folder: Path, spec: TrainSpec, blas: Blas | None) -> None:
+        self.folder, self.spec, self.blas = folder, spec, blas
+        self.params = spec.params
+        self.progress = ProgressWriter(folder, self.params.iters, spec.memory_limit_bytes)
+        self.monitor: Monitor | None = None
+        self.examples = Examples((), {}, {})
+        self.stop_asked = False
+
+    def train(self) -> WorkerResult:
+        """Load, train, check, save. Whatever happens, the result says how far it got."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        self.progress.say("loading")
+        try:
+            digest = self._run()
+        except Stop as stop:
+            return self._result(stop.failure)
+        except OodatcaaError as error:
+            return self._result(_bad_input(error))
+        self.progress.say("finished", iteration=self.params.iters)
+        return self._result(None, digest)
+
+    def _on_sigterm(self, *_: Any) -> None:
+        self.stop_asked = True
+        if self.monitor is not None:
+            self.monitor.interrupted = True
+
+    def _run(self) -> str:
+        mx.random.seed(self.params.seed)
+        np.random.seed(self.params.seed)
+        network, tokenizer = setup.load_base(self.spec.model, self.params.quantize_bits)
+        if failure := memory_failure(self.spec.memory_limit_bytes):
+            raise Stop(failure)
+        self.examples = self._tokenize("train", tokenizer)
+        valid = self._tokenize("valid", tokenizer)
+        if not self.examples.items:
+            raise _no_examples(self.spec, self.examples)
+        setup.attach_adapters(network, self.params)
+        optimizer = setup.make_optimizer(self.params)
+        optimizer.init(network.trainable_parameters())
+        identity = self._identity()
+        start = self._restore(network, optimizer, identity)
+        config = self._write_configs()
+        loss = make_loss(split_head(network))
+        self.monitor = Monitor(
+            self.folder,
+            self.spec,
+            network,
+            optimizer,
+            identity,
+            self._validator(network, valid, loss),
+            self.progress,
+            start,
+        )
+        self.monitor.interrupted = self.stop_asked
+        if start == 0:
+            self.monitor.validate()
+        self._loop(network, optimizer, loss, start)
+        return self._save_adapter(network, config)
+
+    def _loop(self, network: Any, optimizer: Any, loss: Callable[..., Any], start: int) -> None:
+        p = self.params
+        args = TrainingArgs(
+            batch_size=p.batch_size,
+            iters=p.iters - start,
+            steps_per_report=1,
+            # Checkpoints and the final adapter are written by us: atomically and checked.
+            steps_per_save=p.iters + 1,
+            adapter_file=str(self.folder / ".trainer-output.safetensors"),
+            max_seq_length=p.max_seq_length,
+            grad_checkpoint=p.grad_checkpoint,
+            grad_accumulation_steps=p.grad_accumulation_steps,
+        )
+        self.progress.say("training", iteration=start)
+        try:
+            train(
+                model=network,
+                optimizer=optimizer,
+                train_dataset=self.examples.items,
+                val_dataset=None,
+                args=args,
+                loss=loss,
+                iterate_batches=BatchIterator(p.seed, start),
+                training_callback=self.monitor,
+            )
+        finally:
+            Path(args.adapter_file).unlink(missing_ok=True)
+
+    def _validator(
+        self, network: Any, valid: Examples, loss: Callable[..., Any]
+    ) -> Callable[[], float | None]:
+        def validate() -> float | None:
+            if not valid.items:
+                return None
+            value: float = evaluate(
+                model=network,
+                dataset=valid.items,
+                batch_size=self.params.batch_size,
+                num_batches=self.params.val_batches,
+                max_seq_length=self.params.max_seq_length,
+                loss=loss,
+                iterate_batches=BatchIterator(self.params.seed),
+            )
+            network.train()
+            return value
+
+        return validate
+
+    def _tokenize(self, split: str, tokenizer: Any) -> Examples:
+        path = Path(self.spec.data_dir) / f"{split}.jsonl"
+        if split == "valid" and not path.exists():
+            return Examples((), {}, {})
+        return tokenize(
+            read_split(path),
+            tokenizer,
+            mask_prompt=self.params.mask_prompt,
+            max_seq_length=self.params.max_seq_length,
+        )
+
+    def _identity(self) -> RunIdentity:
+        data = (Path(self.spec.data_dir) / "train.jsonl").read_bytes()
+        return RunIdentity(
+            params=self.params.model_dump_json(exclude=set(CADENCE)),
+            train_sha256=hashlib.sha256(data).hexdigest(),
+        )
+
+    def _restore(self, network: Any, optimizer: Any, identity: RunIdentity) -> int:
+        if self.spec.resume_from is None:
+            return 0
+        start = restore(Path(self.spec.resume_from), network, optimizer, identity)
+        if self.spec.start_iteration not in (0, start):
+            raise OodatcaaError(
+                "train.resume",
+                f"the checkpoint is of iteration {start}, not {self.spec.start_iteration}",
+                hint="go on with `oodatcaa resume`, which finds the right one",
+            )
+        print(f"resumed after iteration {start} from {self.spec.resume_from}", flush=True)
+        return start
+
+    def _write_configs(self) -> dict[str, Any]:
+        config = setup.lora_config(self.spec, self.folder / ADAPTERS_DIR)
+        write_atomic(self.folder / LORA_CONFIG_FILE, setup.lora_yaml(config))
+        return config
+
+    def _save_adapter(self, network: Any, config: dict[str, Any]) -> str:
+        tensors = setup.adapter_tensors(network)
+        bad = [name for name, t in tensors.items() if not mx.isfinite(t).all().item()]
+        if bad:
+            raise Stop(not_finite(f"{bad[0]} ({len(bad)} of {len(tensors)} adapter tensors)"))
+        self.progress.say("saving")
+        folder = self.folder / ADAPTERS_DIR
+        try:
+            write_atomic(folder / ADAPTER_CONFIG_FILE, json.dumps(config, indent=1) + "\n")
+            return save_tensors(folder / ADAPTER_FILE, tensors, {"format": "mlx"})
+        except DiskFullError as error:
+            last = self.monitor.saved if self.monitor else None
+            raise Stop(disk_full(error, last)) from error
+
+    def _result(self, failure: RunFailure | None, digest: str | None = None) -> WorkerResult:
+        status = RunStatus.FINISHED
+        if failure is not None:
+            stopped = failure.kind is FailureKind.INTERRUPTED
+            status = RunStatus.STOPPED if stopped else RunStatus.FAILED
+            self._say_failed()
+        m, p = self.monitor, self.params
+        done = m.iteration if m else 0
+        return WorkerResult(
+            status=status,
+            failure=failure,
+            iterations_done=done,
+            optimizer_steps=done // p.grad_accumulation_steps,
+            trained_tokens=m.tokens if m else 0,
+            tokens_per_second=m.tokens / m.seconds if m and m.seconds else None,
+            mlx_peak_bytes=mx.get_peak_memory() or None,
+            train_losses=tuple(m.train_losses) if m else (),
+            valid_losses=tuple(m.valid_losses) if m else (),
+            adapter_sha256=digest,
+            versions=setup.versions(),
+            machine=describe_machine(self.blas),
+            dropped_examples=self.examples.dropped,
+            notes=_notes(self.examples, p),
+        )
+
+    def _say_failed(self) -> None:
+        try:
+            self.progress.say("failed")
+        except OSError as error:
+            # A full disk must not hide the failure that result.json is about to describe.
+            print(f"progress.json could not be written: {error}", flush=True)
+
+
+def _bad_input(error: OodatcaaError) -> RunFailure:
+    lines = [error.message, *(d for d in error.details if d not in error.message)]
+    return RunFailure(kind=FailureKind.BAD_INPUT, message="; ".join(lines), hint=error.hint)
+
+
+def _no_examples(spec: TrainSpec, examples: Examples) -> OodatcaaError:
+    why = [f"{reason} ({count})" for reason, count in examples.dropped.items()]
+    return OodatcaaError(
+        "data.empty",
+        f"{spec.data_dir}/train.jsonl has no example that could be trained on",
+        hint="raise max_seq_length or shorten the prompts",
+        details=why,
+    )
+
+
+def _notes(examples: Examples, params: QLoRA) -> tuple[str, ...]:
+    notes = [f"{count} training examples: {reason}" for reason, count in examples.notes.items()]
+    if spare := params.iters % params.grad_accumulation_steps:
+        notes.append(f"the last {spare} iterations never reached an optimizer step")
+    return tuple(notes)
