@@ -65,7 +65,7 @@ def _processor() -> str:
 
 
 @functools.cache
-def machine() -> Machine:
+def describe_machine() -> Machine:
     """This machine. `cpu_count` is what the process may use, not what is soldered in."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Machine(

@@ -27,7 +27,9 @@ from oodatcaa.domain.training import (
 from oodatcaa.training.shapes import read_shape as read_shape  # one door for both
 
 PAD_TO = 32
-"""mlx-lm pads a batch to a multiple of this, plus one."""
+"""Rows of a batch are padded to a multiple of this."""
+TARGETS_TO = 64
+"""Target positions of a batch are padded to a multiple of this."""
 LOSS_COPIES = 4
 """Logits, softmax, the gradient's scatter and their sum: what cross entropy holds at once."""
 SCORE_COPIES = 4
@@ -49,6 +51,7 @@ class _Step:
     shape: ModelShape
     params: QLoRA
     tokens: int
+    targets: int
     length: int
     itemsize: int
     trained_layers: int
@@ -63,11 +66,14 @@ class _Step:
 
 
 def padded_length(max_seq_length: int, seq_length: int | None) -> int:
-    """Tokens of the longest row a batch may have, as mlx-lm pads and truncates it."""
+    """Tokens of the longest row a batch may have, padded and truncated."""
     if seq_length is None:
         return max_seq_length
-    padded = 1 + PAD_TO * ((max(1, seq_length) + PAD_TO - 1) // PAD_TO)
-    return min(padded, max_seq_length)
+    return min(_round_up(max(1, seq_length), PAD_TO), max_seq_length)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def estimate_training(
@@ -75,21 +81,26 @@ def estimate_training(
     params: QLoRA,
     *,
     seq_length: int | None = None,
+    target_length: int | None = None,
     device: str = "cpu",
     fast_cpu: bool = True,
 ) -> MemoryEstimate:
     """The peak of the training process, in bytes, part by part.
 
     `seq_length` is the data's longest example where it is known; `max_seq_length` bounds it.
+    `target_length` is the largest number of target tokens in one example: the worker computes
+    logits for those positions alone. Not known, every position counts.
     `fast_cpu` is the worker's float32 path on the CPU device (see `oodatcaa doctor`).
     """
     length = padded_length(params.max_seq_length, seq_length)
     trained = shape.num_layers if params.num_layers < 0 else params.num_layers
+    targets = length if target_length is None else min(length, target_length)
     step = _Step(
         shape=shape,
         params=params,
-        tokens=params.batch_size * max(1, length - 1),
-        length=max(1, length - 1),
+        tokens=params.batch_size * length,
+        targets=_round_up(params.batch_size * targets, TARGETS_TO),
+        length=length,
         itemsize=4 if device == "cpu" and fast_cpu else 2,
         trained_layers=min(trained, shape.num_layers),
     )
@@ -114,6 +125,35 @@ def estimate_loading(
 ) -> MemoryEstimate:
     """What it takes to have the model loaded and nothing else: the least a limit must allow."""
     return _sum((_weights(shape, quantize_bits, device, fast_cpu), _baseline(device)), device)
+
+
+def estimate_evaluation(
+    shape: ModelShape,
+    *,
+    max_seq_length: int,
+    batch_size: int = 1,
+    quantize_bits: int | None = None,
+    device: str = "cpu",
+    fast_cpu: bool = True,
+) -> MemoryEstimate:
+    """Computing losses without a backward pass: weights, one layer's results, logits twice."""
+    tokens = batch_size * max_seq_length
+    width = shape.hidden_size * HIDDEN_COPIES + shape.intermediate_size * WIDE_COPIES
+    scores = batch_size * shape.num_heads * max_seq_length**2 * 4
+    parts = (
+        _weights(shape, quantize_bits, device, fast_cpu),
+        MemoryPart(
+            name=ACTIVATIONS, bytes=tokens * width * 4, formula=f"{tokens} tokens x {width} x 4"
+        ),
+        MemoryPart(name=SCORES, bytes=2 * scores, formula="2 copies, one layer at a time"),
+        MemoryPart(
+            name=LOSS,
+            bytes=2 * tokens * shape.vocab_size * 4,
+            formula=f"2 x {tokens} positions x vocabulary {shape.vocab_size} x 4 bytes",
+        ),
+        _baseline(device),
+    )
+    return _sum(parts, device)
 
 
 def check_before(estimate: MemoryEstimate, limit: int) -> RunFailure | None:
@@ -247,9 +287,10 @@ def _scores(step: _Step) -> MemoryPart:
 def _loss(step: _Step) -> MemoryPart:
     return MemoryPart(
         name=LOSS,
-        bytes=LOSS_COPIES * step.tokens * step.shape.vocab_size * 4,
+        bytes=LOSS_COPIES * step.targets * step.shape.vocab_size * 4,
         formula=(
-            f"{LOSS_COPIES} x {step.tokens} tokens x vocabulary {step.shape.vocab_size} x 4 bytes"
+            f"{LOSS_COPIES} x {step.targets} positions x "
+            f"vocabulary {step.shape.vocab_size} x 4 bytes"
         ),
     )
 

@@ -1,0 +1,358 @@
+"""The MLX backend as seen from outside its child processes: gate, run, watch, record.
+
+Nothing here imports mlx. A run passes the memory gate three times: before (estimate), during (the
+worker checks MLX's peak, the watch the process tree) and after (the measured peak decides).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import ValidationError
+
+from oodatcaa.domain.training import (
+    BackendProbe,
+    EvalRequest,
+    EvalResult,
+    FailureKind,
+    InferenceProbe,
+    MemoryEstimate,
+    MemoryLayer,
+    RunFailure,
+    RunRecord,
+    RunStatus,
+    TrainProgress,
+    TrainSpec,
+)
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.machine import guess_accelerator, total_memory
+from oodatcaa.training import probes
+from oodatcaa.training.children import (
+    Ended,
+    ask_child,
+    child_command,
+    crash_failure,
+    log_tail,
+    memory_failure,
+    read_result,
+    run_child,
+)
+from oodatcaa.training.estimate import (
+    check_before,
+    estimate_evaluation,
+    estimate_training,
+    gb,
+    read_shape,
+)
+from oodatcaa.training.metrics import finite, merge_measured, peak, read_memory, read_metrics
+from oodatcaa.training.models import ModelStore
+from oodatcaa.training.protocol import (
+    EXIT_DESCRIBED,
+    EXIT_OK,
+    MEMORY_FILE,
+    METRICS_FILE,
+    PROGRESS_FILE,
+    TRAIN_LOG,
+    ChildError,
+    InferRequest,
+    InferResult,
+    WorkerResult,
+)
+from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
+from oodatcaa.training.runs import Resume, RunStore
+from oodatcaa.training.tokens import known_lengths
+from oodatcaa.views.plots import plot_run
+
+PLOT_FILE = "loss_and_memory.png"
+GATE_FILE = "estimate.json"
+
+
+class Models(Protocol):
+    """Where a model's folder is; raises OodatcaaError for an unknown or unreachable name."""
+
+    def resolve(self, model: str) -> Path: ...
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A spec whose model and data were found, and what it is expected to need."""
+
+    spec: TrainSpec
+    model_path: Path
+    estimate: MemoryEstimate
+    limit: int
+
+
+class MlxBackend:
+    """domain.ports.TrainingBackend for mlx-lm."""
+
+    def __init__(
+        self,
+        runs: RunStore,
+        models: Models,
+        *,
+        reservations: Reservations | None = None,
+        on_wait: Callable[[tuple[Reservation, ...]], None] | None = None,
+    ) -> None:
+        self.runs = runs
+        self.models = models
+        self.reservations = reservations or default_reservations()
+        self.on_wait = on_wait
+
+    @property
+    def name(self) -> str:
+        return "mlx"
+
+    def probe(self) -> BackendProbe:
+        return probes.probe_mlx()
+
+    def estimate(self, spec: TrainSpec) -> MemoryEstimate:
+        """From config and headers alone. Raises OodatcaaError for an unknown model or data."""
+        return self._prepare(spec).estimate
+
+    def find_resumable(self, spec: TrainSpec) -> Resume | None:
+        """The checkpoint that `spec` could go on from; use `resume.apply(spec)`."""
+        return self.runs.find_resumable(self._prepare(spec).spec)
+
+    def train(
+        self,
+        spec: TrainSpec,
+        *,
+        on_progress: Callable[[TrainProgress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> RunRecord:
+        """Train under the memory gate; also a refused or failed run has its folder and record.
+
+        Waits while other training on this machine holds the memory. Raises OodatcaaError only for
+        a request that can not become a run (unknown model, no data), or was stopped while waiting.
+        """
+        request = self._prepare(spec)
+        refused = check_before(request.estimate, request.limit)
+        if refused is not None:
+            run = self._create(request)
+            return self._finish(run, RunStatus.FAILED, refused)
+        with self.reservations.reserve(
+            max(1, request.estimate.total_bytes),
+            request.limit,
+            label=f"training {spec.story or spec.model_name or Path(spec.model).name}",
+            should_stop=should_stop,
+            on_wait=self.on_wait,
+        ):
+            run = self._create(request)
+            try:
+                return self._run(run, request, on_progress, should_stop)
+            except BaseException as error:
+                # Ctrl-C, or a callback's error: the child is gone by now, the run must say so.
+                self._give_up(run, error)
+                raise
+
+    def evaluate(self, request: EvalRequest) -> EvalResult:
+        """Losses of base and adapter in a child of its own, under the request's memory limit."""
+        path = self.models.resolve(request.model)
+        need = estimate_evaluation(
+            read_shape(path),
+            max_seq_length=request.max_seq_length,
+            quantize_bits=request.quantize_bits,
+            device=guess_accelerator(),
+        )
+        limit = min(request.memory_limit_bytes, total_memory())
+        with self.reservations.reserve(
+            min(need.total_bytes, limit), limit, label="evaluation", on_wait=self.on_wait
+        ):
+            result, ended = ask_child(
+                "evaluate", request.evolve(model=str(path)), EvalResult, limit
+            )
+        return result.evolve(peak_memory_bytes=peak(result.peak_memory_bytes, ended.peak_bytes))
+
+    def infer(
+        self,
+        model: str,
+        adapter_dir: str | None,
+        prompts: Sequence[str],
+        max_tokens: int,
+        *,
+        memory_limit_bytes: int | None = None,
+    ) -> tuple[InferenceProbe, ...]:
+        """One probe per prompt, from one child that loads the model once."""
+        limit = min(memory_limit_bytes or total_memory(), total_memory())
+        request = InferRequest(
+            model=str(self.models.resolve(model)),
+            adapter_dir=adapter_dir,
+            prompts=tuple(prompts),
+            max_tokens=max_tokens,
+            memory_limit_bytes=limit,
+        )
+        result, _ = ask_child("infer", request, InferResult, limit)
+        return result.probes
+
+    def _prepare(self, spec: TrainSpec) -> _Request:
+        if spec.backend != self.name:
+            raise OodatcaaError(
+                "backend.mismatch", f"a spec for backend {spec.backend!r} reached {self.name!r}"
+            )
+        data = Path(spec.data_dir).resolve()
+        missing = [n for n in ("train.jsonl", "valid.jsonl") if not (data / n).is_file()]
+        if missing:
+            raise OodatcaaError(
+                "data.missing",
+                f"{data} has no {' and no '.join(missing)}",
+                hint="a data folder holds train.jsonl, valid.jsonl and test.jsonl",
+            )
+        path = self.models.resolve(spec.model).resolve()
+        known = known_lengths(data, path)
+        estimate = estimate_training(
+            read_shape(path),
+            spec.params,
+            seq_length=known.longest,
+            target_length=known.longest_target if spec.params.mask_prompt else None,
+            device=guess_accelerator(),
+        )
+        ready = spec.evolve(
+            model=str(path), model_name=spec.model_name or spec.model, data_dir=str(data)
+        )
+        limit = min(spec.memory_limit_bytes, total_memory())
+        return _Request(ready, path, estimate, limit)
+
+    def _create(self, request: _Request) -> RunRecord:
+        run = self.runs.create(request.spec)
+        run = run.evolve(
+            estimated_peak_bytes=request.estimate.total_bytes,
+            model_sha256=ModelStore().model_sha256(request.model_path),
+        )
+        self.runs.update(run)
+        gate = self.runs.folder(run) / GATE_FILE
+        gate.write_text(request.estimate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return run
+
+    def _run(
+        self,
+        run: RunRecord,
+        request: _Request,
+        on_progress: Callable[[TrainProgress], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> RunRecord:
+        folder = self.runs.folder(run).resolve()
+        ended = run_child(
+            child_command("worker", folder),
+            folder=folder,
+            log=folder / TRAIN_LOG,
+            limit=request.limit,
+            samples=folder / MEMORY_FILE,
+            on_start=lambda pid: self.runs.set_child(run, pid),
+            on_tick=_Progress(folder, on_progress) if on_progress else None,
+            should_stop=should_stop,
+        )
+        measured = merge_measured(run, folder)
+        measured = measured.evolve(
+            process_peak_bytes=peak(measured.process_peak_bytes, ended.peak_bytes),
+            peak_memory_bytes=peak(measured.peak_memory_bytes, ended.peak_bytes),
+        )
+        measured, status, failure = _judge(measured, folder, ended, request.limit)
+        return self._finish(measured, status, failure)
+
+    def _finish(self, run: RunRecord, status: RunStatus, failure: RunFailure | None) -> RunRecord:
+        final = run.evolve(status=status, failure=failure, finished_at=datetime.now(UTC))
+        folder = self.runs.folder(final)
+        metrics = read_metrics(folder / METRICS_FILE)
+        if metrics.train:
+            drawn = plot_run(final, metrics, read_memory(folder), folder / PLOT_FILE)
+            if not drawn:
+                with (folder / TRAIN_LOG).open("a", encoding="utf-8") as log:
+                    log.write("no plot: matplotlib is not installed (pip install matplotlib)\n")
+        self.runs.finish(final)
+        return final
+
+    def _give_up(self, run: RunRecord, error: BaseException) -> None:
+        folder = self.runs.folder(run)
+        failure = RunFailure(
+            kind=FailureKind.INTERRUPTED,
+            message=f"interrupted: {type(error).__name__} {error}".rstrip(),
+            hint=f"oodatcaa resume {run.run_id}",
+        )
+        with contextlib.suppress(OodatcaaError, OSError):  # the first error is the one to show
+            self._finish(merge_measured(run, folder), RunStatus.STOPPED, failure)
+
+
+class _Progress:
+    """Passes progress.json on whenever it changed, with the memory of the whole tree."""
+
+    def __init__(self, folder: Path, tell: Callable[[TrainProgress], None]) -> None:
+        self._path = folder / PROGRESS_FILE
+        self._tell = tell
+        self._last: tuple[str, int] | None = None
+
+    def __call__(self, memory: int) -> None:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+            progress = TrainProgress.model_validate(json.loads(text))
+        except (FileNotFoundError, ValidationError, ValueError):
+            return  # not written yet
+        seen = (text, memory // 50_000_000)
+        if seen != self._last:
+            self._last = seen
+            self._tell(progress.evolve(memory_bytes=memory))
+
+
+def _judge(
+    run: RunRecord, folder: Path, ended: Ended, limit: int
+) -> tuple[RunRecord, RunStatus, RunFailure | None]:
+    """What a child's end means: the record with its numbers, the status and the failure."""
+    log = folder / TRAIN_LOG
+    result = read_result(folder, WorkerResult)
+    if isinstance(result, WorkerResult):
+        run = _merge(run, result)
+    if ended.over_bytes is not None:
+        failure = memory_failure(ended.over_bytes, limit, MemoryLayer.DURING)
+        return run, RunStatus.FAILED, failure
+    if isinstance(result, ChildError) and ended.exit_code == EXIT_DESCRIBED:
+        kind = FailureKind.DISK_FULL if "disk_full" in result.code else FailureKind.BAD_INPUT
+        message = f"{result.message} [{result.code}]"
+        return run, RunStatus.FAILED, RunFailure(kind=kind, message=message, hint=result.hint)
+    if not isinstance(result, WorkerResult) or ended.exit_code not in (EXIT_OK, EXIT_DESCRIBED):
+        if ended.asked_to_stop:
+            return run, RunStatus.STOPPED, _interrupted(run)
+        return run, RunStatus.FAILED, crash_failure(ended, log)
+    if result.status is RunStatus.RUNNING or (
+        result.status is RunStatus.FINISHED and ended.exit_code != EXIT_OK
+    ):
+        return run, RunStatus.FAILED, crash_failure(ended, log)
+    if result.status is RunStatus.FINISHED and (run.peak_memory_bytes or 0) > limit:
+        failure = memory_failure(run.peak_memory_bytes or 0, limit, MemoryLayer.AFTER)
+        return run, RunStatus.FAILED, failure
+    failure_found = result.failure
+    if result.status is RunStatus.FAILED and failure_found is None:
+        tail = log_tail(log, 1)
+        text = f"the worker failed without saying why: {tail[0] if tail else gb(0)}"
+        failure_found = RunFailure(kind=FailureKind.CRASH, message=text, hint=f"read {log}")
+    return run, result.status, failure_found
+
+
+def _interrupted(run: RunRecord) -> RunFailure:
+    return RunFailure(
+        kind=FailureKind.INTERRUPTED,
+        message="stopped on request",
+        hint=f"oodatcaa resume {run.run_id}",
+    )
+
+
+def _merge(run: RunRecord, result: WorkerResult) -> RunRecord:
+    mlx_peak = peak(run.mlx_peak_bytes, result.mlx_peak_bytes)
+    return run.evolve(
+        iterations_done=result.iterations_done,
+        optimizer_steps=result.optimizer_steps,
+        trained_tokens=result.trained_tokens,
+        tokens_per_second=result.tokens_per_second,
+        mlx_peak_bytes=mlx_peak,
+        peak_memory_bytes=peak(run.peak_memory_bytes, mlx_peak),
+        train_losses=finite(result.train_losses),
+        valid_losses=finite(result.valid_losses),
+        adapter_sha256=result.adapter_sha256,
+        versions=result.versions,
+        machine=result.machine or run.machine,
+    )

@@ -1,0 +1,199 @@
+"""Runs an MLX child under the memory watch and says how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from oodatcaa.domain.base import Record
+from oodatcaa.domain.training import FailureKind, MemoryLayer, RunFailure
+from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.kit.files import write_atomic
+from oodatcaa.kit.memory import MemoryWatch
+from oodatcaa.kit.process import Child
+from oodatcaa.training.estimate import gb
+from oodatcaa.training.protocol import (
+    CHILD_LOG,
+    EXIT_DESCRIBED,
+    EXIT_OK,
+    REQUEST_FILE,
+    RESULT_FILE,
+    ChildError,
+)
+
+POLL_SECONDS = 0.2
+STOP_GRACE = 120.0
+"""Seconds a worker gets after SIGTERM: it ends its iteration and saves a checkpoint."""
+TAIL_LINES = 15
+MODULE = "oodatcaa.training.mlx"
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended. `over_bytes` is set when the watch stopped it at the limit."""
+
+    exit_code: int
+    peak_bytes: int
+    seconds: float
+    over_bytes: int | None = None
+    watch_error: str | None = None
+    asked_to_stop: bool = False
+
+
+def run_child(
+    argv: list[str],
+    *,
+    folder: Path,
+    log: Path,
+    limit: int,
+    samples: Path | None = None,
+    on_start: Callable[[int], None] | None = None,
+    on_tick: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    grace: float = STOP_GRACE,
+) -> Ended:
+    """Run `argv` to its end under the watch. `on_tick` gets the tree's memory, several times a
+    second. When `should_stop` says so the child gets SIGTERM and `grace` seconds. An exception
+    from any callback, Ctrl-C included, ends the whole tree before it travels on.
+    """
+    started = time.monotonic()
+    child = Child.start(argv, cwd=folder, env=_environment(), log_path=log, oom_first=True)
+    watch = MemoryWatch(child.pid, limit, on_over=lambda _: _kill(child), path=samples)
+    asked_at: float | None = None
+    with child, watch:
+        if on_start is not None:
+            on_start(child.pid)
+        while (code := child.wait(POLL_SECONDS)) is None:
+            if on_tick is not None:
+                on_tick(watch.current_bytes)
+            if asked_at is None and should_stop is not None and should_stop():
+                asked_at = time.monotonic()
+                child.ask_to_stop()
+            if asked_at is not None and time.monotonic() - asked_at > grace:
+                child.kill()
+    return Ended(
+        exit_code=code,
+        peak_bytes=watch.peak_bytes,
+        seconds=time.monotonic() - started,
+        over_bytes=None if watch.over is None else watch.over.peak_bytes,
+        watch_error=None if watch.error is None else repr(watch.error),
+        asked_to_stop=asked_at is not None,
+    )
+
+
+def _kill(child: Child) -> None:
+    child.kill()
+
+
+def _environment() -> dict[str, str]:
+    # The tokenizer's threads would fork-warn and compete with the BLAS; output must not linger.
+    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+
+def child_command(name: str, folder: Path) -> list[str]:
+    """`-P`: the folder a child runs in must not shadow the packages it imports."""
+    return [sys.executable, "-P", "-m", f"{MODULE}.{name}", str(folder)]
+
+
+def read_result(folder: Path, kind: type[R]) -> R | ChildError | None:
+    """result.json as what it is; None when there is none or it is not readable."""
+    try:
+        raw = (folder / RESULT_FILE).read_bytes()
+        value = json.loads(raw)
+        if isinstance(value, dict) and set(value) == {"error"}:
+            return ChildError.model_validate(value["error"])
+        return kind.model_validate_json(raw)
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def log_tail(log: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
+    """The last lines of a log that say something."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 16_384))
+            text = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ()
+    return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-lines:]
+
+
+def memory_failure(needed: int, limit: int, layer: MemoryLayer, hint: str = "") -> RunFailure:
+    """`failed: memory_gate`, with its numbers."""
+    over = gb(needed - limit) if needed - limit >= 5_000_000 else f"{needed - limit} bytes"
+    how = "and was stopped" if layer is MemoryLayer.DURING else "although it was not stopped"
+    return RunFailure(
+        kind=FailureKind.MEMORY_GATE,
+        layer=layer,
+        message=f"the run reached {gb(needed)}, {over} over the limit of {gb(limit)}, {how}",
+        needed_bytes=needed,
+        limit_bytes=limit,
+        hint=hint
+        or "smaller batch_size with grad_accumulation_steps, grad_checkpoint, fewer num_layers",
+    )
+
+
+def crash_failure(ended: Ended, log: Path) -> RunFailure:
+    """Why a child that described nothing ended, with the end of its log."""
+    tail = log_tail(log)
+    last = tail[-1] if tail else "its log is empty"
+    if ended.watch_error is not None:
+        kind, what = FailureKind.CRASH, f"the memory watch failed: {ended.watch_error}"
+    elif any("No space left on device" in line or "Errno 28]" in line for line in tail):
+        kind, what = FailureKind.DISK_FULL, f"no space left on device: {last}"
+    elif ended.exit_code in (-9, 137):
+        kind, what = FailureKind.KILLED, "killed by a signal from outside (out of memory?)"
+    elif ended.exit_code < 0:
+        kind, what = FailureKind.CRASH, f"ended by signal {-ended.exit_code}; last line: {last}"
+    else:
+        kind, what = FailureKind.CRASH, f"exit code {ended.exit_code}; last line: {last}"
+    return RunFailure(kind=kind, message=what, hint=f"read {log}")
+
+
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="oodatcaa-") as name:
+        yield Path(name).resolve()
+
+
+def ask_child(name: str, request: Record, kind: type[R], limit: int) -> tuple[R, Ended]:
+    """One request to a short-lived child, under the memory limit.
+
+    Raises OodatcaaError: what the child said, `child.crashed` with the log's tail, or
+    RefusedError `child.memory_gate`.
+    """
+    with _work_folder() as folder:
+        write_atomic(folder / REQUEST_FILE, request.model_dump_json(indent=1) + "\n")
+        log = folder / CHILD_LOG
+        ended = run_child(child_command(name, folder), folder=folder, log=log, limit=limit)
+        if ended.over_bytes is not None:
+            raise RefusedError(
+                "child.memory_gate",
+                f"{name} reached {gb(ended.over_bytes)}, over the limit of {gb(limit)}",
+                hint="a smaller model, shorter max_seq_length, or a higher memory_limit",
+            )
+        result = read_result(folder, kind)
+        if isinstance(result, ChildError) and ended.exit_code == EXIT_DESCRIBED:
+            raise OodatcaaError(
+                result.code, result.message, hint=result.hint, details=result.details
+            )
+        if not isinstance(result, kind) or ended.exit_code != EXIT_OK:
+            raise OodatcaaError(
+                "child.crashed",
+                f"{name} did not answer: {crash_failure(ended, log).message}",
+                hint="oodatcaa doctor",
+                details=log_tail(log),
+            )
+        return result, ended

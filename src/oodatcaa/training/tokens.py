@@ -1,0 +1,210 @@
+"""Token lengths of examples as the trainer will see them, from tokenizer files alone.
+
+`tokenizers` and the chat template are enough; transformers takes seconds to import and is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from oodatcaa.domain.training import SplitStats
+from oodatcaa.errors import OodatcaaError
+
+SPLITS = ("train", "valid", "test")
+CHUNK = 512
+Example = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a whole example, and those of its last assistant turn (what a masked prompt
+    leaves as targets; for plain text all of them)."""
+
+    total: int
+    target: int
+
+
+class ChatTokenizer:
+    """Counts tokens with a model's tokenizer.json and chat template.
+
+    Raises OodatcaaError `tokenizer.missing` when the folder has no tokenizer.json.
+    """
+
+    def __init__(self, model_path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        path = model_path / "tokenizer.json"
+        if not path.is_file():
+            raise OodatcaaError(
+                "tokenizer.missing",
+                f"{model_path} has no tokenizer.json",
+                hint="convert the model with mlx_lm.convert, or use the model 'demo'",
+            )
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._template = _template(model_path)
+
+    def lengths(self, examples: Sequence[Example]) -> list[Lengths]:
+        """For chat, prompt-completion and text examples, in order."""
+        texts: list[str] = []
+        plain: list[bool] = []
+        for example in examples:
+            whole, prompt, is_plain = self._render(example)
+            texts += [whole, prompt]
+            plain += [is_plain, is_plain]
+        counts = self._count(texts, plain)
+        return [
+            Lengths(total, total - prompt)
+            for total, prompt in zip(counts[::2], counts[1::2], strict=True)
+        ]
+
+    def _render(self, example: Example) -> tuple[str, str, bool]:
+        if "text" in example:
+            return example["text"], "", True
+        messages = example.get("messages") or [
+            {"role": "user", "content": example["prompt"]},
+            {"role": "assistant", "content": example["completion"]},
+        ]
+        tools = example.get("tools")
+        whole = self._template(messages, tools, False)
+        return whole, self._template(messages[:-1], tools, True), False
+
+    def _count(self, texts: list[str], plain: list[bool]) -> list[int]:
+        # Templates write their own special tokens; plain text gets the tokenizer's, and an end.
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            len(one.ids) + (2 if is_plain and text else 0)
+            for one, text, is_plain in zip(encoded, texts, plain, strict=True)
+        ]
+
+
+class _Template:
+    """A Hugging Face chat template, rendered as transformers renders it."""
+
+    def __init__(self, source: str, special: Mapping[str, str]) -> None:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: (
+            datetime.now().astimezone().strftime(form)
+        )
+        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+        self._template = environment.from_string(source)
+        self._special = special
+
+    def __call__(self, messages: Sequence[Any], tools: Any, generate: bool) -> str:
+        return self._template.render(
+            messages=list(messages), tools=tools, add_generation_prompt=generate, **self._special
+        )
+
+
+def _refuse(message: str) -> str:
+    raise OodatcaaError("tokenizer.template", f"the chat template refuses: {message}")
+
+
+def _template(model_path: Path) -> Any:
+    config: dict[str, Any] = {}
+    path = model_path / "tokenizer_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+    source = config.get("chat_template")
+    own = model_path / "chat_template.jinja"
+    if own.is_file():
+        source = own.read_text(encoding="utf-8")
+    if isinstance(source, list):  # several named templates
+        named = {entry["name"]: entry["template"] for entry in source}
+        source = named.get("default", next(iter(named.values()), None))
+    if not isinstance(source, str):
+        return _no_template
+    special = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = config.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            special[name] = value
+    return _Template(source, special)
+
+
+def _no_template(messages: Sequence[Any], tools: Any, generate: bool) -> str:  # noqa: ARG001
+    raise OodatcaaError(
+        "tokenizer.no_template",
+        "the model's tokenizer has no chat template, so chat data can not be counted",
+        hint="use an instruct model, or data with a `text` key",
+    )
+
+
+def read_examples(path: Path) -> Iterator[Example]:
+    """The examples of a valid JSONL file, one at a time."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip():
+                yield json.loads(line)
+
+
+def example_lengths(data_dir: Path, model_path: Path) -> dict[str, tuple[Lengths, ...]]:
+    """The lengths of every example of every split that exists."""
+    tokenizer = ChatTokenizer(model_path)
+    return {
+        split: tuple(itertools.chain.from_iterable(map(tokenizer.lengths, _chunks(path))))
+        for split in SPLITS
+        if (path := data_dir / f"{split}.jsonl").is_file()
+    }
+
+
+def _chunks(path: Path) -> Iterator[list[Example]]:
+    examples: Iterable[Example] = read_examples(path)
+    iterator = iter(examples)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        yield chunk
+
+
+def with_lengths(stats: SplitStats, lengths: Sequence[Lengths]) -> SplitStats:
+    """The same split with its token columns filled."""
+    totals = sorted(length.total for length in lengths)
+    if not totals:
+        return stats
+    return stats.evolve(
+        tokens_min=totals[0],
+        tokens_mean=round(sum(totals) / len(totals), 1),
+        tokens_p95=totals[math.ceil(0.95 * len(totals)) - 1],
+        tokens_max=totals[-1],
+    )
+
+
+@dataclass(frozen=True)
+class Known:
+    """The longest example and the most target tokens of one; None where nothing could count."""
+
+    longest: int | None = None
+    longest_target: int | None = None
+
+
+def known_lengths(data_dir: Path, model_path: Path) -> Known:
+    """Over train and valid, the splits that training reads. Nothing known without a tokenizer."""
+    stamp = tuple(
+        (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+        for path in (model_path / "tokenizer.json", *(data_dir / f"{s}.jsonl" for s in SPLITS))
+    )
+    return _known(data_dir, model_path, stamp)
+
+
+@functools.lru_cache(maxsize=32)
+def _known(data_dir: Path, model_path: Path, stamp: object) -> Known:  # noqa: ARG001 - cache key
+    try:
+        lengths = example_lengths(data_dir, model_path)
+    except (OodatcaaError, ValueError, KeyError, TypeError):
+        return Known()  # unreadable data is the validator's business; the estimate stays worst-case
+    both = [*lengths.get("train", ()), *lengths.get("valid", ())]
+    if not both:
+        return Known()
+    return Known(max(one.total for one in both), max(one.target for one in both))
