@@ -1,0 +1,243 @@
+"""What one transaction changed: found by identity, because records are frozen and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TypeVar
+
+from pydantic import Field, PositiveInt
+
+from oodatcaa.domain.base import Record, Utc
+from oodatcaa.domain.board import Board, Event, Offer, Sprint
+from oodatcaa.domain.task import Story, Subtask, Task
+from oodatcaa.errors import StateError
+
+
+class Order(Record):
+    """Ids in their new order; written only when putting in place and appending do not give it."""
+
+    stories: tuple[str, ...]
+    subtasks: tuple[str, ...]
+
+
+class Change(Record):
+    """The difference between two boards. Tasks in it replace those of the same id, or are new."""
+
+    stories: tuple[Story, ...] = ()
+    subtasks: tuple[Subtask, ...] = ()
+    removed: tuple[str, ...] = ()
+    order: Order | None = None
+    sprint: Sprint | None = None
+    sprint_ended: bool = False
+    offers: tuple[Offer, ...] | None = None
+
+    @property
+    def empty(self) -> bool:
+        return self == _NOTHING
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return (*self.stories, *self.subtasks)
+
+    def touched(self) -> set[str]:
+        """Ids of tasks that it puts or removes, and `sprint`, `offers`, `order`."""
+        found = {task.id for task in self.tasks} | set(self.removed)
+        if self.sprint is not None or self.sprint_ended:
+            found.add("sprint")
+        if self.offers is not None:
+            found.add("offers")
+        if self.order is not None:
+            found.add("order")
+        return found
+
+
+_NOTHING = Change()
+
+
+class Transaction(Record):
+    """One line of the journal."""
+
+    seq: PositiveInt
+    revision: PositiveInt
+    at: Utc
+    clock: Utc | None = Field(default=None, description="what the clock said when it was behind")
+    change: Change = _NOTHING
+    events: tuple[Event, ...] = ()
+    crc: str = ""
+
+
+TaskT = TypeVar("TaskT", Story, Subtask)
+
+
+def difference(old: Board, new: Board) -> Change:
+    """What turns `old` into `new`. Equal records count as unchanged."""
+    stories, stories_gone, stories_moved = _compare(old.stories, new.stories)
+    subtasks, subtasks_gone, subtasks_moved = _compare(old.subtasks, new.subtasks)
+    order = None
+    if stories_moved or subtasks_moved:
+        order = Order(
+            stories=tuple(item.id for item in new.stories),
+            subtasks=tuple(item.id for item in new.subtasks),
+        )
+    sprint_changed = new.sprint is not old.sprint and new.sprint != old.sprint
+    offers_changed = new.offers is not old.offers and new.offers != old.offers
+    removed = (*stories_gone, *subtasks_gone)
+    if not (stories or subtasks or removed or order or sprint_changed or offers_changed):
+        return _NOTHING
+    return Change(
+        stories=stories,
+        subtasks=subtasks,
+        removed=removed,
+        order=order,
+        sprint=new.sprint if sprint_changed else None,
+        sprint_ended=sprint_changed and new.sprint is None,
+        offers=new.offers if offers_changed else None,
+    )
+
+
+def _compare(
+    old: tuple[TaskT, ...], new: tuple[TaskT, ...]
+) -> tuple[tuple[TaskT, ...], tuple[str, ...], bool]:
+    if old is new:
+        return (), (), False
+    if len(old) == len(new):
+        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a is not b]
+        if all(a.id == b.id for a, b in pairs):
+            return tuple(b for a, b in pairs if a != b), (), False
+    before = {item.id: item for item in old}
+    after = {item.id for item in new}
+    puts = tuple(item for item in new if before.get(item.id) != item)
+    gone = tuple(key for key in before if key not in after)
+    expected = [key for key in before if key in after]
+    expected += [item.id for item in puts if item.id not in before]
+    return puts, gone, expected != [item.id for item in new]
+
+
+def refuse_inconsistent(old: Board, new: Board, change: Change) -> None:
+    """Raises StateError when `new` can not be what a decision about `old` returns."""
+    problems: list[str] = []
+    if new.revision != old.revision:
+        problems.append(
+            f"it is a change of revision {new.revision}, but the queue is at {old.revision}"
+        )
+    if change.removed or change.order or _grew(old, new):
+        problems += structure_problems(new)
+    else:
+        parents = old.story_by_id.keys()
+        problems += [
+            f"{item.id}: its story {item.story} does not exist"
+            for item in change.subtasks
+            if item.story not in parents
+        ]
+        if change.offers is not None:
+            problems += _offer_problems(new)
+    if problems:
+        raise StateError(
+            "queue.inconsistent",
+            f"the decision returned a board that can not be: {problems[0]}",
+            hint="this is a defect of the program; nothing was written",
+            details=problems,
+        )
+
+
+def _grew(old: Board, new: Board) -> bool:
+    return len(old.stories) != len(new.stories) or len(old.subtasks) != len(new.subtasks)
+
+
+def structure_problems(board: Board) -> list[str]:
+    """What makes a board impossible whatever the rules say: ids that repeat or lead nowhere."""
+    tasks: tuple[Task, ...] = (*board.stories, *board.subtasks)
+    ids = [item.id for item in tasks]
+    known = set(ids)
+    problems = [f"{key}: the id is used {ids.count(key)} times" for key in _repeated(ids)]
+    stories = {item.id for item in board.stories}
+    for item in board.subtasks:
+        if item.story not in stories:
+            problems.append(f"{item.id}: its story {item.story} does not exist")
+        elif not item.id.startswith(item.story + "-"):
+            problems.append(f"{item.id}: its id does not belong to its story {item.story}")
+    for task in tasks:
+        problems += [
+            f"{task.id}: depends on {other}, which does not exist"
+            for other in task.depends_on
+            if other not in known
+        ]
+    return problems + _offer_problems(board)
+
+
+def _repeated(ids: list[str]) -> list[str]:
+    seen: set[str] = set()
+    again: dict[str, None] = {}
+    for key in ids:
+        if key in seen:
+            again[key] = None
+        seen.add(key)
+    return list(again)
+
+
+def _offer_problems(board: Board) -> list[str]:
+    return [
+        f"an offer names {offer.task}, which does not exist"
+        for offer in board.offers
+        if board.find(offer.task) is None
+    ]
+
+
+class Replica:
+    """The board in memory, kept up by applying transactions; order of tasks is that of the dicts.
+
+    Not thread-safe; `board` is a frozen value that callers may keep.
+    """
+
+    def __init__(self, board: Board, *, seq: int, at: datetime | None) -> None:
+        self.seq = seq
+        self.at = at
+        self.revision = board.revision
+        self._board: Board | None = board
+        self._sprint = board.sprint
+        self._offers = board.offers
+        self._stories = {item.id: item for item in board.stories}
+        self._subtasks = {item.id: item for item in board.subtasks}
+
+    @property
+    def board(self) -> Board:
+        if self._board is None:
+            self._board = Board(
+                revision=self.revision,
+                sprint=self._sprint,
+                stories=tuple(self._stories.values()),
+                subtasks=tuple(self._subtasks.values()),
+                offers=self._offers,
+            )
+        return self._board
+
+    @property
+    def size(self) -> int:
+        return len(self._stories) + len(self._subtasks)
+
+    def apply(self, done: Transaction) -> None:
+        change = done.change
+        for key in change.removed:
+            self._stories.pop(key, None)
+            self._subtasks.pop(key, None)
+        _put(self._stories, change.stories)
+        _put(self._subtasks, change.subtasks)
+        if change.order is not None:
+            self._stories = {key: self._stories[key] for key in change.order.stories}
+            self._subtasks = {key: self._subtasks[key] for key in change.order.subtasks}
+        if change.sprint is not None or change.sprint_ended:
+            self._sprint = change.sprint
+        if change.offers is not None:
+            self._offers = change.offers
+        self.seq, self.revision, self.at = done.seq, done.revision, done.at
+        self._board = None
+
+
+def _put(into: dict[str, TaskT], tasks: Iterable[TaskT]) -> None:
+    for task in tasks:
+        into[task.id] = task
+
+
+def by_id(board: Board) -> Mapping[str, Task]:
+    return {**board.story_by_id, **board.subtask_by_id}

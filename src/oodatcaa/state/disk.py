@@ -1,0 +1,64 @@
+"""Writes, fsyncs and renames, each with named points where a test may let the process die."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from oodatcaa.kit import faults
+from oodatcaa.kit.faults import reach
+from oodatcaa.kit.files import sync_folder
+
+
+def write_at(handle: int, data: bytes, offset: int, name: str) -> None:
+    """Write all of `data` at `offset`, going on after short writes. Raises OSError."""
+    reach(f"{name}.before_write")
+    view = memoryview(data)
+    if faults.armed():  # a test may want the process to die with half a line written
+        half = len(data) // 2
+        _write_all(handle, view[:half], offset)
+        reach(f"{name}.half_written")
+        view, offset = view[half:], offset + half
+    _write_all(handle, view, offset)
+    reach(f"{name}.after_write")
+
+
+def _write_all(handle: int, view: memoryview, offset: int) -> None:
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def sync(handle: int, name: str) -> None:
+    reach(f"{name}.before_fsync")
+    os.fsync(handle)
+    reach(f"{name}.after_fsync")
+
+
+def replace(source: Path, target: Path, name: str, *, durable: bool = True) -> None:
+    """Rename over `target`; `durable` also makes the rename itself survive a power cut."""
+    reach(f"{name}.before_rename")
+    source.replace(target)
+    reach(f"{name}.after_rename")
+    if durable:
+        sync_folder(target.parent)
+        reach(f"{name}.after_folder_fsync")
+
+
+def write_temp(path: Path, data: bytes, name: str) -> None:
+    """A file with a fixed name, written whole and fsynced; for a `replace` under the lock."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_at(handle, data, 0, name)
+        sync(handle, name)
+    finally:
+        os.close(handle)
+
+
+def read_from(handle: int, offset: int) -> bytes:
+    """Everything from `offset` to the end as it is now."""
+    parts = []
+    while chunk := os.pread(handle, 1 << 20, offset):
+        parts.append(chunk)
+        offset += len(chunk)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,327 @@
+"""The queue on disk: `transact`, `read`, `history`, each over the journal's one commit point.
+
+Under the lock a transaction takes in what others committed, settles what an outside hand did to
+SPRINT_QUEUE.json, decides, appends one line and fsyncs it. That line is the truth; the log and the
+snapshot are views written from it afterwards, and whoever comes next completes them after a crash.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from oodatcaa.domain.board import Board, Decision, Event, EventKind
+from oodatcaa.domain.ports import Logged
+from oodatcaa.errors import StateError
+from oodatcaa.kit.clock import utc_now
+from oodatcaa.kit.locks import FileLock
+from oodatcaa.state.changes import Change, Transaction, difference, refuse_inconsistent
+from oodatcaa.state.journal import Journal, clamp
+from oodatcaa.state.log import AgentLog
+from oodatcaa.state.outside import Legal, OutsideHands, accept_structure
+from oodatcaa.state.snapshot import QUEUE_FILE
+from oodatcaa.state.views import EventFile, QueueView
+
+T = TypeVar("T")
+
+EXACT_TASKS = 200
+"""Up to so many tasks SPRINT_QUEUE.json is exact whenever the lock is free."""
+BEHIND_SECONDS = 0.8
+"""Above that a running crew rewrites it this often (with the time to write: under a second)."""
+LOCK_SECONDS = 60.0
+
+
+class QueueStore:
+    """The store behind `domain.ports.Store`, for any number of processes and threads.
+
+    `work_dir` is made at the first transaction. `legal(old, new)` judges what an outside hand
+    wrote into SPRINT_QUEUE.json: reasons against it, none = taken over. `on_notice` is told, one
+    line each, what a person should know although the call went well. Use it as a context manager
+    or call `close()`: SPRINT_QUEUE.json is then exact and every view complete.
+    """
+
+    def __init__(
+        self,
+        work_dir: Path,
+        clock: Callable[[], datetime] = utc_now,
+        *,
+        legal: Legal = accept_structure,
+        on_notice: Callable[[str], None] | None = None,
+        lock_seconds: float | None = LOCK_SECONDS,
+        exact_tasks: int = EXACT_TASKS,
+        log_bytes: int = 1_000_000,
+    ) -> None:
+        self.work_dir = work_dir
+        self._clock = clock
+        self._notice = on_notice or (lambda _: None)
+        self._lock_seconds = lock_seconds
+        self._exact_tasks = exact_tasks
+        self._lock = FileLock(
+            work_dir / f"{QUEUE_FILE}.lock", code="queue.locked", what="the sprint queue"
+        )
+        self._journal = Journal(work_dir / "queue.journal")
+        self._events = EventFile(work_dir / "events.jsonl")
+        self._log = AgentLog(work_dir, limit=log_bytes)
+        self._view = QueueView(work_dir, self._journal)
+        self._outside = OutsideHands(work_dir, self._journal, legal)
+        self._mutex = threading.RLock()
+        self._deciding = False
+        self._view_error: OSError | StateError | None = None
+        self._flusher: threading.Thread | None = None
+        self._unclamped = True
+        _stores.add(self)
+
+    # the port -----------------------------------------------------------------------------
+
+    def read(self) -> Board:
+        """The newest committed board; an empty one where there is no queue yet."""
+        with self._mutex:
+            self._journal.follow(locked=False)
+            if self._view.touched() and self._may_write() and self._lock.try_acquire():
+                # Only a writer can settle it. While another holds the lock, that one does.
+                try:
+                    self._recover()
+                finally:
+                    self._lock.release()
+            return self._journal.replica.board
+
+    def transact(self, decide: Callable[[Board, datetime], Decision[T]]) -> T:
+        """See the port. Raises StateError `queue.locked` naming the holder after `lock_seconds`."""
+        with self._writing():
+            replica = self._journal.replica
+            read = self._clock()
+            now = clamp(read, replica.at)
+            old = replica.board
+            self._deciding = True
+            try:
+                decision = decide(old, now)
+            finally:
+                self._deciding = False
+            change = difference(old, decision.board)
+            if not change.empty or decision.events:
+                refuse_inconsistent(old, decision.board, change)
+                self._commit(change, decision.events, now, read)
+                self._write_views()
+            return decision.value
+
+    def history(self) -> Iterator[Logged]:
+        """Every event since the sprint began, oldest first; never waits for a writer."""
+        with self._mutex:
+            self._journal.follow(locked=False)
+            recent = tuple(self._journal.events())
+            since, base = self._journal.since, self._journal.base_seq
+        for logged in self._events.read(since):
+            if logged.seq <= base:
+                yield logged
+        yield from (logged for logged in recent if logged.seq > since)
+
+    # the life of a store ------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Bring SPRINT_QUEUE.json and AGENT_LOG.md up to the journal.
+
+        Raises StateError `queue.views_behind` when that can not be done; the state is safe.
+        """
+        with self._mutex:
+            if self._journal.exists and self._view.behind and not self._deciding:
+                with self._writing():
+                    self._write_views(final=True)
+            if self._view_error is not None:
+                error, self._view_error = self._view_error, None
+                raise StateError(
+                    "queue.views_behind",
+                    f"the queue is safe, but a view of it could not be written: {error}",
+                    hint="free space or make the folder writable; the next command writes it",
+                ) from error
+
+    def close(self) -> None:
+        """`flush`, then give back the file handles. A closed store opens again when used."""
+        with self._mutex:
+            try:
+                self.flush()
+            finally:
+                self._journal.close()
+                self._log.close()
+                self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # inside -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._mutex:
+            if self._deciding:
+                raise StateError(
+                    "queue.nested",
+                    "a decision may not start another transaction",
+                    hint="this is a defect of the program; nothing was written",
+                )
+            self._make_folder()
+            self._journal.follow(locked=False)  # the bulk of the reading, outside the lock
+            with self._lock.held(self._lock_seconds):
+                self._recover()
+                yield
+
+    def _make_folder(self) -> None:
+        try:
+            self.work_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(
+                "queue.unwritable",
+                f"{self.work_dir} can not be made: {error.strerror}",
+                hint="make the folder above it writable, then repeat the command",
+            ) from error
+
+    def _recover(self) -> None:
+        """Under the lock: be where the last writer was, and complete what a dead one left."""
+        self._journal.follow(locked=True)
+        if self._view.touched():
+            verdict = self._outside.settle(clamp(self._clock(), self._journal.replica.at))
+            if verdict is not None:
+                self._commit(verdict.change, verdict.events, verdict.at, verdict.at)
+                self._notice(verdict.notice)
+            self._view.settled()
+            self._write_views()
+        if self._log.incomplete(self._journal.last_event):
+            self._complete_log()
+
+    def _commit(
+        self, change: Change, events: tuple[Event, ...], now: datetime, read: datetime
+    ) -> None:
+        journal = self._journal
+        if not journal.exists:
+            journal.rebase()
+        behind = (now - read).total_seconds()
+        if behind > 1 and self._unclamped:
+            events = (*events, _clock_note(now, behind))
+        self._unclamped = behind <= 1
+        seq, revision = journal.replica.seq + 1, journal.replica.revision + 1
+        journal.commit(
+            Transaction(
+                seq=seq,
+                revision=revision,
+                at=now,
+                clock=read if behind > 0 else None,
+                change=change,
+                events=events,
+            )
+        )
+        self._view.committed()
+        if events:
+            entries = [Logged(seq=seq, index=n, event=event) for n, event in enumerate(events)]
+            self._try_view(lambda: self._log.append(entries))
+
+    def _complete_log(self) -> None:
+        since = self._journal.since
+
+        def complete() -> None:
+            stored = (one for one in self._events.read(since) if one.seq <= self._journal.base_seq)
+            self._log.complete((*stored, *self._journal.events()), since=since)
+
+        self._try_view(complete)
+
+    def _write_views(self, *, final: bool = False) -> None:
+        """The snapshot as its policy says, and a new base for a journal that has grown."""
+        exact = self._journal.replica.size <= self._exact_tasks
+
+        def write() -> None:
+            if exact or final or self._view.due(BEHIND_SECONDS):
+                self._view.write(exact=exact or final)
+            if self._journal.grown:
+                self._events.extend(self._journal.events())
+                self._log.sync()
+                self._journal.rebase()
+
+        self._try_view(write)
+        if self._view.behind:
+            self._flush_soon()
+
+    def _try_view(self, write: Callable[[], None]) -> None:
+        """The transaction is durable: a view that fails is reported by `flush`, not instead."""
+        try:
+            write()
+        except (OSError, StateError) as error:
+            self._view_error = error
+
+    def _flush_soon(self) -> None:
+        if self._flusher is None:
+            self._flusher = threading.Thread(
+                target=_flush_later, args=(weakref.ref(self),), name="queue-flush", daemon=True
+            )
+            self._flusher.start()
+
+    def _flush_now(self) -> None:
+        """The flusher's turn, BEHIND_SECONDS after a snapshot was left behind."""
+        with self._mutex:
+            self._flusher = None
+            if not self._view.behind or self._deciding:
+                return
+            try:
+                with self._writing():
+                    self._view.write(exact=False)
+            except (OSError, StateError) as error:
+                self._view_error = error
+
+    def _may_write(self) -> bool:
+        return os.access(self.work_dir, os.W_OK)
+
+    def _begin_in_child(self) -> None:
+        """After a fork: handles and threads are the parent's; what is in memory is still true."""
+        self._mutex = threading.RLock()
+        self._flusher = None
+        self._journal.close()
+        self._log.close()
+
+
+_stores: weakref.WeakSet[QueueStore] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """A command that forgot to close still leaves an exact file."""
+    for store in list(_stores):
+        store.close()
+
+
+def _restart_all() -> None:
+    for store in list(_stores):
+        store._begin_in_child()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_restart_all)
+
+
+def _flush_later(reference: weakref.ref[QueueStore]) -> None:
+    time.sleep(BEHIND_SECONDS)
+    store = reference()
+    if store is not None:
+        store._flush_now()
+
+
+def _clock_note(now: datetime, behind: float) -> Event:
+    return Event(
+        kind=EventKind.NOTE,
+        at=now,
+        actor="clock",
+        subject="sprint",
+        text=f"the machine's clock went back by {behind:.0f} s; times stand still until it is past",
+    )

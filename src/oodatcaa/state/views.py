@@ -1,0 +1,163 @@
+"""What is written from the journal for others: SPRINT_QUEUE.json and events.jsonl."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from oodatcaa.domain.ports import Logged
+from oodatcaa.errors import StateError
+from oodatcaa.kit.files import write_atomic
+from oodatcaa.state.disk import replace, sync, write_at, write_temp
+from oodatcaa.state.journal import REPAIR, Journal, Marker
+from oodatcaa.state.snapshot import QUEUE_FILE, SCHEMA_FILE, Renderer, temp_of
+
+_Stat = tuple[int, int, int, int]
+
+
+class QueueView:
+    """SPRINT_QUEUE.json: knows what this program wrote, and so what it did not."""
+
+    def __init__(self, work_dir: Path, journal: Journal) -> None:
+        self.path = work_dir / QUEUE_FILE
+        self._schema = work_dir / SCHEMA_FILE
+        self._journal = journal
+        self._renderer = Renderer()
+        self._known: _Stat | None = None
+        self._seq = -1
+        self._exact = False
+        self._seen_at = 0.0
+        self._ours = False
+
+    @property
+    def behind(self) -> bool:
+        """Whether this process committed something that the file may not show yet."""
+        return self._ours and not (self._exact and self._seq == self._journal.replica.seq)
+
+    def committed(self) -> None:
+        self._ours = True
+
+    def touched(self) -> bool:
+        """Whether the file is there and is not what this program wrote last."""
+        try:
+            status = _stat(self.path)
+        except FileNotFoundError:
+            self.settled()
+            return False
+        if status == self._known:
+            return False
+        data = self.path.read_bytes()
+        marker = self._written(hashlib.sha256(data).hexdigest())
+        if marker is None:
+            return True
+        self._remember(status, marker.seq, b'"exact": true' in data[:1000])
+        return False
+
+    def _written(self, digest: str) -> Marker | None:
+        markers = self._journal.markers
+        if markers and markers[-1].sha256 == digest:
+            return markers[-1]
+        # Died between announcing a snapshot and renaming it: the one before is still in place.
+        waiting = self._journal.marker_is_last and temp_of(self.path).exists()
+        if waiting and len(markers) == 2 and markers[0].sha256 == digest:
+            return markers[0]
+        return None
+
+    def settled(self) -> None:
+        """What lies there has been dealt with and may be overwritten."""
+        self._known, self._seq, self._exact = None, -1, False
+
+    def due(self, seconds: float) -> bool:
+        """Whether a lagging file must be written now: too old, or still claiming to be exact."""
+        return self._exact or self._known is None or time.monotonic() - self._seen_at >= seconds
+
+    def write(self, *, exact: bool) -> None:
+        """Bring the file up to the journal. Under the lock. Raises OSError, StateError."""
+        replica = self._journal.replica
+        if self._seq == replica.seq and self._exact == exact and self._known is not None:
+            return
+        if not self._schema.exists():
+            from oodatcaa.state.schema import schema_text
+
+            write_atomic(self._schema, schema_text())
+        rendered = self._renderer.render(replica.board, seq=replica.seq, exact=exact)
+        temp = temp_of(self.path)
+        write_temp(temp, rendered.data, "snapshot")
+        self._journal.mark(Marker(seq=replica.seq, sha256=rendered.sha256))
+        replace(temp, self.path, "snapshot", durable=False)
+        self._remember(_stat(self.path), replica.seq, exact)
+
+    def _remember(self, status: _Stat, seq: int, exact: bool) -> None:
+        self._known, self._seq, self._exact = status, seq, exact
+        self._seen_at = time.monotonic()
+
+
+def _stat(path: Path) -> _Stat:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+class EventFile:
+    """events.jsonl: the sprint's events that the journal no longer holds, one JSON line each.
+
+    Filled just before the journal gets a new base, so it costs nothing per transaction, and a
+    journal that is full of heartbeats does not have to be kept for the few events in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def extend(self, events: Iterable[Logged]) -> None:
+        """Append those of `events` that are not in it yet, durably. Under the lock."""
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            end, last = self._end(handle)
+            lines = [
+                one.model_dump_json(exclude_defaults=True) + "\n"
+                for one in events
+                if (one.seq, one.index) > last
+            ]
+            os.ftruncate(handle, end)
+            write_at(handle, "".join(lines).encode(), end, "events")
+            sync(handle, "events")
+        finally:
+            os.close(handle)
+
+    def _end(self, handle: int) -> tuple[int, tuple[int, int]]:
+        """Where the last whole line ends, and which event it is."""
+        size = os.fstat(handle).st_size
+        reach = 1 << 16
+        while True:
+            start = max(0, size - reach)
+            data = os.pread(handle, size - start, start)
+            end = data.rfind(b"\n") + 1
+            begin = data.rfind(b"\n", 0, end - 1) + 1 if end else 0
+            if end and (begin or start == 0):
+                one = Logged.model_validate_json(data[begin:end])
+                return start + end, (one.seq, one.index)
+            if start == 0:
+                return 0, (0, -1)
+            reach *= 4
+
+    def read(self, since: int) -> Iterator[Logged]:
+        """Its events later than transaction `since`. Raises StateError for a damaged line."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return  # torn: its writer had not moved the journal on yet
+                try:
+                    one = Logged.model_validate_json(line)
+                except ValidationError as error:
+                    raise StateError(
+                        "queue.events_unreadable",
+                        f"{self.path}:{number}: {error.errors()[0]['msg']}",
+                        hint=REPAIR,
+                    ) from error
+                if one.seq > since:
+                    yield one
