@@ -22,6 +22,7 @@ from oodatcaa.domain.training import DatasetRecord, SplitStats
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.files import sync_folder, write_atomic
 from oodatcaa.training.data_checks import check_folder
+from oodatcaa.training.hashes import file_sha256
 from oodatcaa.training.stdlib_pairs import collect, split_by_file, stdlib_root
 from oodatcaa.training.tokens import (
     SPLITS,
@@ -77,7 +78,7 @@ def find_problems(folder: Path) -> tuple[str, ...]:
         found = tuple(
             f"{split}.jsonl: changed since the data card was written"
             for split, stats in read_card(folder).splits.items()
-            if _file_sha256(folder / f"{split}.jsonl") != stats.sha256
+            if file_sha256(folder / f"{split}.jsonl") != stats.sha256
         )
     return found
 
@@ -204,13 +205,8 @@ def content_sha256(splits: Mapping[str, SplitStats]) -> str:
 
 
 def _stats(folder: Path, split: str, examples: int, files: int) -> SplitStats:
-    digest = _file_sha256(folder / f"{split}.jsonl")
+    digest = file_sha256(folder / f"{split}.jsonl")
     return SplitStats(examples=examples, files=files, sha256=digest)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _counted(record: DatasetRecord, folder: Path, model_path: Path | None) -> DatasetRecord:
@@ -238,7 +234,7 @@ def _publish(
         temp.chmod(0o755)
         for split in SPLITS:
             shutil.copyfile(source / f"{split}.jsonl", temp / f"{split}.jsonl")
-            if _file_sha256(temp / f"{split}.jsonl") != final.splits[split].sha256:
+            if file_sha256(temp / f"{split}.jsonl") != final.splits[split].sha256:
                 raise StateError("data.changed", f"{split}.jsonl changed while it was copied")
             (temp / f"{split}.jsonl").chmod(0o444)
         write_atomic(temp / CARD_FILE, final.model_dump_json(indent=2) + "\n", mode=0o444)
@@ -259,7 +255,7 @@ def _existing(target: Path, record: DatasetRecord) -> DatasetRecord:
     """The set that is there, once its bytes are proven to be the same."""
     for split in SPLITS:
         path = target / f"{split}.jsonl"
-        if not path.is_file() or _file_sha256(path) != record.splits[split].sha256:
+        if not path.is_file() or file_sha256(path) != record.splits[split].sha256:
             raise StateError(
                 "data.changed",
                 f"{path} is not what its folder's name says",

@@ -1,0 +1,40 @@
+"""Content hashes of model folders, remembered so that gigabytes are read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import platformdirs
+
+from oodatcaa.kit.files import write_atomic
+
+PARTS = ("config.json", "model*.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_sha256(folder: Path, *, cache: Path | None = None) -> str:
+    """sha256 over names and contents of what defines a model: config, weights, tokenizer.
+
+    Contents are read again only when a file's size, time or inode changed; the memory of that is
+    a file in the user's cache folder, which may be deleted at any time.
+    """
+    files = sorted({path for part in PARTS for path in folder.glob(part)})
+    stats = [(path.name, path.stat()) for path in files]
+    key = json.dumps([str(folder), *((n, s.st_size, s.st_mtime_ns, s.st_ino) for n, s in stats)])
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    known = (cache or platformdirs.user_cache_path("oodatcaa") / "hashes") / name
+    if known.is_file():
+        text = known.read_text(encoding="ascii").strip()
+        if len(text) == 64:
+            return text
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.name} {file_sha256(path)}\n".encode())
+    write_atomic(known, total.hexdigest() + "\n")
+    return total.hexdigest()
