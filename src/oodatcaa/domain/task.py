@@ -157,6 +157,12 @@ class Story(_Task):
     adapt_round: int = Field(default=0, ge=0)
     waivers: tuple[Waiver, ...] = ()
     integration: Integration | None = None
+    extra_rounds: int = Field(
+        default=0, ge=0, description="adaptation rounds that people allowed beyond the sprint's"
+    )
+    paused_from: StoryStatus | None = Field(
+        default=None, description="where a story that needs a human came from, so that it can go on"
+    )
 
     @property
     def branch(self) -> str:

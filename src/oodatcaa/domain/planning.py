@@ -1,0 +1,198 @@
+"""Handing in a plan: a new version says which subtasks there are, which stay and which go."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from oodatcaa.domain.board import Board, Decision, Event, EventKind
+from oodatcaa.domain.handover import held_story, moved_event, settle
+from oodatcaa.domain.lifecycle import (
+    B,
+    S,
+    initial_subtask,
+    is_cancelled,
+    is_done,
+    is_finished,
+    move,
+    put,
+    waiting_status,
+)
+from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.rounds import rounds_allowed
+from oodatcaa.domain.task import Story, SubtaskKind
+from oodatcaa.errors import RefusedError
+
+
+def submit_plan(
+    board: Board, now: datetime, *, story: str, owner: str, attempt: int, plan: Plan
+) -> Decision[Story]:
+    """Accept a plan or an adapted plan: the story becomes `planning_complete`.
+
+    New subtasks are created, those in `plan.keeps` stay (failed ones can be worked on again, a
+    definition in `plan.subtasks` replaces the old one), every other unfinished one is cancelled.
+    Raises RefusedError: submission.late, plan.wrong_story, plan.wrong_version, plan.subtasks,
+    plan.rounds_used_up.
+    """
+    held = held_story(board, story, owner, attempt, S.PLANNING, S.ADAPTING)
+    _check_plan(board, held, plan)
+    adapting = held.status is S.ADAPTING
+    planned = move(
+        held,
+        S.PLANNING_COMPLETE,
+        now,
+        plan_version=plan.version,
+        adapt_round=held.adapt_round + (1 if adapting else 0),
+        failure=None,
+    )
+    events = [_planned_event(held, planned, plan, now)]
+    after = put(board, planned)
+    for item in board.subtasks_of(story):
+        if item.id in plan.keeps:
+            after = put(after, item)
+        elif not is_finished(item):
+            gone = move(item, B.CANCELLED, now, reason=f"replaced by plan v{plan.version}")
+            after = put(after, gone)
+            text = f"{item.id} is replaced by plan v{plan.version}"
+            events.append(moved_event(item, gone, owner, now, text))
+    after = _place(after, planned, plan, now)
+    after, settled = settle(after, story, owner, now)
+    final = after.story_by_id[story]
+    return Decision(after, final, (*events, *settled))
+
+
+def _check_plan(board: Board, story: Story, plan: Plan) -> None:
+    if plan.story != story.id:
+        raise RefusedError(
+            "plan.wrong_story",
+            f"the plan is for {plan.story}, the claim for {story.id}",
+            hint=f"oodatcaa show {story.id}",
+        )
+    if plan.version != story.plan_version + 1:
+        raise RefusedError(
+            "plan.wrong_version",
+            f"{story.id} has plan v{story.plan_version}: the next is v{story.plan_version + 1}, "
+            f"not v{plan.version}",
+            hint=f"oodatcaa show {story.id}",
+        )
+    allowed = rounds_allowed(board, story)
+    if story.status is S.ADAPTING and story.adapt_round >= allowed:
+        raise RefusedError(
+            "plan.rounds_used_up",
+            f"{story.adapt_round} of {allowed} adaptation rounds are used up",
+            hint=f"oodatcaa approve {story.id} allows one more",
+        )
+    problems = _subtask_problems(board, story, plan)
+    if problems:
+        raise RefusedError(
+            "plan.subtasks",
+            f"plan v{plan.version} of {story.id} does not fit its subtasks: {problems[0]}",
+            hint="keep a subtask by naming it in keeps; give new work a new id",
+            details=problems,
+        )
+
+
+def _subtask_problems(board: Board, story: Story, plan: Plan) -> list[str]:
+    problems: list[str] = []
+    for kept in plan.keeps:
+        item = board.subtask_by_id.get(kept)
+        if item is None or item.story != story.id:
+            problems.append(f"{kept} can not be kept: it does not exist")
+        elif is_cancelled(item):
+            problems.append(f"{kept} can not be kept: it was cancelled")
+    for wanted in plan.subtasks:
+        item = board.subtask_by_id.get(wanted.id)
+        if item is None:
+            continue
+        if wanted.id not in plan.keeps:
+            problems.append(f"{wanted.id} exists already ({item.status.value})")
+        elif item.lease is not None and wanted.depends_on != item.depends_on:
+            problems.append(f"{wanted.id} is being worked on; keep it with its dependencies")
+    live = [item for item in plan.subtasks if item.kind is SubtaskKind.TEST]
+    tests = [board.subtask_by_id.get(item.id) for item in live]
+    if all(test is not None and is_done(test) for test in tests):
+        problems.append("every test subtask is done already: nobody would verify the new work")
+    replaced = {item.id for item in board.subtasks_of(story.id) if item.id not in plan.keeps} - {
+        item.id for item in plan.subtasks
+    }
+    for kept in plan.keeps:
+        item = board.subtask_by_id.get(kept)
+        if item is None or kept in {wanted.id for wanted in plan.subtasks} or is_done(item):
+            continue
+        lost = [d for d in item.depends_on if d in replaced and not _done(board, d)]
+        problems += [f"{kept} is kept, but depends on {needed}, which is not" for needed in lost]
+    return problems
+
+
+def _done(board: Board, subtask: str) -> bool:
+    item = board.subtask_by_id.get(subtask)
+    return item is not None and is_done(item)
+
+
+def free_subtask_id(board: Board, story: str, kind: SubtaskKind, taken: int = 0) -> str:
+    """The next unused id of that kind, for example `T003-B02`; `taken` skips ids that the plan
+    in the making already uses."""
+    letter = "B" if kind is SubtaskKind.BUILD else "T"
+    used = [
+        int(item.id.split("-")[1][1:])
+        for item in board.subtasks_of(story)
+        if item.id.split("-")[1][0] == letter
+    ]
+    return f"{story}-{letter}{max(used, default=0) + 1 + taken:02d}"
+
+
+def _place(board: Board, story: Story, plan: Plan, now: datetime) -> Board:
+    """Create the plan's subtasks, and put the kept ones where they can go on."""
+    for wanted in plan.subtasks:
+        old = board.subtask_by_id.get(wanted.id)
+        if old is None:
+            new = initial_subtask(
+                board,
+                now,
+                id=wanted.id,
+                story=story.id,
+                kind=wanted.kind,
+                plan_version=plan.version,
+                steps=wanted.steps,
+                title=wanted.title,
+                estimate_minutes=wanted.estimate_minutes,
+                depends_on=wanted.depends_on,
+            )
+            board = put(board, new)
+        else:
+            board = put(
+                board,
+                old.evolve(
+                    title=wanted.title,
+                    steps=wanted.steps,
+                    depends_on=wanted.depends_on,
+                    estimate_minutes=wanted.estimate_minutes,
+                    plan_version=plan.version,
+                ),
+            )
+    for kept in plan.keeps:
+        item = board.subtask_by_id[kept]
+        if is_done(item) or item.lease is not None:
+            continue
+        waits = _waits_for(board, item.depends_on)
+        to = waiting_status(item.kind, blocked=bool(waits))
+        changes = {"reason": waits, "failure": None}
+        if item.status is not to:
+            board = put(board, move(item, to, now, **changes))
+    return board
+
+
+def _waits_for(board: Board, depends_on: tuple[str, ...]) -> str:
+    waits = [needed for needed in depends_on if not _done(board, needed)]
+    return f"waits for {', '.join(waits)}" if waits else ""
+
+
+def _planned_event(before: Story, after: Story, plan: Plan, now: datetime) -> Event:
+    note = plan.adaptation
+    text = f"plan v{plan.version} of {before.id}: {len(plan.subtasks)} subtasks, size {plan.size}"
+    details = [f"{item.id} {item.title} ({item.estimate_minutes} min)" for item in plan.subtasks]
+    details += [f"keeps {kept}" for kept in plan.keeps]
+    if note is not None:
+        text = f"adaptation round {after.adapt_round}: {note.trigger}; {text}"
+        details = [*note.rungs, *details]
+    event = moved_event(before, after, before.lease.owner if before.lease else "planner", now, text)
+    return event.evolve(kind=EventKind.PLAN, details=tuple(details))

@@ -1,0 +1,306 @@
+"""Handing in work: what a result does to the board, decided by the evidence alone.
+
+Every function checks the fencing token first. A result of an attempt that is no longer the
+current one raises RefusedError `submission.late`: the caller keeps its evidence, the board stays
+as it is. A lease past its time to live that nobody took back still counts.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from oodatcaa.domain.board import Board, Decision
+from oodatcaa.domain.evidence import Evidence, GateSpec, Verdict, verdict_of
+from oodatcaa.domain.handover import held_story, held_subtask, moved_event, settle
+from oodatcaa.domain.lifecycle import (
+    B,
+    S,
+    is_done,
+    move,
+    put,
+)
+from oodatcaa.domain.negotiation import held_task
+from oodatcaa.domain.people import approve, cancel, waive
+from oodatcaa.domain.planning import free_subtask_id, submit_plan
+from oodatcaa.domain.rounds import free_adapting
+from oodatcaa.domain.task import (
+    Artefact,
+    Failure,
+    Integration,
+    Story,
+    Subtask,
+    SubtaskKind,
+    Task,
+)
+from oodatcaa.errors import RefusedError
+
+__all__ = [
+    "approve",
+    "cancel",
+    "fail_task",
+    "free_subtask_id",
+    "give_up",
+    "integration_failed",
+    "submit_build",
+    "submit_integration",
+    "submit_plan",
+    "submit_test",
+    "waive",
+]
+
+
+def submit_build(
+    board: Board,
+    now: datetime,
+    *,
+    subtask: str,
+    owner: str,
+    attempt: int,
+    commit: str,
+    artefacts: tuple[Artefact, ...],
+    evidence: tuple[Evidence, ...],
+    gates: tuple[GateSpec, ...],
+    failure: Failure | None,
+) -> Decision[Subtask]:
+    """Accept a build: `done` when every exit gate holds at `commit`, otherwise `needs_adapt` for
+    the subtask and its story. A given `failure` is never overruled by passed gates.
+
+    Raises RefusedError: submission.late, .wrong_task, .no_commit, .evidence_mismatch.
+    """
+    held = held_subtask(board, subtask, owner, attempt, SubtaskKind.BUILD)
+    return _judge(board, now, held, commit, artefacts, evidence, gates, failure)
+
+
+def submit_test(
+    board: Board,
+    now: datetime,
+    *,
+    subtask: str,
+    owner: str,
+    attempt: int,
+    commit: str,
+    artefacts: tuple[Artefact, ...] = (),
+    evidence: tuple[Evidence, ...],
+    gates: tuple[GateSpec, ...],
+    failure: Failure | None = None,
+) -> Decision[Subtask]:
+    """Accept a verification: `done` when all criteria and gates hold at `commit`. The last
+    subtask that becomes done makes the story `ready_for_integrator` with that commit.
+
+    Raises RefusedError like `submit_build`, and submission.untested_commit when `commit` is not
+    one that a build of this story handed in: merging it would merge something else.
+    """
+    held = held_subtask(board, subtask, owner, attempt, SubtaskKind.TEST)
+    built = {item.commit for item in board.subtasks_of(held.story) if is_done(item)} - {""}
+    if failure is None and built and commit not in built:
+        raise RefusedError(
+            "submission.untested_commit",
+            f"{commit[:12]} was checked, but the builds of {held.story} handed in "
+            + ", ".join(sorted(item[:12] for item in built)),
+            hint=f"oodatcaa show {held.story}",
+        )
+    return _judge(board, now, held, commit, artefacts, evidence, gates, failure)
+
+
+def _judge(
+    board: Board,
+    now: datetime,
+    held: Subtask,
+    commit: str,
+    artefacts: tuple[Artefact, ...],
+    evidence: tuple[Evidence, ...],
+    gates: tuple[GateSpec, ...],
+    failure: Failure | None,
+) -> Decision[Subtask]:
+    if failure is None and not commit:
+        raise RefusedError(
+            "submission.no_commit",
+            f"{held.id} was handed in without a commit",
+            hint="commit the work, then hand it in again",
+        )
+    _check_evidence(held, commit, evidence)
+    story = board.story_by_id[held.story]
+    problems = verdict_of(evidence, gates) + _unwaived(story, evidence, now)
+    ids = tuple(item.id for item in evidence)
+    if problems and failure is None:
+        failure = Failure(
+            kind="gate", task=held.id, summary=problems[0], gates=problems, evidence=ids, at=now
+        )
+    if failure is not None:
+        held = held.evolve(commit=commit, artefacts=artefacts, evidence=held.evidence + ids)
+        return _failed(board, now, held, failure)
+    return _passed(board, now, held, commit, artefacts, ids)
+
+
+def _check_evidence(held: Subtask, commit: str, evidence: tuple[Evidence, ...]) -> None:
+    problems = []
+    for item in evidence:
+        if item.commit != commit:
+            problems.append(f"{item.id} was gathered at {item.commit[:12]}, not {commit[:12]}")
+        if (item.task, item.attempt) != (held.id, held.attempt):
+            problems.append(
+                f"{item.id} belongs to {item.task} attempt {item.attempt}, "
+                f"not to {held.id} attempt {held.attempt}"
+            )
+    if problems:
+        raise RefusedError(
+            "submission.evidence_mismatch",
+            f"evidence of {held.id} does not belong to this submission: {problems[0]}",
+            hint=f"oodatcaa submit {held.id} gathers it again",
+            details=problems,
+        )
+
+
+def _unwaived(story: Story, evidence: tuple[Evidence, ...], now: datetime) -> tuple[str, ...]:
+    """Waived gates for which the story holds no waiver that is still valid."""
+    valid = {waiver.gate_id for waiver in story.waivers if waiver.at <= now < waiver.until}
+    return tuple(
+        f"{item.gate.id} {item.gate.name}: nobody waived it, or the waiver ran out"
+        for item in evidence
+        if item.verdict is Verdict.WAIVED and item.gate.id not in valid
+    )
+
+
+def _passed(
+    board: Board,
+    now: datetime,
+    held: Subtask,
+    commit: str,
+    artefacts: tuple[Artefact, ...],
+    ids: tuple[str, ...],
+) -> Decision[Subtask]:
+    actor = held.lease.owner if held.lease else "nobody"
+    done = move(
+        held,
+        B.DONE,
+        now,
+        commit=commit,
+        artefacts=artefacts,
+        evidence=held.evidence + ids,
+        failure=None,
+    )
+    text = f"{held.id} is done: {len(ids)} gates passed at {commit[:12]}"
+    event = moved_event(held, done, actor, now, text, evidence=ids)
+    story = board.story_by_id[held.story]
+    after = put(board, done, story.evolve(commit=commit))
+    after, settled = settle(after, held.story, actor, now)
+    return Decision(after, done, (event, *settled))
+
+
+def _failed(board: Board, now: datetime, held: Subtask, failure: Failure) -> Decision[Subtask]:
+    actor = held.lease.owner if held.lease else "nobody"
+    failed = move(held, B.NEEDS_ADAPT, now, reason=failure.summary, failure=failure)
+    event = moved_event(
+        held,
+        failed,
+        actor,
+        now,
+        f"{held.id} failed: {failure.summary}",
+        details=failure.gates,
+        evidence=failure.evidence,
+    )
+    story = board.story_by_id[held.story]
+    if story.status is not S.PLANNING_COMPLETE:
+        # Somebody adapts it or decides about it already; the failure is there for them to see.
+        noted = story if story.failure else story.evolve(failure=failure)
+        return Decision(put(board, failed, noted), failed, (event,))
+    waits = move(story, S.NEEDS_ADAPT, now, reason=failure.summary, failure=failure)
+    moved = moved_event(story, waits, actor, now, f"{held.id} failed ({failure.kind})")
+    return Decision(put(board, failed, waits), failed, (event, moved))
+
+
+def fail_task(
+    board: Board, now: datetime, *, task: str, owner: str, attempt: int, failure: Failure
+) -> Decision[Task]:
+    """A step crashed before there was anything to hand in.
+
+    Subtask: `needs_adapt`, with its story. Story: `integrating` goes to `needs_adapt`; a crashed
+    planner or refiner can not be helped by the refiner, so a person is asked.
+    """
+    held = held_task(board, task, owner, attempt, code="submission.late")
+    if isinstance(held, Subtask):
+        decision = _failed(board, now, held, failure)
+        return Decision(decision.board, decision.value, decision.events)
+    human = held.status is not S.INTEGRATING
+    stopped = _stop(board, now, held, failure.summary, failure, human=human)
+    return Decision(stopped.board, stopped.value, stopped.events)
+
+
+def give_up(
+    board: Board, now: datetime, *, story: str, owner: str, attempt: int, reason: str
+) -> Decision[Story]:
+    """The planner, refiner or integrator sees no way on: `needs_human` with `reason`."""
+    held = held_story(board, story, owner, attempt)
+    return _stop(board, now, held, reason, held.failure, human=True)
+
+
+def integration_failed(
+    board: Board,
+    now: datetime,
+    *,
+    story: str,
+    owner: str,
+    attempt: int,
+    failure: Failure,
+    human: bool,
+) -> Decision[Story]:
+    """The merge or its gates failed: to a person (a dirty target, say) or to the refiner."""
+    held = held_story(board, story, owner, attempt, S.INTEGRATING)
+    return _stop(board, now, held, failure.summary, failure, human=human)
+
+
+def _stop(
+    board: Board, now: datetime, held: Story, reason: str, failure: Failure | None, *, human: bool
+) -> Decision[Story]:
+    actor = held.lease.owner if held.lease else "nobody"
+    to = S.NEEDS_HUMAN if human else S.NEEDS_ADAPT
+    stopped = move(held, to, now, reason=reason or "no reason was given", failure=failure)
+    board = put(board, stopped)
+    board = put(board, *free_adapting(board, stopped, now))
+    event = moved_event(
+        held,
+        stopped,
+        actor,
+        now,
+        f"{held.id}: {stopped.reason}",
+        details=failure.gates if failure else (),
+        evidence=failure.evidence if failure else (),
+    )
+    return Decision(board, stopped, (event,))
+
+
+def submit_integration(
+    board: Board, now: datetime, *, story: str, owner: str, attempt: int, integration: Integration
+) -> Decision[Story]:
+    """The story is in the target branch, and `integration` proves it: `done`.
+
+    Raises RefusedError: submission.late, submission.no_evidence.
+    """
+    held = held_story(board, story, owner, attempt, S.INTEGRATING)
+    if not integration.evidence:
+        raise RefusedError(
+            "submission.no_evidence",
+            f"no gate ran on the merge of {story}",
+            hint=f"oodatcaa submit {story} runs them",
+        )
+    done = move(
+        held,
+        S.DONE,
+        now,
+        integration=integration,
+        failure=None,
+        evidence=held.evidence + integration.evidence,
+    )
+    actor = held.lease.owner if held.lease else "nobody"
+    merge = integration.merge_commit[:12]
+    text = f"{story} is in {integration.target} as {merge}, tagged {integration.tag}"
+    event = moved_event(
+        held,
+        done,
+        actor,
+        now,
+        text,
+        details=integration.artefacts,
+        evidence=integration.evidence,
+    )
+    return Decision(put(board, done), done, (event,))
