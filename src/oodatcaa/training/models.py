@@ -42,6 +42,8 @@ DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110
 CONVERSION = 1
 """Raised when the conversion changes its output, so that old folders are not reused."""
 
+HASHED = ("config.json", "model*.safetensors", "tokenizer.json", "tokenizer_config.json")
+
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")
 _ACCEPTED = (
     f"'{DEMO}' ({DEMO_TITLE}, fetched once)",
@@ -150,25 +152,25 @@ class ModelStore:
         return target
 
     def model_sha256(self, folder: Path) -> str:
-        """sha256 over config and weights (name, length and content of each file).
+        """sha256 over names and contents of what defines a model: config, weights, tokenizer.
 
-        Remembered in the cache under every file's size and modification time.
+        Remembered in the cache until a file's size, time or inode changes.
         """
-        files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-        stamp = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        files = sorted({path for part in HASHED for path in folder.glob(part)})
+        stats = [(f.name, f.stat()) for f in files]
+        stamp = [[n, s.st_size, s.st_mtime_ns, s.st_ino] for n, s in stats]
         where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
         memory = self.cache_dir / "hashes" / f"{where}.json"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             remembered = json.loads(memory.read_text(encoding="utf-8"))
             if remembered["files"] == stamp:
                 return str(remembered["sha256"])
-        digest = hashlib.sha256()
+        total = hashlib.sha256()
         for file in files:
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            digest.update(bytes.fromhex(_file_sha256(file)))
-        content = json.dumps({"folder": str(folder), "files": stamp, "sha256": digest.hexdigest()})
-        write_atomic(memory, content + "\n")
-        return digest.hexdigest()
+            total.update(f"{file.name} {_file_sha256(file)}\n".encode())
+        content = {"folder": str(folder), "files": stamp, "sha256": total.hexdigest()}
+        write_atomic(memory, json.dumps(content) + "\n")
+        return total.hexdigest()
 
     def _demo_folder(self) -> Path:
         return self.cache_dir / "models" / f"demo-{DEMO_GGUF_SHA256[:16]}-v{CONVERSION}"

@@ -11,7 +11,6 @@ import ctypes
 import ctypes.util
 import importlib.metadata
 import platform
-import shutil
 import socket
 import subprocess
 import sys
@@ -35,7 +34,6 @@ class CpuSpeed(Record):
 
     device: str
     blas: Blas | None
-    compiler: str | None
     advice: tuple[str, ...] = ()
 
     @property
@@ -92,18 +90,12 @@ def preload() -> Blas | None:
     return blas
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler that MLX's CPU device fuses operations with at run time, if there is one."""
-    return shutil.which("g++")
-
-
 def describe_cpu() -> CpuSpeed:
     """What a worker would use here. Does not load anything into the calling process."""
     device = accelerator()
     if device != "cpu":
-        return CpuSpeed(device=device, blas=None, compiler=find_compiler())
+        return CpuSpeed(device=device, blas=None)
     blas = find_blas()
-    compiler = find_compiler()
     advice = []
     if not sys.platform.startswith("linux"):
         advice.append("this machine has no Metal GPU that MLX supports; training will be slow")
@@ -116,9 +108,7 @@ def describe_cpu() -> CpuSpeed:
         )
         if blas is None or platform.machine() == "x86_64":
             advice.append(f"training multiplies with {have}; {better}")
-    if compiler is None and sys.platform.startswith("linux"):
-        advice.append("no g++: MLX can not fuse operations on the CPU; apt install g++")
-    return CpuSpeed(device=device, blas=blas, compiler=compiler, advice=tuple(advice))
+    return CpuSpeed(device=device, blas=blas, advice=tuple(advice))
 
 
 def describe_machine(blas: Blas | None = None) -> Machine:

@@ -92,6 +92,9 @@ def speed_up(model: nn.Module) -> bool:
     """
     if not on_cpu():
         return False
+    # Fusing on the CPU means a run of g++ for each new kernel: 16 s at the first step where it is
+    # installed, and no measurable gain at these sizes.
+    mx.disable_compile()
     model.update(tree_map(_to_float32, model.parameters()))
     for module in model.modules():
         if (faster := _FASTER.get(type(module))) is not None:
