@@ -62,7 +62,7 @@ def model_card(
         f"A LoRA adapter for {code(base)}. {prose(card.purpose)}".rstrip(),
         section("Use it", _usage(card)),
         section("Results", *_results(evaluation)),
-        section("Memory and speed", _memory(run)),
+        section("Memory and speed", memory_table(run)),
         section("Training", _training(run), parameters(run.params), *_plots(card)),
         section("Data", _data(data)),
         side_by_side(card.comparisons),
@@ -78,7 +78,7 @@ def _front_matter(
 ) -> dict[str, Any]:
     front: dict[str, Any] = {"base_model": model_name(card.base_model)}
     if card.licence:
-        front["license"] = card.licence
+        front["license"] = card.licence.lower()
     front |= {
         "library_name": "mlx",
         "pipeline_tag": "text-generation",
@@ -150,7 +150,8 @@ def _results(evaluation: EvalResult | None) -> tuple[str, ...]:
     )
 
 
-def _memory(run: RunRecord) -> str:
+def memory_table(run: RunRecord) -> str:
+    """Predicted and measured peak against the limit, speed and time of a run."""
     limit = run.memory_limit_bytes
     peak = run.peak_memory_bytes
     rows = [

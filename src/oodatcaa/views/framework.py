@@ -118,19 +118,15 @@ def dependency_pins(pins: tuple[Pin, ...], *, at: Utc | None = None, python: str
     """The versions that were used, and how to get exactly these again."""
     installed = [pin for pin in pins if pin.installed]
     missing = [pin for pin in pins if not pin.installed]
-    rows = [
-        (code(pin.name), code(pin.required) or "any", code(pin.installed or "") or "not installed",
-         prose(pin.licence) or "not stated", prose(pin.purpose))
-        for pin in pins
-    ]  # fmt: skip
     return page(
         "Dependency pins",
         facts([("Read", moment(at) if at else None), ("Python", prose(python))]),
         section(
             "Packages",
-            "`Required` is what `pyproject.toml` asks for; `Installed` is what the work was done "
-            "with.",
-            table(("Package", "Required", "Installed", "Licence", "Needed for"), rows),
+            "Installed is what the work was done with; required is what `pyproject.toml` asks for."
+            if any(pin.required for pin in pins)
+            else "The versions that the work was done with.",
+            _pin_table(pins),
         ),
         section(
             "Exactly these versions",
@@ -149,8 +145,24 @@ def dependency_pins(pins: tuple[Pin, ...], *, at: Utc | None = None, python: str
     )
 
 
+def _pin_table(pins: tuple[Pin, ...]) -> str:
+    """Only the columns that at least one package has something for."""
+    columns = [
+        ("Package", [code(pin.name) for pin in pins]),
+        ("Installed", [code(pin.installed or "") or "not installed" for pin in pins]),
+        ("Required", [code(pin.required) for pin in pins]),
+        ("Licence", [prose(pin.licence) for pin in pins]),
+        ("Needed for", [prose(pin.purpose) for pin in pins]),
+    ]
+    shown = [(head, cells) for head, cells in columns if any(cells)]
+    return table([head for head, _ in shown], zip(*(cells for _, cells in shown), strict=True))
+
+
 def quality_gates(
-    gates: tuple[GateSpec, ...], *, runs: tuple[CommandRun, ...] = (), memory_limit_bytes: int
+    gates: tuple[GateSpec, ...],
+    *,
+    runs: tuple[CommandRun, ...] = (),
+    memory_limit_bytes: int | None = None,
 ) -> str:
     """The gates with their exact commands, and what the last run of each gave."""
     return page(

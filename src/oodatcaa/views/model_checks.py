@@ -36,6 +36,7 @@ class ModelLoad(Record):
     shape: ModelShape | None = None
     load_seconds: float | None = None
     peak_memory_bytes: int | None = None
+    peak_covers: str = "loading the model"
     device: str = ""
     notes: tuple[str, ...] = ()
     at: Utc | None = None
@@ -44,24 +45,21 @@ class ModelLoad(Record):
 class MemoryProbe(Record):
     """A short real training run under the memory gate, made to check an estimate.
 
-    `process_peak_bytes` is the largest sample of the process tree, `mlx_peak_bytes` what MLX
-    itself counted. `failure` says why the probe did not come to its end, if it did not.
+    `peak_bytes` is the larger of the process tree's largest sample and MLX's own count; the two
+    are shown as well where they are known. `failure` says why it did not come to its end.
     """
 
     params: QLoRA
     iterations: int
     estimated_bytes: int | None = None
+    peak_bytes: int | None = None
     mlx_peak_bytes: int | None = None
     process_peak_bytes: int | None = None
     tokens_per_second: float | None = None
     seconds: float | None = None
     device: str = ""
+    run_id: str = ""
     failure: RunFailure | None = None
-
-    @property
-    def peak_bytes(self) -> int | None:
-        measured = [p for p in (self.mlx_peak_bytes, self.process_peak_bytes) if p is not None]
-        return max(measured, default=None)
 
 
 def model_loading(load: ModelLoad) -> str:
@@ -85,7 +83,7 @@ def model_loading(load: ModelLoad) -> str:
                 ("What", "Value"),
                 [
                     ("load time", duration(load.load_seconds)),
-                    ("peak memory while loading", memory(load.peak_memory_bytes)),
+                    (f"peak memory, {prose(load.peak_covers)}", memory(load.peak_memory_bytes)),
                 ],
                 "lr",
             ),
@@ -212,7 +210,7 @@ def memory_profile(
                 ("Limit", f"{memory(memory_limit_bytes)} for the whole process tree"),
             ]
         ),
-        _parts(estimate, memory_limit_bytes),
+        estimate_parts(estimate, memory_limit_bytes),
         section("Parameters of the estimate", parameters(params)),
         _probe(probe, memory_limit_bytes),
         section(
@@ -240,7 +238,8 @@ def _profile_verdict(total: int, limit: int) -> str:
     return f"{bold(word)} (estimate: {against_limit(total, limit)})"
 
 
-def _parts(estimate: MemoryEstimate, limit: int) -> str:
+def estimate_parts(estimate: MemoryEstimate, limit: int) -> str:
+    """The section that shows an estimate part by part, labelled as one."""
     rows = [
         (prose(part.name), memory(part.bytes),
          percent(part.bytes / estimate.total_bytes) if estimate.total_bytes else "",
@@ -262,12 +261,20 @@ def _probe(probe: MemoryProbe | None, limit: int) -> str:
     peak = probe.peak_bytes
     rows = [
         ("estimated for these parameters", memory(probe.estimated_bytes)),
-        ("measured, process tree", memory(probe.process_peak_bytes)),
-        ("measured, MLX's own peak", memory(probe.mlx_peak_bytes)),
+        ("measured peak", memory(peak)),
     ]
+    for what, amount in (
+        ("of which the process tree", probe.process_peak_bytes),
+        ("of which MLX's own count", probe.mlx_peak_bytes),
+    ):
+        if amount is not None:
+            rows.append((what, memory(amount)))
     if peak is not None and probe.estimated_bytes:
         rows.append(("measured / estimated", percent(peak / probe.estimated_bytes)))
-    rows += [("speed", rate(probe.tokens_per_second)), ("time", duration(probe.seconds))]
+    if probe.tokens_per_second is not None:
+        rows.append(("speed", rate(probe.tokens_per_second)))
+    if probe.seconds is not None:
+        rows.append(("time", duration(probe.seconds)))
     params = probe.params
     outcome = f"Peak {against_limit(peak, limit)}." if peak is not None else ""
     if probe.failure is not None:

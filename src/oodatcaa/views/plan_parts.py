@@ -91,7 +91,7 @@ def gate_table(gates: tuple[GateSpec, ...]) -> str:
     )  # fmt: skip
 
 
-def gate_section(gate: GateSpec, memory_limit_bytes: int, level: int = 3) -> str:
+def gate_section(gate: GateSpec, memory_limit_bytes: int | None = None, level: int = 3) -> str:
     """A gate with its statement and the exact command, bound or files that decide it."""
     title = f"{gate.id}: {gate.name}" + (" (critical)" if gate.critical else "")
     blocks = [prose(gate.statement)]
@@ -107,10 +107,9 @@ def gate_section(gate: GateSpec, memory_limit_bytes: int, level: int = 3) -> str
             f"Passes when the recomputed metric satisfies {code(str(gate.bound))}"
             + (f" (that is {memory(int(gate.bound.value))})." if _is_other_size(gate) else "."),
         ]
-        if gate.bound.metric == "peak_memory" and gate.bound.value > memory_limit_bytes:
-            blocks.append(
-                f"The run itself is stopped at {memory(memory_limit_bytes)}, the objective's limit."
-            )
+        limit = memory_limit_bytes
+        if gate.bound.metric == "peak_memory" and limit is not None and gate.bound.value > limit:
+            blocks.append(f"The run itself is stopped at {memory(limit)}, the objective's limit.")
     blocks.append(
         facts(
             [
