@@ -250,3 +250,47 @@ with FileLock(path).held():
     print("held", flush=True)
     time.sleep(300)
 """
+
+
+def test_a_check_worktree_is_brought_back_to_its_commit(repo: Repository, git: Git) -> None:
+    sha = repo.resolve("main")
+    with repo.check_worktree(sha, "x") as check:
+        assert repo.restore(check, sha) == ()
+        (check / "kept.txt").write_text("made by the setup")
+        (check / "junk ü.txt").write_text("x")
+        (check / "cache.log").write_text("ignored")
+        (check / "README.md").unlink()
+        git(check, "switch", "-q", "-c", "sneaky")
+        (check / "more.txt").write_text("committed by a gate")
+        git(check, "add", "more.txt")
+        git(check, "commit", "-qm", "sneaky")
+        git(check, "init", "-q", "nested")
+        (check / "nested" / "x").write_text("x")
+        changed = repo.restore(check, sha, keep=["kept.txt"])
+        assert changed == ("README.md", "junk ü.txt", "more.txt", "nested/")
+        assert repo.head(check).sha == sha
+        assert repo.head(check).kind == "detached"
+        assert sorted(path.name for path in check.iterdir()) == [
+            ".git", ".gitignore", "README.md", "cache.log", "kept.txt"
+        ]  # fmt: skip
+
+
+def test_a_worktree_that_lost_its_git_file_never_reaches_the_main_checkout(
+    repo: Repository, root: Path
+) -> None:
+    (root / "README.md").write_text("unfinished\n")
+    story = repo.story_worktree("T001", BRANCH, "main")
+    with repo.check_worktree("main", "x") as check:
+        for place in (story, check):
+            (place / ".git").unlink()
+            with pytest.raises(OodatcaaError, match=r"git\.failed"):
+                repo.restore(place, "main")
+            (place / "README.md").write_text("changed")
+            with pytest.raises(OodatcaaError):
+                repo.commit_files(place, ["README.md"], "lost")
+    assert not check.exists()
+    assert (root / "README.md").read_text() == "unfinished\n"
+    assert repo.head().kind == "branch"
+    assert repo.resolve("main") == repo.resolve(BRANCH)
+    with pytest.raises(OodatcaaError, match=r"git\.not_ours"):
+        repo.restore(root, "main")

@@ -163,8 +163,12 @@ def run_git(
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
     may_fail: bool = False,
+    search_up: bool = False,
 ) -> Output:
     """Run `git args` in `cwd`, waiting for locks that others hold.
+
+    `cwd` must be the top of a checkout (or a git folder) unless `search_up`: worktrees lie inside
+    the main checkout, and in one that lost its .git the command would change the main checkout.
 
     Raises OodatcaaError: `git.missing`, `git.timeout` (its whole process tree is ended),
     `git.locked` (after a bounded wait; names the lock and who may hold it) and, unless `may_fail`,
@@ -172,6 +176,8 @@ def run_git(
     """
     command = [_executable(), *policy.options(), "--literal-pathspecs", *args]
     environment = clean_environment() | dict(env or {})
+    if not search_up:
+        environment["GIT_CEILING_DIRECTORIES"] = str(cwd.parent)
     limit = policy.timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + LOCK_PATIENCE_S
     pause = 0.02

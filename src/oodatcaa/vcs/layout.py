@@ -34,7 +34,10 @@ def find_layout(start: Path) -> Layout:
     """Raises OodatcaaError: git.not_a_repository, git.bare_repository, git.unsafe_owner."""
     start = start.resolve()
     output = run_git(
-        start, ["rev-parse", "--path-format=absolute", "--git-common-dir"], may_fail=True
+        start,
+        ["rev-parse", "--path-format=absolute", "--git-common-dir"],
+        may_fail=True,
+        search_up=True,
     )
     if not output.ok:
         raise _why_not(start, output)
@@ -46,7 +49,7 @@ def find_layout(start: Path) -> Layout:
             hint=f"clone it and work there: git clone '{common}'",
         )
     root = _main_checkout(common, start)
-    top = run_git(start, ["rev-parse", "--show-toplevel"], may_fail=True)
+    top = run_git(start, ["rev-parse", "--show-toplevel"], may_fail=True, search_up=True)
     # Inside .git itself there is no top level; the main checkout is what is meant.
     here = Path(top.line) if top.ok and top.line else root
     return Layout(root=root, common=common, here=here)
@@ -60,8 +63,8 @@ def _main_checkout(common: Path, start: Path) -> Path:
     setting = run_git(common, ["config", "--local", "core.worktree"], may_fail=True)
     if setting.ok and setting.line:
         return (common / setting.line).resolve()
-    own = run_git(start, ["rev-parse", "--absolute-git-dir"]).line
-    top = run_git(start, ["rev-parse", "--show-toplevel"], may_fail=True)
+    own = run_git(start, ["rev-parse", "--absolute-git-dir"], search_up=True).line
+    top = run_git(start, ["rev-parse", "--show-toplevel"], may_fail=True, search_up=True)
     if Path(own) == common and top.ok:
         return Path(top.line)
     raise OodatcaaError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from oodatcaa.errors import OodatcaaError, RefusedError
-from oodatcaa.vcs import committing, integration, objects, reading
+from oodatcaa.vcs import committing, integration, objects, reading, worktrees
 from oodatcaa.vcs.git import CREW, GitPolicy, run_git
 from oodatcaa.vcs.integration import MergeCandidate
 from oodatcaa.vcs.layout import Layout, find_layout
@@ -184,6 +184,17 @@ class Repository:
     def check_worktree(self, commit: str, label: str) -> AbstractContextManager[Path]:
         """`with repository.check_worktree(sha, "T001-B01") as path:` fresh, detached, temporary."""
         return self._worktrees.check(commit, label)
+
+    def restore(self, checkout: Path, commit: str, keep: Collection[str] = ()) -> tuple[str, ...]:
+        """Bring a check worktree back to `commit`; the paths that had been changed.
+
+        Untracked paths in `keep` and everything ignored stay. Never for a person's checkout.
+        """
+        if checkout == self.root:
+            raise RefusedError(
+                "git.not_ours", f"{checkout} is the main checkout", hint="git status"
+            )
+        return worktrees.restore(checkout, self.resolve(commit), keep)
 
     def prune_checks(self, alive: Callable[[CheckOwner], bool] | None = None) -> tuple[Path, ...]:
         """Remove what killed processes left; the default asks this host's process table."""

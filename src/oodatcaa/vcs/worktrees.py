@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from oodatcaa.errors import OodatcaaError
@@ -19,7 +19,14 @@ from oodatcaa.kit.locks import FileLock
 from oodatcaa.kit.process import is_alive, process_identity
 from oodatcaa.vcs.git import Output, git_processes, run_git
 from oodatcaa.vcs.layout import Layout
-from oodatcaa.vcs.reading import dirty_paths, git_folder, list_worktrees, resolve, try_resolve
+from oodatcaa.vcs.reading import (
+    dirty_paths,
+    git_folder,
+    list_worktrees,
+    read_head,
+    resolve,
+    try_resolve,
+)
 from oodatcaa.vcs.records import CheckOwner, Worktree
 
 CHECKOUT_TIMEOUT_S = 900.0
@@ -61,7 +68,7 @@ class Worktrees:
                 self._remove(path)
                 found = None
             if found is not None:
-                self._drop_stale_index_lock(path)
+                drop_stale_index_lock(path)
                 if found.branch != branch:
                     self._switch(path, branch, base)
                 return path
@@ -182,12 +189,6 @@ class Worktrees:
             start = resolve(self._layout.root, base)
             run_git(path, ["switch", "--quiet", "--no-track", "--create", branch, start])
 
-    def _drop_stale_index_lock(self, path: Path) -> None:
-        lock = git_folder(path) / "index.lock"
-        if lock.exists() and not git_processes(path, lock.parent):
-            # Left by a git that was killed: the story has one owner, and no git runs in here.
-            lock.unlink(missing_ok=True)
-
     def _put_aside(self, path: Path) -> None:
         """A folder that git knows nothing about may be somebody's work: moved, not deleted."""
         if not path.exists():
@@ -215,6 +216,39 @@ class Worktrees:
                 details=output.messages(),
             )
         self._owner_file(path).unlink(missing_ok=True)
+
+
+def restore(checkout: Path, commit: str, keep: Collection[str] = ()) -> tuple[str, ...]:
+    """Bring a checkout of which we are the only user back to `commit`, detached.
+
+    Tracked files are reset, untracked ones removed unless in `keep`; what git ignores stays.
+    Returns the paths that had been changed.
+    """
+    drop_stale_index_lock(checkout)
+    changed = {path for path in dirty_paths(checkout) if path not in keep}
+    head = read_head(checkout)
+    if head.kind == "detached" and head.sha == commit and not dirty_paths(checkout):
+        return ()
+    if head.sha is not None and head.sha != commit:
+        args = ["diff", "--name-only", "-z", "--no-renames", commit, head.sha]
+        changed |= set(run_git(checkout, args).fields())
+    run_git(checkout, ["checkout", "--quiet", "--force", "--detach", commit])
+    for name in dirty_paths(checkout):
+        path = checkout / name
+        if name in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return tuple(sorted(changed))
+
+
+def drop_stale_index_lock(checkout: Path) -> None:
+    """Remove the index lock of a git that was killed. Only for a checkout with one owner."""
+    lock = git_folder(checkout) / "index.lock"
+    if lock.exists() and not git_processes(checkout, lock.parent):
+        lock.unlink(missing_ok=True)
 
 
 def owner_lives(owner: CheckOwner) -> bool:
