@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+import oodatcaa
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import FailureKind, MemoryLayer, RunFailure
 from oodatcaa.errors import OodatcaaError, RefusedError
@@ -98,7 +99,14 @@ def _kill(child: Child) -> None:
 
 def _environment() -> dict[str, str]:
     # The tokenizer's threads would fork-warn and compete with the BLAS; output must not linger.
-    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    # A child must run the very code of its parent: paths given relative to our folder, or a
+    # worktree's own source, would otherwise be lost or replaced by an installed version.
+    root = Path(oodatcaa.__file__).resolve().parent.parent
+    if root.name not in ("site-packages", "dist-packages"):
+        given = [str(Path(p).resolve()) for p in env.get("PYTHONPATH", "").split(os.pathsep) if p]
+        env["PYTHONPATH"] = os.pathsep.join([str(root), *(p for p in given if p != str(root))])
+    return env
 
 
 def child_command(name: str, folder: Path) -> list[str]:
