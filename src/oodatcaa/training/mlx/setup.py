@@ -137,11 +137,17 @@ def schedule_config(params: QLoRA) -> dict[str, Any] | None:
     return config
 
 
+def adamw_config(params: QLoRA) -> dict[str, Any]:
+    """MLX leaves Kingma & Ba's bias correction out by default, which makes the first steps more
+    than three times the learning rate: in a run of a few optimizer steps, most of the run."""
+    return {"weight_decay": params.weight_decay, "bias_correction": True}
+
+
 def make_optimizer(params: QLoRA) -> Any:
     """AdamW as `mlx_lm.lora` would make it from the same lora_config.yaml."""
     schedule = schedule_config(params)
     rate = build_schedule(schedule) if schedule else params.learning_rate
-    return optim.AdamW(learning_rate=rate, weight_decay=params.weight_decay)
+    return optim.AdamW(learning_rate=rate, **adamw_config(params))
 
 
 def lora_config(spec: TrainSpec, adapter_path: Path) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def lora_config(spec: TrainSpec, adapter_path: Path) -> dict[str, Any]:
         "learning_rate": p.learning_rate,
         "lr_schedule": schedule_config(p),
         "optimizer": "adamw",
-        "optimizer_config": {"adamw": {"weight_decay": p.weight_decay}},
+        "optimizer_config": {"adamw": adamw_config(p)},
         "steps_per_report": p.steps_per_report,
         "steps_per_eval": p.steps_per_eval,
         "save_every": p.save_every,
