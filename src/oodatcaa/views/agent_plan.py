@@ -16,6 +16,7 @@ from oodatcaa.views.markdown import (
     prose,
     prose_bullets,
     section,
+    stop,
     table,
 )
 from oodatcaa.views.plan_parts import gate_rule, gate_table, model_name, parameters, plan_head
@@ -56,7 +57,7 @@ def _adaptation(plan: Plan) -> str:
     kept = ", ".join(plan.keeps)
     return section(
         f"What changed in version {plan.version}",
-        f"Adaptation round {note.round}. {bold('Why:')} {prose(note.trigger)}",
+        f"Adaptation round {note.round}. {bold('Why:')} {stop(note.trigger)}",
         prose_bullets(note.rungs),
         _before_after(note),
         section("Options considered", prose_bullets(note.tried), level=3),
@@ -321,8 +322,8 @@ def _risks(plan: Plan) -> str:
         ],
     )
     answers = bullets(
-        f"{bold(f'R{place}')}: {prose(risk.mitigation)} "
-        f"If it happens all the same: {prose(risk.contingency)}"
+        f"{bold(f'R{place}')}: {stop(risk.mitigation)} "
+        f"If it happens all the same: {stop(risk.contingency)}"
         for place, risk in enumerate(plan.risks, 1)
     )
     return section(

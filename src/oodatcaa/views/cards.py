@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import yaml
@@ -10,7 +11,17 @@ from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.training import DatasetRecord, EvalResult, RunRecord
 from oodatcaa.views.evaluation import Comparison, reading, side_by_side
 from oodatcaa.views.framework import machine_facts
-from oodatcaa.views.markdown import code, facts, fence, image, page, prose, section, table
+from oodatcaa.views.markdown import (
+    code,
+    facts,
+    fence,
+    image,
+    page,
+    prose,
+    section,
+    stack,
+    table,
+)
 from oodatcaa.views.model_checks import against_limit, load_path
 from oodatcaa.views.plan_parts import model_name, parameters
 from oodatcaa.views.units import (
@@ -109,16 +120,21 @@ def _front_matter(
 
 def _usage(card: AdapterCard) -> str:
     prompt = card.prompt or "Write a Python function."
-    quoted = "'" + " ".join(prompt.split()).replace("'", "'\\''") + "'"
     command = " \\\n  ".join(
         (
             "mlx_lm.generate",
-            f"--model {load_path(card.base_model)}",
-            f"--adapter-path {card.adapter_path}",
-            f"--prompt {quoted}",
+            f"--model {_shell(load_path(card.base_model))}",
+            f"--adapter-path {_shell(card.adapter_path)}",
+            f"--prompt {_shell(prompt)}",
         )
     )
-    return "\n\n".join((fence(command, "bash"), _python(card)))
+    local = load_path(card.base_model)
+    where = f"{code(local)} is the base model's mlx-lm folder." if local != card.base_model else ""
+    return stack(fence(command, "bash"), _python(card), where)
+
+
+def _shell(text: str) -> str:
+    return shlex.quote(" ".join(text.split()))
 
 
 def _python(card: AdapterCard) -> str:
@@ -156,7 +172,7 @@ def memory_table(run: RunRecord) -> str:
     peak = run.peak_memory_bytes
     rows = [
         ("peak, measured", against_limit(peak, limit) if peak is not None else memory(None)),
-        ("of which MLX's own count", memory(run.mlx_peak_bytes)),
+        ("peak, MLX's own count", memory(run.mlx_peak_bytes)),
         ("peak, estimated before the run", memory(run.estimated_peak_bytes)),
         ("speed", rate(run.tokens_per_second)),
         ("trained tokens",

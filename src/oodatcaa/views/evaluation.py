@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import exp
 from statistics import mean, median, quantiles
 
 from oodatcaa.domain.base import NonEmpty, Record
@@ -81,8 +82,6 @@ def _result(result: EvalResult) -> str:
 
 
 def _perplexity_ratio(result: EvalResult) -> str | None:
-    from math import exp
-
     if result.base_loss is None or result.adapter_loss is None:
         return None
     if max(result.base_loss, result.adapter_loss) > 500:
@@ -99,10 +98,10 @@ def reading(result: EvalResult) -> str:
     if result.drop is None or result.drop_low is None or result.drop_high is None:
         return "no comparison is possible, because a loss could not be computed."
     if result.drop_low > 0:
-        return "the adapter is better: the whole interval of the drop lies above zero."
+        return "the adapter is better, for the whole interval of the drop lies above zero."
     if result.drop_high < 0:
-        return "the adapter is worse: the whole interval of the drop lies below zero."
-    return "no difference is shown: the interval of the drop includes zero."
+        return "the adapter is worse, for the whole interval of the drop lies below zero."
+    return "no difference is shown, for the interval of the drop includes zero."
 
 
 def _drops(result: EvalResult) -> list[float]:
@@ -164,7 +163,7 @@ def histogram(values: list[float], bins: int = _BINS) -> str:
          code("#" * max(1, round(amount / top * _BAR)) if amount else ""))
         for place, amount in enumerate(counts)
     ]  # fmt: skip
-    return table(("Drop", "Examples", "Share"), rows, "rrl")
+    return table(("Drop", "Examples", "Histogram"), rows, "rrl")
 
 
 def _worst(result: EvalResult) -> str:

@@ -15,7 +15,10 @@ from urllib.parse import quote
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
-_BLOCK_START = re.compile(r"^(?:[#>+|=~:-]|\d+(?=[.)])|\[(?=[^\]]*\]:))")
+_BLOCK_START = re.compile(
+    r"^(?:#(?=#{0,5}(?:\s|$))|>|[+-](?=\s|$)|[-=](?=[-= ]*$)"
+    r"|\d{1,9}(?=[.)](?:\s|$))|\[(?=[^\]]*\]:))"
+)
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _ESCAPABLE = re.compile(r"\\(?=[!-/:-@\[-`{-~]|$)")
@@ -188,9 +191,36 @@ def section(title: str, *blocks: str, level: int = 2) -> str:
     body = [block for block in blocks if block]
     if not body:
         return ""
-    return "\n\n".join([f"{'#' * level} {prose(title)}", *body])
+    return f"{'#' * level} {_heading(title)}\n\n{stack(*body)}"
 
 
 def page(title: str, *blocks: str) -> str:
     """A whole document; `title` is raw text. Ends with one newline."""
-    return "\n\n".join([f"# {prose(title)}", *(block for block in blocks if block)]) + "\n"
+    return stack(f"# {_heading(title)}", *blocks) + "\n"
+
+
+def stack(*blocks: str) -> str:
+    """Blocks below each other, empty ones left out.
+
+    Two lists that meet become one without a gap: to Markdown they are one list anyway, and a
+    blank line inside it would make every item a paragraph.
+    """
+    text = ""
+    for block in filter(None, blocks):
+        meets = block.startswith("- ") and text.rpartition("\n")[2].startswith("- ")
+        text += ("\n" if meets else "\n\n") + block if text else block
+    return text
+
+
+def _heading(title: str) -> str:
+    """A heading's own `#` mark comes first, so nothing in it can start a block; a trailing run
+    of `#` would be taken for its end."""
+    line = one_line(title)
+    text = prose(f"x {line}")[2:]
+    return text[:-1] + "\\#" if text.endswith("#") else text
+
+
+def stop(text: str) -> str:
+    """Raw text as inline Markdown that ends like a sentence; "" stays ""."""
+    line = prose(text)
+    return line if not line or line.endswith((".", "!", "?", "…", ":", "`")) else line + "."

@@ -103,9 +103,9 @@ def model_loading(load: ModelLoad) -> str:
 
 
 def load_path(model: str) -> str:
-    """What a reader elsewhere types: a hub name as it is, a local folder by its name only."""
+    """What a reader elsewhere types: a hub name (`owner/name`) as it is, else a folder's name."""
     name = model_name(model)
-    return name if name == model else f"path/to/{name}"
+    return name if "/" in name else f"path/to/{name}"
 
 
 def _quoted(text: str) -> str:
@@ -264,8 +264,8 @@ def _probe(probe: MemoryProbe | None, limit: int) -> str:
         ("measured peak", memory(peak)),
     ]
     for what, amount in (
-        ("of which the process tree", probe.process_peak_bytes),
-        ("of which MLX's own count", probe.mlx_peak_bytes),
+        ("of the process tree", probe.process_peak_bytes),
+        ("by MLX's own count", probe.mlx_peak_bytes),
     ):
         if amount is not None:
             rows.append((what, memory(amount)))

@@ -37,14 +37,14 @@ def parameters(params: QLoRA) -> str:
     """The training parameters with what each one means."""
     masked = "only the answer's tokens count" if params.mask_prompt else "every token counts"
     layers = "all blocks" if params.num_layers == -1 else "the last blocks of the model"
-    keys = ", ".join(params.keys) if params.keys else "every linear layer"
+    keys = ", ".join(map(code, params.keys)) if params.keys else "every linear layer"
     rows = [
         ("rank", number(params.rank), "width of the low-rank update"),
         ("alpha", number(params.alpha), "numerator of the scale"),
         ("scale", number(params.scale), "alpha / rank, the factor on the update"),
         ("dropout", number(params.dropout), "on the adapter's input"),
         ("adapted layers", "all" if params.num_layers == -1 else str(params.num_layers), layers),
-        ("adapted modules", code(keys), "inside each adapted block"),
+        ("adapted modules", keys, "inside each adapted block"),
         ("base quantisation", f"{params.quantize_bits} bits" if params.quantize_bits
          else "as it comes", "of the frozen weights"),
         ("batch size", str(params.batch_size), "examples per iteration (micro-step)"),
@@ -110,15 +110,7 @@ def gate_section(gate: GateSpec, memory_limit_bytes: int | None = None, level: i
         limit = memory_limit_bytes
         if gate.bound.metric == "peak_memory" and limit is not None and gate.bound.value > limit:
             blocks.append(f"The run itself is stopped at {memory(limit)}, the objective's limit.")
-    blocks.append(
-        facts(
-            [
-                ("Time limit", duration(gate.timeout_seconds)),
-                ("If it fails", "the story goes to adaptation; nothing downstream starts"
-                 if gate.critical else "the subtask is not accepted"),
-            ]
-        )
-    )  # fmt: skip
+    blocks.append(f"Time limit: {duration(gate.timeout_seconds)}.")
     return section(title, *blocks, level=level)
 
 

@@ -16,6 +16,8 @@ from oodatcaa.views.markdown import (
     prose,
     prose_bullets,
     section,
+    stack,
+    stop,
     table,
 )
 from oodatcaa.views.units import (
@@ -38,7 +40,8 @@ def report(report: Report, *, evidence_dir: str | None = None, plan_dir: str | N
     """The report as Markdown.
 
     The folders are relative to where the page will lie, without a slash at the end; the defaults
-    suit `reports/T001/<role>.md` beside `plans/` and `evidence/`.
+    suit `reports/T001/<role>.md` beside `plans/` and `evidence/`. `evidence_dir` may also be
+    one `.json` file that holds all records (`../evidence.json` in an exported history).
     """
     evidence_at = evidence_dir or f"../../evidence/{report.story}"
     plan_at = plan_dir or f"../../plans/{report.story}"
@@ -114,13 +117,17 @@ def _action_facts(place: int, action: Action) -> str:
 def _deliverables(report: Report) -> str:
     sized = any(item.size_bytes is not None for item in report.deliverables)
     rows = [
-        (code(item.path), prose(item.what), *([size(item.size_bytes)] if sized else []))
+        (code(item.path), prose(item.what), *([_size(item.size_bytes)] if sized else []))
         for item in report.deliverables
     ]
     return section(
         "Deliverables",
         table(("Path", "What", *(["Size"] if sized else [])), rows, "llr"),
     )
+
+
+def _size(amount: int | None) -> str:
+    return "" if amount is None else size(amount)
 
 
 def _metrics(report: Report) -> str:
@@ -131,29 +138,26 @@ def _metrics(report: Report) -> str:
 def evidence_table(evidence: tuple[Evidence, ...], folder: str) -> str:
     """What the framework saw, gate by gate; what did not pass comes first.
 
-    `folder` is where the evidence records lie, relative to the page.
+    `folder` is where the evidence records lie, relative to the page; or one `.json` file that
+    holds them all, as in an exported history.
     """
     if not evidence:
         return ""
     found = sorted(evidence, key=lambda item: _ORDER.index(item.verdict))
     details = [
-        f"{link(item.gate.id, f'{folder}/{item.id}.json')} {prose(item.gate.name)}: "
-        f"{bold(words(item.verdict.value))}. {prose(item.detail)}{_waiver(item)}"
+        f"{link(item.gate.id, _record(item, folder))} {prose(item.gate.name)}: "
+        f"{bold(words(item.verdict.value))}. {stop(item.detail)}{_waiver(item)}"
         for item in found
         if item.verdict is not Verdict.PASSED
     ]
-    return "\n\n".join(
-        block
-        for block in (
-            evidence_counts(evidence),
-            bullets(details),
-            table(
-                ("Gate", "Verdict", "Checked by", "Seen", "Exit", "Took", "Commit", "Record"),
-                [_evidence_row(item, folder) for item in found],
-                "llllrrll",
-            ),
-        )
-        if block
+    return stack(
+        evidence_counts(evidence),
+        bullets(details),
+        table(
+            ("Gate", "Verdict", "Checked by", "Seen", "Exit", "Took", "Commit", "Record"),
+            [_evidence_row(item, folder) for item in found],
+            "llllrrll",
+        ),
     )
 
 
@@ -178,8 +182,12 @@ def _evidence_row(item: Evidence, folder: str) -> tuple[str, ...]:
         "" if item.exit_code is None else str(item.exit_code),
         duration(item.duration_seconds),
         code(short(item.commit)),
-        link(item.id, f"{folder}/{item.id}.json"),
+        link(item.id, _record(item, folder)),
     )
+
+
+def _record(item: Evidence, folder: str) -> str:
+    return folder if folder.endswith(".json") else f"{folder}/{item.id}.json"
 
 
 def _checked_by(item: Evidence) -> str:
@@ -194,7 +202,7 @@ def _waiver(item: Evidence) -> str:
     waiver = item.waiver
     if waiver is None:
         return ""
-    return f" Waived by {prose(waiver.by)} until {moment(waiver.until)}: {prose(waiver.why)}"
+    return f" Waived by {prose(waiver.by)} until {moment(waiver.until)}: {stop(waiver.why)}"
 
 
 def _challenges(report: Report) -> str:

@@ -8,8 +8,8 @@ from oodatcaa.domain.board import Board, Sprint
 from oodatcaa.domain.negotiation import Round
 from oodatcaa.domain.policy import Policy
 from oodatcaa.domain.progress import progress
-from oodatcaa.domain.task import Role, Story, SubtaskStatus, Task
-from oodatcaa.views.markdown import bullets, code, facts, link, page, prose, section, table
+from oodatcaa.domain.task import Failure, Role, Story, SubtaskStatus, Task
+from oodatcaa.views.markdown import bullets, code, facts, link, page, prose, section, stop, table
 from oodatcaa.views.units import count, listing, memory, minutes, moment, percent, words
 
 NO_SPRINT = "There is no sprint. Next: `oodatcaa sprint new`."
@@ -69,7 +69,7 @@ def _titled(board: Board, task_id: str) -> str:
 
 def _human(board: Board, round: Round) -> str:
     return bullets(
-        f"{task_id} {_titled(board, task_id)}: {prose(_reason(board.find(task_id)))}. "
+        f"{task_id} {_titled(board, task_id)}: {stop(_reason(board.find(task_id)))} "
         f"Look with `oodatcaa show {task_id}`, then `oodatcaa approve {task_id}` or "
         f"`oodatcaa cancel {task_id}`."
         for task_id in round.needs_human
@@ -80,7 +80,7 @@ def _reason(task: Task | None) -> str:
     if task is None:
         return "no reason was given"
     text = task.reason or (task.failure.summary if task.failure else "")
-    return text.rstrip(".") or "no reason was given"
+    return text or "no reason was given"
 
 
 def _offers(board: Board, round: Round) -> str:
@@ -125,20 +125,29 @@ def _waiting(board: Board, round: Round) -> str:
 
 
 def _failures(board: Board) -> str:
-    lines = []
-    for task in _tasks(board):
-        if task.failure is None or task.status.value not in ("needs_adapt", "adapting"):
-            continue
-        failure = task.failure
-        sizes = ""
-        if failure.needed_bytes is not None and failure.limit_bytes is not None:
-            sizes = f" ({memory(failure.needed_bytes)} needed, {memory(failure.limit_bytes)} limit)"
-        layer = f", layer {prose(failure.layer)}" if failure.layer else ""
-        lines.append(
-            f"{task.id} {prose(task.title)}: {prose(failure.kind)}{layer}. "
-            f"{prose(failure.summary)}{sizes}"
-        )
-    return bullets(lines)
+    """One line a story; its failed subtask carries the same failure and is not said twice."""
+    return bullets(
+        f"{task.id} {prose(task.title)}{_where(task)}: {stop(_failure(task.failure))}"
+        for task in board.stories
+        if task.failure is not None and task.status.value in ("needs_adapt", "adapting")
+    )
+
+
+def _where(task: Task) -> str:
+    failed = task.failure.task if task.failure else task.id
+    return f" (failed in {failed})" if failed != task.id else ""
+
+
+def _failure(failure: Failure) -> str:
+    """Kind, layer and sizes are added only where the summary does not say them."""
+    text = failure.summary
+    if words(failure.kind) not in text and failure.kind not in text:
+        text = f"{words(failure.kind)}: {text}"
+    if failure.layer and failure.layer not in text:
+        text += f" (layer {failure.layer})"
+    if failure.needed_bytes is not None and failure.limit_bytes is not None and "GB" not in text:
+        text += f" ({memory(failure.needed_bytes)} needed, limit {memory(failure.limit_bytes)})"
+    return text
 
 
 def _critical(round: Round) -> str:

@@ -24,6 +24,8 @@ from oodatcaa.views.markdown import (
     prose,
     prose_bullets,
     section,
+    stack,
+    stop,
     table,
 )
 from oodatcaa.views.model_checks import against_limit
@@ -110,7 +112,7 @@ def _headline(summary: SprintSummary) -> str:
     if found and found.base_loss is not None and found.adapter_loss is not None:
         parts.append(
             f"Test loss went from {loss(found.base_loss)} to {loss(found.adapter_loss)} nats per "
-            f"target token: {reading(found)}"
+            f"target token; {reading(found)}"
         )
     if run and run.peak_memory_bytes is not None:
         parts.append(
@@ -200,7 +202,7 @@ def _stories(board: Board) -> str:
 
 def _open_stories(board: Board) -> str:
     return bullets(
-        f"{story.id}: {words(story.status.value)}. {prose(_why(story))}"
+        f"{story.id}: {words(story.status.value)}. {stop(_why(story))}"
         for story in board.stories
         if story.status.value not in ("done", "cancelled")
     )
@@ -243,15 +245,11 @@ def _evidence(evidence: tuple[Evidence, ...]) -> str:
         if item.verdict not in ACCEPTABLE
     ]
     note = "Gates that did not pass, at whatever attempt:" if problems else ""
-    return "\n\n".join(
-        block
-        for block in (
-            f"{evidence_counts(evidence)} Every attempt counts here, also those that were adapted.",
-            table(head, rows, "l" + "r" * (len(head) - 1)),
-            note,
-            bullets(problems),
-        )
-        if block
+    return stack(
+        f"{evidence_counts(evidence)} Every attempt counts here, also those that were adapted.",
+        table(head, rows, "l" + "r" * (len(head) - 1)),
+        note,
+        bullets(problems),
     )
 
 

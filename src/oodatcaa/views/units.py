@@ -40,7 +40,8 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        rest = f" {whole % 60:02d} s" if whole % 60 else ""
+        return f"{whole // 60} min{rest}"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 

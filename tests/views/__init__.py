@@ -1,0 +1,1 @@
+"""A package, so that its sample records have one name for pytest and for mypy."""
