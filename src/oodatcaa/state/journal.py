@@ -30,7 +30,6 @@ from oodatcaa.state.disk import read_from, replace, sync, write_at, write_temp
 REPAIR = "run: oodatcaa doctor --repair (it keeps the original)"
 _PREFIX = 18  # {"crc":"xxxxxxxx",
 _RETRIES = 5
-_MIN_GROWTH = 1 << 20
 
 
 class Marker(Record):
@@ -79,8 +78,9 @@ class _NotYet(Exception):
 class Journal:
     """Follows the file into `replica`; appends to it while the caller holds the queue's lock."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, growth: int = 1 << 20) -> None:
         self.path = path
+        self._growth = growth
         self.replica = Replica(Board(), seq=0, at=None)
         self.markers: tuple[Marker, ...] = ()
         self.last_event: tuple[int, int] | None = None
@@ -97,7 +97,13 @@ class Journal:
     def grown(self) -> bool:
         """Whether a new base would save more reading than it costs to write."""
         at = self._at
-        return at is not None and at.offset - at.base_end > max(_MIN_GROWTH, at.base_end)
+        return at is not None and at.offset - at.base_end > max(self._growth, at.base_end)
+
+    @property
+    def expected_entry(self) -> tuple[int, int] | None:
+        """The log's last entry, if every event of this sprint is in it."""
+        last = self.last_event
+        return last if last is not None and last[0] > self.since else None
 
     # reading ------------------------------------------------------------------------------
 
@@ -323,38 +329,48 @@ class Journal:
             hint="free space or make the folder writable, then repeat the command",
         )
 
-    def rebase(self, replica: Replica | None = None, *, since: int | None = None) -> None:
+    def rebase(
+        self,
+        replica: Replica | None = None,
+        *,
+        since: int | None = None,
+        then: Transaction | None = None,
+    ) -> None:
         """Replace the file by one that starts at the newest board (or at `replica`'s).
 
-        The caller has made durable elsewhere what must outlive the old lines: their events.
+        `then` is committed with it. The caller has made durable elsewhere what must outlive the
+        old lines: their events.
         """
         newest = replica or self.replica
-        if since is not None:
-            self.since = since
-        base_body = b'{"board":' + newest.board.model_dump_json().encode() + b"}"
-        base_length = len(_framed(base_body, 0)[0])
+        since = self.since if since is None else since
+        body = b'{"board":' + newest.board.model_dump_json().encode() + b"}"
         head = Head(
             seq=newest.seq,
             revision=newest.revision,
             at=newest.at,
-            since=self.since,
+            since=since,
             last_event=self.last_event,
             markers=self.markers,
-            bytes=base_length,
+            bytes=len(_framed(body, 0)[0]),
         )
-        head_body = head.model_dump_json(exclude={"crc"}).encode()
-        head_line, head_crc = _framed(head_body, 0)
-        base_line, crc = _framed(base_body, head_crc)
+        data, crc = _framed(head.model_dump_json(exclude={"crc"}).encode(), 0)
+        line, crc = _framed(body, crc)
+        data += line
+        end = len(data)
+        if then is not None:
+            line, crc = _framed(then.model_dump_json(exclude_defaults=True).encode(), crc)
+            data += line
         temp = self.path.with_name(f".{self.path.name}.tmp")
-        write_temp(temp, head_line + base_line, "rebase")
+        write_temp(temp, data, "rebase")
         replace(temp, self.path, "rebase")
         self._close_handle()
         handle = os.open(self.path, os.O_RDWR)
         status = os.fstat(handle)
-        end = len(head_line) + len(base_line)
-        self.replica, self.base_seq = newest, newest.seq
+        self._at = _Position(handle, len(data), crc, end, (status.st_dev, status.st_ino))
+        self.replica, self.base_seq, self.since = newest, newest.seq, since
         self.marker_is_last = bool(self.markers)
-        self._at = _Position(handle, end, crc, end, (status.st_dev, status.st_ino))
+        if then is not None:
+            self._apply(then)
 
     # the rest -----------------------------------------------------------------------------
 

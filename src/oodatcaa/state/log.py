@@ -61,7 +61,7 @@ class AgentLog:
         """Write the entries of a transaction that is durable in the journal."""
         entries = tuple(entries)
         if not self._open():
-            self._create(_HEAD)
+            self._fresh((entries[0].seq - 1, 0))
         text = "".join(dialect.render(entry) for entry in entries)
         self._write(text.encode("utf-8", "surrogatepass"))
         self._last = (entries[-1].seq, entries[-1].index)
@@ -71,7 +71,7 @@ class AgentLog:
     def complete(self, history: Iterable[Logged], *, since: int) -> None:
         """Append what the log lacks of `history` (all events later than `since`)."""
         if not self._open():
-            self._create(_HEAD + self._continuation())
+            self._fresh(self._last_archived() or (since, 0))
         text = os.pread(self._handle, self._size, 0).decode("utf-8", "replace")
         found = dialect.last_place(text)
         place, end = found or ((since, 1 << 30), len(text))
@@ -118,18 +118,16 @@ class AgentLog:
             self._size, self._last = named.st_size, None
         return True
 
-    def _create(self, head: str) -> None:
-        temp = self.path.with_name(f".{LOG_FILE}.tmp")
-        write_temp(temp, head.encode(), "log_head")
-        replace(temp, self.path, "log_head")
-        self._open()
-
     def _write(self, data: bytes) -> None:
         write_at(self._handle, data, self._size, "log")
         self._size += len(data)
 
     def _fresh(self, place: Place) -> None:
-        self._create(f"{_HEAD}{dialect.after(place)}\n\n")
+        """A file without entries that says which one came before, so that a torn one shows."""
+        temp = self.path.with_name(f".{LOG_FILE}.tmp")
+        write_temp(temp, f"{_HEAD}{dialect.after(place)}\n\n".encode(), "log_head")
+        replace(temp, self.path, "log_head")
+        self._open()
 
     def _rotate(self) -> None:
         """Rename the whole file away: all that it holds is older than what will be written."""
@@ -142,12 +140,9 @@ class AgentLog:
         self._fresh(self._last)
         write_index(self.archive)
 
-    def _continuation(self) -> str:
-        for path in reversed(rotations(self.archive)):
-            found = dialect.last_place(_text(path))
-            if found:
-                return f"{dialect.after(found[0])}\n\n"
-        return ""
+    def _last_archived(self) -> Place | None:
+        places = (last_place_of(path) for path in reversed(rotations(self.archive)))
+        return next((place for place in places if place is not None), None)
 
 
 def rotations(archive: Path) -> list[Path]:
@@ -158,6 +153,12 @@ def rotations(archive: Path) -> list[Path]:
 def _number(path: Path) -> int:
     digits = path.stem.rpartition("-")[2]
     return int(digits) if digits.isdigit() else 0
+
+
+def last_place_of(path: Path) -> Place | None:
+    """Seq and index of the last entry of a log file; None without one."""
+    found = dialect.last_place(_text(path)) if path.exists() else None
+    return found[0] if found else None
 
 
 def _text(path: Path) -> str:

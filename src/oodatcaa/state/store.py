@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
@@ -24,7 +25,8 @@ from oodatcaa.domain.ports import Logged
 from oodatcaa.errors import StateError
 from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.locks import FileLock
-from oodatcaa.state.changes import Change, Transaction, difference, refuse_inconsistent
+from oodatcaa.state.archive import EVENTS_FILE, SprintArchive
+from oodatcaa.state.changes import Change, Replica, Transaction, difference, refuse_inconsistent
 from oodatcaa.state.journal import Journal, clamp
 from oodatcaa.state.log import AgentLog
 from oodatcaa.state.outside import Legal, OutsideHands, accept_structure
@@ -59,6 +61,7 @@ class QueueStore:
         lock_seconds: float | None = LOCK_SECONDS,
         exact_tasks: int = EXACT_TASKS,
         log_bytes: int = 1_000_000,
+        journal_bytes: int = 1 << 20,
     ) -> None:
         self.work_dir = work_dir
         self._clock = clock
@@ -68,9 +71,11 @@ class QueueStore:
         self._lock = FileLock(
             work_dir / f"{QUEUE_FILE}.lock", code="queue.locked", what="the sprint queue"
         )
-        self._journal = Journal(work_dir / "queue.journal")
-        self._events = EventFile(work_dir / "events.jsonl")
+        self._journal = Journal(work_dir / "queue.journal", growth=journal_bytes)
+        self._events = EventFile(work_dir / EVENTS_FILE)
         self._log = AgentLog(work_dir, limit=log_bytes)
+        self._archive = SprintArchive(work_dir, self._log)
+        self._finished_since = 0
         self._view = QueueView(work_dir, self._journal)
         self._outside = OutsideHands(work_dir, self._journal, legal)
         self._mutex = threading.RLock()
@@ -101,11 +106,7 @@ class QueueStore:
             read = self._clock()
             now = clamp(read, replica.at)
             old = replica.board
-            self._deciding = True
-            try:
-                decision = decide(old, now)
-            finally:
-                self._deciding = False
+            decision = self._decide(decide, now)
             change = difference(old, decision.board)
             if not change.empty or decision.events:
                 refuse_inconsistent(old, decision.board, change)
@@ -123,6 +124,45 @@ class QueueStore:
             if logged.seq <= base:
                 yield logged
         yield from (logged for logged in recent if logged.seq > since)
+
+    def archive_sprint(
+        self, number: int, decide: Callable[[Board, datetime], Decision[T]]
+    ) -> tuple[Path, T]:
+        """Close sprint `number`: move its queue, log and events to archive/sprint-<number>/.
+
+        `decide` says which board goes on (none, or the stories that move on); its events open the
+        new history. Atomic: after a crash either nothing happened or the next call completes it.
+        Raises StateError `sprint.not_open` or `sprint.archived_already`.
+        """
+        with self._writing():
+            replica = self._journal.replica
+            if replica.board.sprint is None or replica.board.sprint.number != number:
+                raise StateError(
+                    "sprint.not_open",
+                    f"sprint {number} is not the open one",
+                    hint="see which one is: oodatcaa status",
+                )
+            self._archive.refuse_existing(number)
+            read = self._clock()
+            now = clamp(read, replica.at)
+            decision = self._decide(decide, now)
+            refuse_inconsistent(
+                replica.board, decision.board, difference(replica.board, decision.board)
+            )
+            self._view.write(exact=True)
+            self._events.extend(self._journal.events())
+            self._log.sync()
+            self._archive.build(number, replica.seq)
+            closing = Transaction(
+                seq=replica.seq + 1, revision=replica.revision + 1, at=now, events=decision.events
+            )
+            start = Replica(decision.board, seq=replica.seq, at=replica.at)
+            self._journal.rebase(start, since=replica.seq, then=closing)
+            self._archive.finish(self._journal.since)
+            self._view.committed()
+            self._append_to_log(closing)
+            self._write_views()
+            return self._archive.target(number), decision.value
 
     # the life of a store ------------------------------------------------------------------
 
@@ -181,6 +221,15 @@ class QueueStore:
                 self._recover()
                 yield
 
+    def _decide(
+        self, decide: Callable[[Board, datetime], Decision[T]], now: datetime
+    ) -> Decision[T]:
+        self._deciding = True
+        try:
+            return decide(self._journal.replica.board, now)
+        finally:
+            self._deciding = False
+
     def _make_folder(self) -> None:
         try:
             self.work_dir.mkdir(parents=True, exist_ok=True)
@@ -194,6 +243,9 @@ class QueueStore:
     def _recover(self) -> None:
         """Under the lock: be where the last writer was, and complete what a dead one left."""
         self._journal.follow(locked=True)
+        if self._journal.since != self._finished_since:
+            self._archive.finish(self._journal.since)
+            self._finished_since = self._journal.since
         if self._view.touched():
             verdict = self._outside.settle(clamp(self._clock(), self._journal.replica.at))
             if verdict is not None:
@@ -201,7 +253,7 @@ class QueueStore:
                 self._notice(verdict.notice)
             self._view.settled()
             self._write_views()
-        if self._log.incomplete(self._journal.last_event):
+        if self._log.incomplete(self._journal.expected_entry):
             self._complete_log()
 
     def _commit(
@@ -215,19 +267,23 @@ class QueueStore:
             events = (*events, _clock_note(now, behind))
         self._unclamped = behind <= 1
         seq, revision = journal.replica.seq + 1, journal.replica.revision + 1
-        journal.commit(
-            Transaction(
-                seq=seq,
-                revision=revision,
-                at=now,
-                clock=read if behind > 0 else None,
-                change=change,
-                events=events,
-            )
+        done = Transaction(
+            seq=seq,
+            revision=revision,
+            at=now,
+            clock=read if behind > 0 else None,
+            change=change,
+            events=events,
         )
+        journal.commit(done)
         self._view.committed()
-        if events:
-            entries = [Logged(seq=seq, index=n, event=event) for n, event in enumerate(events)]
+        self._append_to_log(done)
+
+    def _append_to_log(self, done: Transaction) -> None:
+        if done.events:
+            entries = [
+                Logged(seq=done.seq, index=n, event=event) for n, event in enumerate(done.events)
+            ]
             self._try_view(lambda: self._log.append(entries))
 
     def _complete_log(self) -> None:
@@ -298,7 +354,10 @@ _stores: weakref.WeakSet[QueueStore] = weakref.WeakSet()
 def _close_all() -> None:
     """A command that forgot to close still leaves an exact file."""
     for store in list(_stores):
-        store.close()
+        try:
+            store.close()
+        except (OSError, StateError) as error:
+            sys.stderr.write(f"{error}\n")
 
 
 def _restart_all() -> None:
