@@ -113,8 +113,11 @@ class MlxBackend:
         return probes.probe_mlx()
 
     def estimate(self, spec: TrainSpec) -> MemoryEstimate:
-        """From config and headers alone. Raises OodatcaaError for an unknown model or data."""
-        return self._prepare(spec).estimate
+        """From config and headers alone; raises OodatcaaError for an unknown model.
+
+        Data that is there bounds the lengths; without it every row counts as `max_seq_length`.
+        """
+        return self._estimate(spec, Path(self.models.resolve(spec.model)))
 
     def find_resumable(self, spec: TrainSpec) -> Resume | None:
         """The checkpoint that `spec` could go on from; use `resume.apply(spec)`."""
@@ -205,19 +208,23 @@ class MlxBackend:
                 hint="a data folder holds train.jsonl, valid.jsonl and test.jsonl",
             )
         path = self.models.resolve(spec.model).resolve()
-        known = known_lengths(data, path)
-        estimate = estimate_training(
-            read_shape(path),
-            spec.params,
-            seq_length=known.longest,
-            target_length=known.longest_target if spec.params.mask_prompt else None,
-            device=guess_accelerator(),
-        )
+        estimate = self._estimate(spec, path)
         ready = spec.evolve(
             model=str(path), model_name=spec.model_name or spec.model, data_dir=str(data)
         )
         limit = min(spec.memory_limit_bytes, total_memory())
         return _Request(ready, path, estimate, limit)
+
+    def _estimate(self, spec: TrainSpec, model_path: Path) -> MemoryEstimate:
+        params = spec.params
+        known = known_lengths(Path(spec.data_dir), model_path)
+        return estimate_training(
+            read_shape(model_path),
+            params,
+            seq_length=known.longest,
+            batch_targets=known.batch_targets(params.batch_size) if params.mask_prompt else None,
+            device=guess_accelerator(),
+        )
 
     def _create(self, request: _Request) -> RunRecord:
         run = self.runs.create(request.spec)

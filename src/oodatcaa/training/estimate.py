@@ -34,13 +34,15 @@ LOSS_COPIES = 4
 """Logits, softmax, the gradient's scatter and their sum: what cross entropy holds at once."""
 SCORE_COPIES = 4
 """Scores, softmax, their gradient and its product, for the one layer in work."""
-HIDDEN_COPIES = 12
+HIDDEN_COPIES = 10
 """Tensors of width hidden_size that a block keeps: residuals, norms, projections, LoRA outputs."""
-WIDE_COPIES = 8
+WIDE_COPIES = 6
 """Tensors of width intermediate_size that a block keeps: gate, up, activation, product, LoRA's."""
-KV_COPIES = 6
-BASELINE_BYTES = {"cpu": 450_000_000, "metal": 500_000_000, "cuda": 1_200_000_000}
-"""Interpreter, mlx, tokenizer, BLAS buffers."""
+KV_COPIES = 4
+BASELINE_BYTES = {"cpu": 200_000_000, "metal": 500_000_000, "cuda": 1_200_000_000}
+"""Interpreter, mlx, tokenizer, BLAS buffers. Only the CPU's was measured (0.145 GB)."""
+DENSE_COPIES = 4
+"""The largest matrix dequantised: forward, its transpose, again for the backward pass, and load."""
 METHOD = "config.json and tensor headers; constants fitted to measured peaks, rounded up"
 
 
@@ -81,30 +83,31 @@ def estimate_training(
     params: QLoRA,
     *,
     seq_length: int | None = None,
-    target_length: int | None = None,
+    batch_targets: int | None = None,
     device: str = "cpu",
     fast_cpu: bool = True,
 ) -> MemoryEstimate:
     """The peak of the training process, in bytes, part by part.
 
     `seq_length` is the data's longest example where it is known; `max_seq_length` bounds it.
-    `target_length` is the largest number of target tokens in one example: the worker computes
-    logits for those positions alone. Not known, every position counts.
+    `batch_targets` is the largest number of target tokens that one batch can have: the worker
+    computes logits for those positions alone. Not known, every position counts.
     `fast_cpu` is the worker's float32 path on the CPU device (see `oodatcaa doctor`).
     """
     length = padded_length(params.max_seq_length, seq_length)
     trained = shape.num_layers if params.num_layers < 0 else params.num_layers
-    targets = length if target_length is None else min(length, target_length)
+    every = params.batch_size * length
+    targets = every if batch_targets is None else min(every, batch_targets)
     step = _Step(
         shape=shape,
         params=params,
         tokens=params.batch_size * length,
-        targets=_round_up(params.batch_size * targets, TARGETS_TO),
+        targets=_round_up(targets, TARGETS_TO),
         length=length,
         itemsize=4 if device == "cpu" and fast_cpu else 2,
         trained_layers=min(trained, shape.num_layers),
     )
-    parts = (
+    parts: tuple[MemoryPart, ...] = (
         _weights(shape, params.quantize_bits, device, fast_cpu),
         _adapter(step),
         _activations(step),
@@ -113,6 +116,10 @@ def estimate_training(
         _scratch(step, device, fast_cpu),
         _baseline(device),
     )
+    more = _making(shape, params, device) - sum(part.bytes for part in parts)
+    if more > 0:
+        formula = "making the re-quantised copy takes this much more than the training"
+        parts = (*parts, MemoryPart(name=REQUANTISING, bytes=more, formula=formula))
     return _sum(parts, device)
 
 
@@ -196,6 +203,7 @@ SCORES = "attention scores"
 LOSS = "logits and cross entropy"
 SCRATCH = "dequantised scratch"
 BASELINE = "runtime"
+REQUANTISING = "re-quantising"
 
 
 def _advice(part: str) -> str:
@@ -211,6 +219,10 @@ def _weights(
 ) -> MemoryPart:
     wide = device == "cpu" and fast_cpu
     stored = shape.weight_bytes
+    if quantize_bits is not None and quantize_bits != shape.bits:
+        packed = _packed(shape, quantize_bits, 4 if wide else 2)
+        formula = f"re-quantised to {quantize_bits} bits, with a scale and bias per group"
+        return MemoryPart(name=WEIGHTS, bytes=packed, formula=formula)
     if shape.bits is not None:
         # Scales and biases of every group are floats; the float32 path widens them.
         group = shape.group_size or 64
@@ -222,11 +234,21 @@ def _weights(
         formula = f"4 bytes x {shape.parameters} parameters (float32 on the CPU)"
     else:
         loaded, formula = stored, "as stored"
-    if quantize_bits is not None:
-        packed = shape.parameters * quantize_bits // 8 + 8 * shape.parameters // 64
-        formula = f"{formula}, plus the copy at {quantize_bits} bits while it is made"
-        loaded += packed
     return MemoryPart(name=WEIGHTS, bytes=loaded, formula=formula)
+
+
+def _packed(shape: ModelShape, bits: int, itemsize: int) -> int:
+    group = shape.group_size or 64
+    return shape.parameters * bits // 8 + 2 * itemsize * shape.parameters // group
+
+
+def _making(shape: ModelShape, params: QLoRA, device: str) -> int:
+    """The peak of the process that re-quantises once, beside the worker that waits for it."""
+    bits = params.quantize_bits
+    if bits is None or bits == shape.bits:
+        return 0
+    largest = shape.hidden_size * max(shape.vocab_size, shape.intermediate_size)
+    return shape.weight_bytes + _packed(shape, bits, 4) + 8 * largest + 2 * _baseline(device).bytes
 
 
 def lora_parameters(shape: ModelShape, params: QLoRA) -> int:
@@ -303,8 +325,8 @@ def _scratch(step: _Step, device: str, fast_cpu: bool) -> MemoryPart:
     if device == "cpu" and fast_cpu:
         return MemoryPart(
             name=SCRATCH,
-            bytes=2 * 4 * largest,
-            formula=f"2 x the largest matrix ({largest} elements) in float32",
+            bytes=DENSE_COPIES * 4 * largest,
+            formula=f"{DENSE_COPIES} x the largest matrix ({largest} elements) x 4 bytes",
         )
     return MemoryPart(name=SCRATCH, bytes=0, formula="quantised products need none")
 

@@ -20,6 +20,8 @@ from oodatcaa.errors import OodatcaaError
 
 SPLITS = ("train", "valid", "test")
 CHUNK = 512
+LARGEST = 1024
+"""Examples that are remembered by size; a batch larger than this is bounded less tightly."""
 Example = Mapping[str, Any]
 
 
@@ -183,10 +185,19 @@ def with_lengths(stats: SplitStats, lengths: Sequence[Lengths]) -> SplitStats:
 
 @dataclass(frozen=True)
 class Known:
-    """The longest example and the most target tokens of one; None where nothing could count."""
+    """What bounds a batch. `longest` is None where nothing could be counted."""
 
     longest: int | None = None
-    longest_target: int | None = None
+    targets: tuple[int, ...] = ()
+    """Target tokens of the examples that have most, in descending order."""
+
+    def batch_targets(self, batch_size: int) -> int | None:
+        """The most target tokens a batch can have: those of the largest examples together."""
+        if self.longest is None:
+            return None
+        whole, rest = divmod(batch_size, max(1, len(self.targets)))
+        # A batch larger than the split is filled up with the same examples again.
+        return whole * sum(self.targets) + sum(self.targets[:rest])
 
 
 def known_lengths(data_dir: Path, model_path: Path) -> Known:
@@ -207,4 +218,5 @@ def _known(data_dir: Path, model_path: Path, stamp: object) -> Known:  # noqa: A
     both = [*lengths.get("train", ()), *lengths.get("valid", ())]
     if not both:
         return Known()
-    return Known(max(one.total for one in both), max(one.target for one in both))
+    targets = sorted((one.target for one in both), reverse=True)[:LARGEST]
+    return Known(max(one.total for one in both), tuple(targets))
