@@ -237,7 +237,7 @@ class MemoryWatch:
                 self._look()
         except BaseException as error:  # noqa: BLE001 - kept, and treated like being over
             self.error = error
-            if self._on_over is not None:
+            if self._on_over is not None and self.over is None:
                 self._on_over(TreeMemory(tree_bytes=self.current_bytes))
 
     def _look(self) -> None:

@@ -247,10 +247,10 @@ class _Output:
 
     def finish(self) -> tuple[str, str, bool]:
         """(sha256, tail, truncated)"""
-        rest = bytes(self._recent[-min(self._keep, self.total - self._stored) :])
-        missing = self.total - self._stored - len(rest)
-        if self.total == self._stored:
-            rest = b""
+        left = self.total - self._stored
+        kept = min(self._keep, left)
+        rest = bytes(self._recent[len(self._recent) - kept :])
+        missing = left - kept
         if missing:
             self._store(f"\n[... {missing} bytes left out ...]\n".encode())
         self._store(rest)
