@@ -81,6 +81,8 @@ def test_nothing_that_was_there_is_lost_or_reordered(lines: list[str], crlf: boo
         assert line in left, f"{line!r} is lost or moved"
     assert text.splitlines().count(LINE) == 1
     assert insert_changelog(text, ENTRY) == text
+    if newline in existing:
+        assert text.count("\n") == text.count(newline)
 
 
 def test_an_entry_names_story_and_tag_once() -> None:

@@ -53,6 +53,13 @@ def test_prose_shows_exactly_the_text_on_one_line(text: str) -> None:
     assert {child.type for child in tokens[1].children or ()} <= {"text", "text_special"}
 
 
+@pytest.mark.parametrize("text", ["<b>x</b>", "a <!-- b", "&amp; &copy; &#65;", "C #", "# ##", "#"])
+def test_markup_that_nobody_meant_is_shown_as_text(text: str) -> None:
+    assert plain(tokens_of(prose(text))[1]) == text
+    assert "html_inline" not in {child.type for child in tokens_of(prose(text))[1].children or ()}
+    assert parse(section(text, "body")).headings == [(2, text)]
+
+
 @given(NASTY)
 def test_prose_stays_one_paragraph_in_a_list_item(text: str) -> None:
     kinds = [token.type for token in tokens_of(bullets([prose(text)]))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -326,6 +327,7 @@ def test_a_model_card_is_readable_by_the_hubs_and_by_a_shell() -> None:
     shell, python = (body for _, body in parse(text).fences[:2])
     assert "mlx_lm.generate" in shell
     assert "--adapter-path models/runs/mlx/2026-01-30_12-00-00/adapters" in shell
+    assert shlex.split(shell)[-1] == "Write 'it' & go"
     compile(python, "card", "exec")
 
 
@@ -367,6 +369,8 @@ def test_an_evaluation_shows_the_spread_and_the_worst_examples() -> None:
     bars = _table(found, "Drop")
     assert sum(int(row[1]) for row in bars[1:]) == samples.EVAL.examples
     assert _table(found, "Line in split")[1] == ["3", "98", "1.700", "1.800", "-0.100"]
+    assert found.titles()[-2] == "Side by side"
+    assert [info for info, _ in found.fences] == ["text", "text", "text"]
     flat = samples.EVAL.evolve(per_example_base=(1.0, 1.0), per_example_adapter=(1.0, 1.0))
     text = training_docs.evaluation_report(flat, run_id="r")
     assert "better on 0 of 2 examples (0 %)" in text
