@@ -1,0 +1,71 @@
+"""Everything the planner may know. Gathered by the caller, so that planning itself is pure."""
+
+from __future__ import annotations
+
+from pydantic import PositiveInt
+
+from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.board import Board
+from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.objective import Objective
+from oodatcaa.domain.plan import Inventory
+from oodatcaa.domain.task import Story
+from oodatcaa.domain.training import (
+    BackendProbe,
+    DatasetRecord,
+    InferenceProbe,
+    Machine,
+    MemoryEstimate,
+    ModelShape,
+    QLoRA,
+    RunRecord,
+)
+
+
+class ParamOption(Record):
+    """One set of training parameters that the train story weighs; `estimate` is its memory."""
+
+    key: NonEmpty
+    title: NonEmpty
+    params: QLoRA
+    estimate: MemoryEstimate | None = None
+
+
+class PlanInputs(Record):
+    """The facts of one planning. What could not be found out is None or empty, never a guess."""
+
+    story: Story
+    board: Board
+    objective: Objective
+    now: Utc
+    author: NonEmpty
+    version: PositiveInt = 1
+    quality_gates: tuple[GateSpec, ...] = ()
+    inventory: Inventory
+    probes: tuple[BackendProbe, ...] = ()
+    machine: Machine
+    shape: ModelShape | None = None
+    model_error: str | None = None
+    estimate: MemoryEstimate | None = None
+    """Peak memory of training with `estimated_for`."""
+    estimated_for: QLoRA | None = None
+    """None = with `params`. `planned_params` says beforehand what a plan will train with."""
+    inference: InferenceProbe | None = None
+    measured_with: NonEmpty = "mlx"
+    """The backend that `inference`, `shape` and `estimate` come from."""
+    params: QLoRA
+    params_from: NonEmpty = "OBJECTIVE.md"
+    backend: NonEmpty = "mlx"
+    dataset: DatasetRecord | None = None
+    run: RunRecord | None = None
+    run_dir: str = ""
+    dependency_notes: tuple[str, ...] = ()
+    plotting: bool = True
+    """False = no plotting library here: the plan promises no plot and says so."""
+    options: tuple[ParamOption, ...] = ()
+    """What `options_for` proposed, with estimates; empty = the planner weighs them without."""
+
+    @property
+    def ceiling_bytes(self) -> int:
+        """What a run can really have: the objective's limit, or the machine's memory if less."""
+        return min(self.objective.memory_limit_bytes, self.machine.memory_bytes)

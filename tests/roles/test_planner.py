@@ -1,0 +1,601 @@
+"""plan_story: every kind of story, with many facts and with hardly any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oodatcaa.domain.board import Board, Sprint
+from oodatcaa.domain.evidence import Bound, GateKind, GateSpec
+from oodatcaa.domain.objective import METRICS, Objective
+from oodatcaa.domain.plan import Inventory, InventoryRow, Plan, Size, StepKind
+from oodatcaa.domain.task import Story, StoryKind, StoryStatus, SubtaskKind
+from oodatcaa.domain.training import (
+    GB,
+    BackendProbe,
+    DatasetRecord,
+    Generation,
+    InferenceProbe,
+    LossPoint,
+    Machine,
+    MemoryEstimate,
+    MemoryPart,
+    ModelShape,
+    QLoRA,
+    RunRecord,
+    RunStatus,
+    SplitStats,
+)
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.roles.planner import PlanInputs, options_for, plan_story, planned_params
+
+NOW = datetime(2026, 1, 30, 12, tzinfo=UTC)
+KINDS = tuple(StoryKind)
+Facts = Callable[[StoryKind], PlanInputs]
+TITLES = {
+    StoryKind.FRAMEWORK: "Choose the framework",
+    StoryKind.DATA: "Build the data",
+    StoryKind.TRAIN: "Train with QLoRA",
+    StoryKind.EVALUATE: "Evaluate against the base",
+    StoryKind.PUBLISH: "Publish the adapter",
+    StoryKind.CUSTOM: "Say hello",
+}
+
+
+def stories() -> tuple[Story, ...]:
+    return tuple(
+        Story(
+            id=f"T{number:03d}",
+            slug=kind.value,
+            kind=kind,
+            title=TITLES[kind],
+            goal="# greet\n$ echo hello\n\n- echo bye" if kind is StoryKind.CUSTOM else "",
+            status=StoryStatus.NEEDS_PLAN if number == 1 else StoryStatus.BLOCKED,
+            estimate_minutes=10 * number,
+            depends_on=(f"T{number - 1:03d}",) if 1 < number < 6 else (),
+            status_since=NOW,
+            created_at=NOW,
+        )
+        for number, kind in enumerate(KINDS, 1)
+    )
+
+
+def board() -> Board:
+    sprint = Sprint(
+        number=4,
+        objective_id="tune",
+        objective_sha256="0" * 64,
+        title="Tune",
+        target_branch="main",
+        memory_limit_bytes=16 * GB,
+        created_at=NOW,
+    )
+    return Board(sprint=sprint, stories=stories())
+
+
+def objective(*acceptance: str, **changes: object) -> Objective:
+    lines = acceptance or ("test_loss_drop >= 0.1", "peak_memory <= 16GB critical")
+    values: dict[str, object] = {
+        "id": "tune",
+        "title": "Tune the demo model",
+        "memory_limit_bytes": 16 * GB,
+        "memory_limit_text": "16GB",
+        "acceptance": tuple(Bound.parse(line) for line in lines),
+        "eval_examples": 64,
+        "prompt": "Write a function that adds two numbers.",
+    }
+    return Objective.model_validate(values | changes)
+
+
+def machine(**changes: object) -> Machine:
+    values: dict[str, object] = {
+        "host": "box",
+        "system": "Linux",
+        "processor": "Xeon",
+        "cpu_count": 2,
+        "memory_bytes": 24 * GB,
+        "accelerator": "cpu",
+        "blas": "mkl",
+    }
+    return Machine.model_validate(values | changes)
+
+
+def estimate(total: int) -> MemoryEstimate:
+    return MemoryEstimate(
+        total_bytes=total,
+        parts=(MemoryPart(name="weights", bytes=total, formula="as stored"),),
+        device="cpu",
+        method="config.json and tensor headers",
+    )
+
+
+def shape() -> ModelShape:
+    return ModelShape(
+        model_type="llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        vocab_size=49152,
+        tied_embeddings=True,
+        weight_bytes=90_000_000,
+        parameters=134_515_008,
+        bits=4,
+        group_size=32,
+    )
+
+
+def dataset(longest: int = 370) -> DatasetRecord:
+    def split(examples: int, letter: str) -> SplitStats:
+        return SplitStats(
+            examples=examples,
+            files=9,
+            tokens_min=20,
+            tokens_mean=180.0,
+            tokens_p95=300,
+            tokens_max=longest,
+            sha256=letter * 64,
+        )
+
+    return DatasetRecord(
+        name="demo",
+        path="models/data/abcd",
+        sha256="a" * 64,
+        source="CPython",
+        licence="PSF-2.0",
+        splits={"train": split(900, "b"), "valid": split(90, "c"), "test": split(95, "d")},
+    )
+
+
+def run() -> RunRecord:
+    return RunRecord(
+        started_at=NOW,
+        git_sha="f" * 40,
+        data_dir="models/data/abcd",
+        model="demo",
+        lora_rank=16,
+        lora_alpha=32,
+        iters=40,
+        batch_size=4,
+        learning_rate=3e-4,
+        run_id="2026-01-30_12-00-00",
+        backend="mlx",
+        status=RunStatus.FINISHED,
+        params=QLoRA(),
+        memory_limit_bytes=16 * GB,
+        peak_memory_bytes=2_400_000_000,
+        tokens_per_second=120.0,
+        iterations_done=40,
+        valid_losses=(LossPoint(iteration=1, loss=1.9), LossPoint(iteration=40, loss=1.1)),
+        adapter_sha256="e" * 64,
+    )
+
+
+def probe(name: str, *, importable: bool, **changes: object) -> BackendProbe:
+    values: dict[str, object] = {"name": name, "title": name.upper(), "importable": importable}
+    if importable:
+        values |= {"version": "1.2.3", "accelerator": "cpu"}
+    else:
+        values |= {"problem": f"no module named {name}"}
+    return BackendProbe.model_validate(values | changes)
+
+
+def quality_gates() -> tuple[GateSpec, ...]:
+    return (
+        GateSpec(id="lint", name="Lint", kind=GateKind.COMMAND, command="{python} -m ruff check"),
+        GateSpec(id="tests", name="Tests", kind=GateKind.COMMAND, command="{python} -m pytest"),
+    )
+
+
+def poor(kind: StoryKind, **changes: object) -> PlanInputs:
+    """No probe, no shape, no estimate, an offline hub model."""
+    values: dict[str, object] = {
+        "story": next(s for s in stories() if s.kind is kind),
+        "board": Board(),
+        "objective": objective(model="Qwen/Qwen2.5-Coder-7B-Instruct"),
+        "now": NOW,
+        "author": "planner-A",
+        "inventory": Inventory(commit="", rows=()),
+        "machine": machine(blas=""),
+        "model_error": "the hub can not be reached",
+        "params": QLoRA(),
+    }
+    return PlanInputs.model_validate(values | changes)
+
+
+def rich(kind: StoryKind, **changes: object) -> PlanInputs:
+    values: dict[str, object] = {
+        "board": board(),
+        "objective": objective(),
+        "quality_gates": quality_gates(),
+        "inventory": Inventory(
+            commit="c" * 40, rows=(InventoryRow(place="src", files=3, lines=90),)
+        ),
+        "probes": (
+            probe("mlx", importable=True),
+            probe("axolotl", importable=False),
+            probe("hf", importable=False),
+        ),
+        "machine": machine(),
+        "shape": shape(),
+        "model_error": None,
+        "estimate": estimate(3 * GB),
+        "inference": InferenceProbe(
+            model="demo",
+            load_seconds=1.5,
+            prompt_tokens=9,
+            generation=Generation(prompt="p", text="t", tokens=24, tokens_per_second=31.0),
+            peak_memory_bytes=600_000_000,
+            device="cpu",
+        ),
+        "params_from": "T001 plan v2",
+        "dataset": None if kind is StoryKind.FRAMEWORK else dataset(),
+        "run": run() if kind in (StoryKind.EVALUATE, StoryKind.PUBLISH) else None,
+        "run_dir": "models/runs/mlx/2026-01-30_12-00-00",
+    }
+    return poor(kind, **(values | changes))
+
+
+def accepted(plan: Plan) -> tuple[str, ...]:
+    return tuple(str(gate.bound) for gate in plan.test_plan.acceptance if gate.bound)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("facts", [poor, rich])
+def test_every_kind_gets_a_coherent_plan(kind: StoryKind, facts: Facts) -> None:
+    inputs = facts(kind)
+    plan = plan_story(inputs)
+    assert plan.kind is kind
+    assert plan.branch == inputs.story.branch
+    assert plan.created_at == NOW
+    ids = [gate.id for gate in plan.test_plan.acceptance]
+    assert ids == [f"AC{n}" for n in range(1, len(ids) + 1)]
+    builds = [s for s in plan.subtasks if s.kind is SubtaskKind.BUILD]
+    assert plan.exit_gates.keys() == {s.id for s in builds}
+    for gate_id, subtask in ((g.id, s) for s in builds for g in plan.exit_gates[s.id]):
+        assert gate_id.startswith((f"X-{subtask.id[5:]}-", "G"))
+    assert plan.subtasks[-1].kind is SubtaskKind.TEST
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("facts", [poor, rich])
+def test_the_same_inputs_give_the_same_plan(kind: StoryKind, facts: Facts) -> None:
+    inputs = facts(kind)
+    again = PlanInputs.model_validate_json(inputs.model_dump_json())
+    assert plan_story(inputs).model_dump_json() == plan_story(again).model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "dealt"),
+    [
+        (StoryKind.FRAMEWORK, Size.L, {"B01": (1, 2, 3, 4), "B02": (5,), "B03": (6, 7, 8)}),
+        (StoryKind.DATA, Size.S, {"B01": (1, 2, 3)}),
+        (StoryKind.TRAIN, Size.M, {"B01": (1, 2), "B02": (3,)}),
+        (StoryKind.EVALUATE, Size.S, {"B01": (1, 2, 3)}),
+        (StoryKind.PUBLISH, Size.S, {"B01": (1, 2)}),
+    ],
+)
+def test_size_decides_how_the_steps_are_dealt(
+    kind: StoryKind, size: Size, dealt: dict[str, tuple[int, ...]]
+) -> None:
+    plan = plan_story(rich(kind))
+    builds = {s.id.split("-")[1]: s.steps for s in plan.subtasks if s.kind is SubtaskKind.BUILD}
+    assert (plan.size, builds) == (size, dealt)
+    chain = [subtask.depends_on for subtask in plan.subtasks]
+    assert chain == [(), *((s.id,) for s in plan.subtasks[:-1])]
+
+
+def test_the_framework_story_has_the_eight_criteria_and_six_risks() -> None:
+    plan = plan_story(rich(StoryKind.FRAMEWORK))
+    gates = {gate.id: gate for gate in plan.test_plan.acceptance}
+    assert len(gates) == 8
+    assert len(plan.risks) == 6
+    predicted = gates["AC6"]
+    assert str(predicted.bound) == "predicted_peak_memory <= 16GB"
+    assert predicted.critical
+    assert "probe_peak_memory <= 16GB" in accepted(plan)
+    assert [step.number for step in plan.steps if step.critical] == [5]
+
+
+def test_a_tighter_memory_bound_is_forecast_by_the_framework_story() -> None:
+    asked = objective("peak_memory <= 8GB critical", "peak_memory <= 20GB")
+    plan = plan_story(rich(StoryKind.FRAMEWORK, objective=asked))
+    last = plan.test_plan.acceptance[-1]
+    assert (str(last.bound), last.critical) == ("predicted_peak_memory <= 8GB", True)
+    assert "predicted_peak_memory <= 20GB" not in accepted(plan)
+
+
+bounds = st.builds(
+    lambda metric, op, value, critical: Bound.parse(f"{metric} {op} {value:g}").evolve(
+        critical=critical
+    ),
+    st.sampled_from(sorted(METRICS)),
+    st.sampled_from(["<=", ">=", "<", ">", "=="]),
+    st.sampled_from([0.1, 1.0, 5.0, 8e9, 16e9, 3e10]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(bounds, min_size=1, max_size=8), st.sets(st.sampled_from(KINDS)))
+def test_every_bound_of_the_objective_is_decided_somewhere(
+    asked: list[Bound], left_out: set[StoryKind]
+) -> None:
+    """Also when the sprint has no evaluate story; and a critical mark is never lost."""
+    kinds = [kind for kind in KINDS if kind is StoryKind.TRAIN or kind not in left_out]
+    shown = board().evolve(stories=tuple(s for s in stories() if s.kind in kinds))
+    wish = objective().evolve(acceptance=tuple(asked))
+    decided = [
+        gate
+        for kind in kinds
+        for gate in plan_story(rich(kind, board=shown, objective=wish)).test_plan.acceptance
+        if gate.bound is not None
+    ]
+    for bound in asked:
+        homes = [
+            g
+            for g in decided
+            if g.bound is not None
+            and (g.bound.metric, g.bound.op, g.bound.value) == (bound.metric, bound.op, bound.value)
+        ]
+        assert homes, f"{bound} is decided nowhere"
+        if bound.critical:
+            assert all(g.critical and g.bound is not None and g.bound.critical for g in homes)
+
+
+def test_without_a_test_loss_bound_the_adapter_must_still_beat_its_base() -> None:
+    wish = objective("peak_memory <= 16GB critical")
+    plan = plan_story(rich(StoryKind.EVALUATE, objective=wish))
+    assert accepted(plan)[0] == "test_loss_drop > 0"
+    asked = plan_story(rich(StoryKind.EVALUATE, objective=objective("test_loss <= 2")))
+    assert accepted(asked) == ("test_loss <= 2", "evaluation_mismatch <= 0.001")
+
+
+def test_training_is_decided_by_memory_and_finite_tensors() -> None:
+    plan = plan_story(rich(StoryKind.TRAIN))
+    critical = [str(gate.bound) for gate in plan.test_plan.acceptance if gate.critical]
+    assert critical == ["peak_memory <= 16GB", "nonfinite_tensors == 0"]
+    exits = [str(gate.bound) for gate in plan.exit_gates["T003-B01"]]
+    assert exits == ["nonfinite_tensors == 0", "peak_memory <= 16GB"]
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k is not StoryKind.CUSTOM])
+def test_documents_are_promised_as_files_and_quality_gates_close_the_last_build(
+    kind: StoryKind,
+) -> None:
+    plan = plan_story(rich(kind))
+    promised = [path for gate in plan.test_plan.acceptance for path in gate.paths]
+    assert sorted(promised) == sorted(plan.deliverables)
+    exits = [path for gates in plan.exit_gates.values() for g in gates for path in g.paths]
+    assert sorted(exits) == sorted(plan.deliverables)
+    *earlier, last = plan.exit_gates.values()
+    assert [gate.name for gate in last[-2:]] == ["Lint", "Tests"]
+    assert [gate.id for gate in last[-2:]] == ["G1", "G2"]
+    assert not [g for gates in earlier for g in gates if g.id.startswith("G")]
+    assert [g.id for g in plan.test_plan.quality_gates] == ["G1", "G2"]
+
+
+def test_gate_ids_that_a_person_chose_stay() -> None:
+    mine = GateSpec(id="G7", name="Lint", kind=GateKind.COMMAND, command="true")
+    plan = plan_story(rich(StoryKind.DATA, quality_gates=(mine,)))
+    assert plan.test_plan.quality_gates == (mine,)
+
+
+def test_no_plot_is_promised_where_nothing_can_draw_it() -> None:
+    assert "docs/training/plots/run.png" in plan_story(rich(StoryKind.TRAIN)).deliverables
+    plan = plan_story(rich(StoryKind.TRAIN, plotting=False))
+    assert not [path for path in plan.deliverables if path.endswith(".png")]
+    assert "no plot" in plan.steps[2].what
+
+
+def test_custom_goals_are_run_line_by_line_and_nothing_is_invented() -> None:
+    plan = plan_story(rich(StoryKind.CUSTOM))
+    assert [(s.kind, s.command) for s in plan.steps] == [
+        (StepKind.COMMAND, "echo hello"),
+        (StepKind.COMMAND, "echo bye"),
+    ]
+    assert [gate.command for gate in plan.test_plan.acceptance] == ["echo hello", "echo bye"]
+    empty = rich(StoryKind.CUSTOM)
+    with pytest.raises(OodatcaaError) as caught:
+        plan_story(empty.evolve(story=empty.story.evolve(goal="\n# later\n")))
+    assert caught.value.code == "plan.no_command"
+
+
+# facts decide
+
+
+def test_an_installed_framework_beats_a_preferred_one_that_is_missing() -> None:
+    wish = objective(backends=("hf", "mlx"))
+    plan = plan_story(rich(StoryKind.FRAMEWORK, objective=wish))
+    assert plan.decision.chosen == plan.backend == "mlx"
+    assert "HF" in plan.fallback.action
+    assert "to be installed first" in plan.fallback.action
+
+
+def test_a_framework_that_is_importable_but_broken_is_not_chosen() -> None:
+    probes = (
+        probe("mlx", importable=True, problem="no backend for this device"),
+        probe("hf", importable=True),
+    )
+    plan = plan_story(rich(StoryKind.FRAMEWORK, probes=probes))
+    assert plan.backend == "hf"
+    assert any("MLX" in line and "Not usable" in line for line in plan.decision.rationale)
+
+
+def test_totals_follow_the_facts() -> None:
+    def total(**changes: object) -> float:
+        return plan_story(rich(StoryKind.FRAMEWORK, **changes)).decision.totals["mlx"]
+
+    base = total()
+    assert total(estimate=estimate(15 * GB)) < base
+    assert total(estimate=estimate(50 * GB)) < total(estimate=estimate(15 * GB))
+    assert total(inference=None, model_error="gone") < base
+    metal = (probe("mlx", importable=True, accelerator="metal"),)
+    assert total(probes=metal) > base
+    assert total(probes=(probe("mlx", importable=False),)) < base
+    assert 0 <= base <= 1
+
+
+def test_what_nobody_knows_is_left_out_and_said() -> None:
+    plan = plan_story(poor(StoryKind.FRAMEWORK, model_error=None))
+    keys = {factor.key for factor in plan.decision.factors}
+    assert keys == {"preference"}
+    assert "Measured tokens/s" in plan.decision.rationale[-1]
+    cells = plan.alternatives[0].facts
+    assert cells["importable"].source == cells["speed"].source == "not available"
+    assert any("No listed backend is known" in line for line in plan.decision.rationale)
+
+
+def test_nothing_is_claimed_of_a_framework_that_was_not_measured() -> None:
+    plan = plan_story(rich(StoryKind.FRAMEWORK, probes=(probe("hf", importable=True),)))
+    other = next(a for a in plan.alternatives if a.key == "hf")
+    assert {other.facts[k].source for k in ("memory", "loads", "speed")} == {"not available"}
+    sources = {fact.source for a in plan.alternatives for fact in a.facts.values()}
+    known = ("probed", "measured", "estimated from", "not available", "given in OBJECTIVE.md")
+    assert all(source.startswith(known) for source in sources)
+
+
+def test_asking_for_more_than_fits_is_planned_openly_as_a_high_risk() -> None:
+    inputs = rich(
+        StoryKind.FRAMEWORK,
+        estimate=estimate(50 * GB),
+        params=QLoRA(batch_size=32, max_seq_length=2048),
+    )
+    plan = plan_story(inputs)
+    assert plan.params == inputs.params
+    assert plan.risks[0].probability == "high"
+    assert "50.00 GB" in plan.risks[0].risk
+    memory = next(a for a in plan.alternatives if a.key == "mlx").facts["memory"]
+    assert "does not fit" in memory.value
+
+
+def test_the_machine_may_be_smaller_than_the_limit() -> None:
+    inputs = rich(
+        StoryKind.FRAMEWORK, machine=machine(memory_bytes=8 * GB), estimate=estimate(10 * GB)
+    )
+    plan = plan_story(inputs)
+    assert plan.risks[0].probability == "high"
+    assert any("has only 8.00 GB" in line for line in plan.constraints)
+
+
+# the training parameters
+
+
+@pytest.mark.parametrize(
+    ("asked", "longest", "planned"),
+    [
+        (512, 370, 385),  # 12 * 32 = 384, plus one
+        (512, 384, 385),
+        (512, 385, 417),
+        (512, 480, 481),
+        (512, 500, 512),  # 513 would be longer than asked
+        (384, 384, 384),
+        (256, 370, 256),  # cuts already: not made worse, said instead
+        (512, None, 512),
+        (512, 1, 33),
+        (32, 1, 32),
+    ],
+)
+def test_sequences_are_as_short_as_the_data_allow(
+    asked: int, longest: int | None, planned: int
+) -> None:
+    data = dataset(longest) if longest else None
+    inputs = rich(StoryKind.TRAIN, params=QLoRA(max_seq_length=asked), dataset=data)
+    plan = plan_story(inputs)
+    assert plan.params == planned_params(inputs.params, data)
+    assert plan.params.max_seq_length == planned
+    assert any(f"{asked}" in line and "tokens" in line for line in plan.constraints)
+    told = " ".join(plan.constraints)
+    assert ("will be cut" in told) == (longest is not None and longest > asked)
+
+
+@given(st.integers(32, 4096), st.integers(1, 5000))
+def test_the_planned_length_never_cuts_what_fitted_and_never_grows(
+    asked: int, longest: int
+) -> None:
+    """The width that mlx-lm's iterate_batches gives the longest example must not change."""
+    planned = planned_params(QLoRA(max_seq_length=asked), dataset(longest)).max_seq_length
+    padded = 1 + 32 * ((longest + 31) // 32)
+    assert planned <= asked
+    assert min(padded, planned) == min(padded, asked)
+
+
+def test_an_estimate_for_longer_sequences_is_named_an_upper_bound() -> None:
+    plan = plan_story(rich(StoryKind.TRAIN))
+    fact = plan.alternatives[0].facts["memory"]
+    assert "for 512 tokens: an upper bound" in fact.source
+    exact = (
+        plan_story(rich(StoryKind.TRAIN, estimated_for=planned_params(QLoRA(), dataset())))
+        .alternatives[0]
+        .facts["memory"]
+    )
+    assert "upper bound" not in exact.source
+    unrelated = plan_story(rich(StoryKind.TRAIN, estimated_for=QLoRA(rank=64)))
+    assert unrelated.alternatives[0].facts["memory"].source == "not available"
+
+
+def weighed(*totals: int) -> PlanInputs:
+    params, data = QLoRA(), dataset()
+    options = tuple(
+        option.evolve(estimate=estimate(total))
+        for option, total in zip(options_for(params, data), totals, strict=True)
+    )
+    return rich(StoryKind.TRAIN, options=options, params=params, dataset=data)
+
+
+def test_inherited_parameters_win_while_they_fit_and_lose_when_they_do_not() -> None:
+    fits = plan_story(weighed(3 * GB, 2 * GB, 5 * GB))
+    assert fits.decision.chosen == "inherited"
+    over = plan_story(weighed(17 * GB, 9 * GB, 33 * GB))
+    assert over.decision.chosen == "smaller"
+    assert over.params.batch_size == 2
+    assert over.params.effective_batch == 4
+    assert over.params.optimizer_steps == 40
+    assert any("not a candidate" in line for line in over.decision.rationale)
+    nothing = plan_story(weighed(40 * GB, 30 * GB, 90 * GB))
+    assert nothing.decision.chosen == "inherited"
+    assert any("refuses" in line for line in nothing.decision.rationale)
+
+
+def test_minutes_come_from_a_measured_speed_where_there_is_one() -> None:
+    plan = plan_story(rich(StoryKind.TRAIN, run=run()))
+    train = plan.steps[1]
+    assert train.estimate_minutes == 4  # 40 x 4 x 180 tokens / 120 per second = 240 s
+    assert "120 tokens/s (measured in run 2026-01-30_12-00-00)" in train.what
+    guessed = plan_story(rich(StoryKind.TRAIN)).steps[1]
+    assert "planning figure" in guessed.what
+    unknown = plan_story(rich(StoryKind.TRAIN, shape=None)).steps[1]
+    assert "no speed is known" in unknown.what
+
+
+# what comes from the board
+
+
+def test_sprint_impact_is_derived_from_the_board() -> None:
+    shown = board().with_task(stories()[0].evolve(status=StoryStatus.DONE))
+    text = " ".join(plan_story(rich(StoryKind.DATA, board=shown)).sprint_impact)
+    assert "Stories integrated so far: 1 of 6 (5% of 210 estimated minutes)" in text
+    assert "T002 weighs 10% of the objective" in text
+    assert "T002 unblocks T003; after them T004, T005" in text
+    assert "Critical path: T002 → T003 → T004 → T005 (140 min); T002 is on it" in text
+    assert "T002-B01" in text
+
+
+def test_traceability_names_objective_sprint_and_neighbours() -> None:
+    trace = plan_story(rich(StoryKind.TRAIN)).traceability
+    assert (trace.sprint, trace.depends_on, trace.unblocks) == (4, ("T002",), ("T004",))
+    assert trace.objective == "tune: Tune the demo model"
+
+
+def test_a_cycle_in_the_board_does_not_hang_the_planner() -> None:
+    first, second, *rest = stories()
+    looped = (first.evolve(depends_on=("T002",)), second, *rest)
+    plan = plan_story(rich(StoryKind.FRAMEWORK, board=board().evolve(stories=looped)))
+    assert plan.sprint_impact
