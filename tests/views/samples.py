@@ -100,6 +100,8 @@ GATE_TESTS = GateSpec(
     timeout_seconds=900,
 )
 
+LONG_SOURCE = "estimated from tokens and a planning figure for this machine"
+
 PARAMS = QLoRA(
     rank=16,
     alpha=32,
@@ -289,6 +291,8 @@ def _alternatives() -> tuple[Alternative, ...]:
             facts={
                 "usable": Fact(value="yes, version 0.32.2", source="probed", score=1.0),
                 "speed": Fact(value="125.0 tokens/s", source="measured", score=0.6),
+                "time": Fact(value="35 min", source=LONG_SOURCE),
+                "setting": Fact(value="rank 16, " * 9 + "and so on", source="given"),
             },
             pros=("installed", "built-in LoRA"),
             cons=("no GPU here",),
@@ -299,7 +303,8 @@ def _alternatives() -> tuple[Alternative, ...]:
             title="axolotl",
             facts={
                 "usable": Fact(value="no: No module named 'axolotl'", source="probed", score=0.0),
-                "speed": Fact(value="not available", source="not available"),
+                "speed": Fact(value="unknown", source="not available"),
+                "time": Fact(value="36 min", source=LONG_SOURCE),
             },
             effort_minutes=27,
         ),

@@ -183,6 +183,20 @@ def test_an_agent_plan_has_every_part() -> None:
         "yes, version 0.32.2 (probed)",
         "no: No module named 'axolotl' (probed)",
     ]
+    assert _table(found, "Fact")[2] == ["Speed", "125.0 tokens/s (measured)", "not available"]
+    assert "1. Estimated from tokens and a planning figure for this machine" in text
+    assert _table(found, "Fact")[3][1:] == ["35 min (note 1)", "36 min (note 1)"]
+    assert [row[0] for row in _table(found, "Fact")] == ["Fact", "Usable here", "Speed", "Time"]
+    assert any(item.startswith("Setting: rank 16, rank 16") for item in found.items)
+    assert text.count(samples.make_plan().goal) == 1
+    asked = samples.make_plan()
+    asked = asked.evolve(goal=asked.problem.statement)
+    assert agent_plan(asked).count(asked.goal) == 1
+    many = samples.GATE_FILES.evolve(paths=("a", "b", "c"))
+    checks = asked.test_plan.evolve(acceptance=(many,))
+    gates = parse(render_test_plan(asked.evolve(test_plan=checks)))
+    assert gates.tables[-1][1][2] == "3 files in the commit"
+    assert {"a", "b", "c"} <= set(gates.items)
     assert _table(found, "Cost (estimate)")[-1] == ["total", "27 min"]
     assert _table(found, "Subtask")[1][3:] == ["1 to 2", "nothing", "9 min"]
     assert {"TEST_PLAN.md", "plan-v1.json"} <= set(found.links)

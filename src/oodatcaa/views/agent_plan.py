@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oodatcaa.domain.plan import AdaptationNote, Fact, Plan, Step, SubtaskPlan
+from oodatcaa.domain.plan import AdaptationNote, Alternative, Fact, Plan, Step, SubtaskPlan
 from oodatcaa.domain.task import SubtaskKind
 from oodatcaa.views.markdown import (
     bold,
@@ -20,7 +20,12 @@ from oodatcaa.views.markdown import (
     table,
 )
 from oodatcaa.views.plan_parts import gate_rule, gate_table, model_name, parameters, plan_head
-from oodatcaa.views.units import count, memory, minutes, number, short
+from oodatcaa.views.units import count, memory, minutes, number, sentence, short, words
+
+_SHORT_SOURCE = 30
+_LONG_VALUE = 70
+NOT_AVAILABLE = "not available"
+"""The source of a fact that nobody could find out."""
 
 
 def agent_plan(plan: Plan) -> str:
@@ -28,7 +33,7 @@ def agent_plan(plan: Plan) -> str:
     return page(
         f"Agent plan for {plan.story}: {plan.title}",
         plan_head(plan, "Verification", "TEST_PLAN.md"),
-        prose(plan.goal),
+        prose(plan.goal) if plan.goal != plan.problem.statement else "",
         _adaptation(plan),
         _traceability(plan),
         _inventory(plan),
@@ -159,45 +164,70 @@ def _acceptance(plan: Plan) -> str:
 
 def alternatives(plan: Plan) -> str:
     """The options with the facts about each, and which was chosen."""
-    chosen = plan.decision.chosen
-    titles = {factor.key: factor.title for factor in plan.decision.factors}
-    keys = list(titles) + [
-        key
-        for key in dict.fromkeys(key for item in plan.alternatives for key in item.facts)
-        if key not in titles
-    ]
-    rows = []
-    for key in keys:
-        cells = [item.facts.get(key) for item in plan.alternatives]
-        rows.append(
-            (
-                prose(titles.get(key, key)),
-                *(_cell(fact) for fact in cells),
-            )
-        )
-    details = [
-        section(
-            f"{item.title}" + (" (chosen)" if item.key == chosen else ""),
-            facts([("Effort", f"{minutes(item.effort_minutes)} (estimate)"
-                    if item.effort_minutes else None)]),
-            bullets([f"For: {prose(pro)}" for pro in item.pros]
-                    + [f"Against: {prose(con)}" for con in item.cons]),
-            level=3,
-        )
-        for item in plan.alternatives
-    ]  # fmt: skip
+    matrix, notes = _matrix(plan)
     return section(
         "Alternatives",
-        "Facts about this machine, each with where it comes from." if rows else "",
-        table(("Fact", *(prose(item.title) for item in plan.alternatives)), rows),
-        *details,
+        "Facts about this machine, each with where it comes from." if matrix else "",
+        matrix,
+        "Notes on the sources:" if notes else "",
+        notes,
+        *(_alternative(plan, item) for item in plan.alternatives),
     )
 
 
-def _cell(fact: Fact | None) -> str:
-    if fact is None or fact.value == fact.source:
-        return prose(fact.value) if fact else "not available"
-    return f"{prose(fact.value)} ({prose(fact.source)})"
+def _matrix(plan: Plan) -> tuple[str, str]:
+    """The table of facts, and numbered notes for sources too long for a cell."""
+    notes: list[str] = []
+
+    def cell(fact: Fact | None) -> str:
+        if fact is None or fact.source == NOT_AVAILABLE:
+            return NOT_AVAILABLE
+        if len(fact.source) <= _SHORT_SOURCE:
+            return f"{prose(fact.value)} ({prose(fact.source)})"
+        if fact.source not in notes:
+            notes.append(fact.source)
+        return f"{prose(fact.value)} (note {notes.index(fact.source) + 1})"
+
+    rows = [
+        (
+            prose(title),
+            *(cell(item.facts.get(key)) for item in plan.alternatives),
+        )
+        for key, title in _fact_titles(plan).items()
+        if not _is_long(plan, key)
+    ]
+    head = ("Fact", *(prose(item.title) for item in plan.alternatives))
+    return table(head, rows), numbered(prose(sentence(note)) for note in notes)
+
+
+def _fact_titles(plan: Plan) -> dict[str, str]:
+    """Key -> title of every fact: the decision's factors first, in their order."""
+    titles = {factor.key: factor.title for factor in plan.decision.factors}
+    for item in plan.alternatives:
+        titles |= {key: sentence(words(key)) for key in item.facts if key not in titles}
+    return titles
+
+
+def _is_long(plan: Plan, key: str) -> bool:
+    """Too long for a column: such facts stand below their alternative."""
+    found = [item.facts[key] for item in plan.alternatives if key in item.facts]
+    return any(len(fact.value) > _LONG_VALUE for fact in found)
+
+
+def _alternative(plan: Plan, item: Alternative) -> str:
+    effort = f"{minutes(item.effort_minutes)} (estimate)" if item.effort_minutes else None
+    long = [
+        (title, f"{prose(fact.value)} ({prose(fact.source)})")
+        for key, title in _fact_titles(plan).items()
+        if _is_long(plan, key) and (fact := item.facts.get(key)) and fact.source != NOT_AVAILABLE
+    ]
+    return section(
+        item.title + (" (chosen)" if item.key == plan.decision.chosen else ""),
+        facts([("Effort", effort), *long]),
+        bullets(f"For: {prose(pro)}" for pro in item.pros),
+        bullets(f"Against: {prose(con)}" for con in item.cons),
+        level=3,
+    )
 
 
 def decision(plan: Plan) -> str:

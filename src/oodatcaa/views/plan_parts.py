@@ -51,7 +51,7 @@ def parameters(params: QLoRA) -> str:
         ("gradient accumulation", str(params.grad_accumulation_steps),
          "iterations per optimizer step"),
         ("effective batch", str(params.effective_batch), "examples per optimizer step"),
-        ("sequence length", f"{params.max_seq_length} tokens", "longer examples are cut"),
+        ("sequence length", f"{number(params.max_seq_length)} tokens", "longer examples are cut"),
         ("iterations", number(params.iters), "micro-steps"),
         ("optimizer steps", number(params.optimizer_steps), "updates of the weights"),
         ("learning rate", number(params.learning_rate), schedule(params)),
@@ -74,6 +74,8 @@ def gate_rule(gate: GateSpec) -> str:
     if gate.kind is GateKind.METRIC and gate.bound is not None:
         return code(str(gate.bound))
     if gate.kind is GateKind.FILES:
+        if len(gate.paths) > 2:
+            return f"{count(len(gate.paths), 'file')} in the commit"
         return "files: " + ", ".join(code(path) for path in gate.paths)
     return code(gate.command, 80)
 
