@@ -59,9 +59,11 @@ def test_a_process_that_is_gone_has_no_memory() -> None:
 def test_a_growing_tree_is_killed_at_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "memory.jsonl"
     limit = 150 * MB
-    with Child.start([sys.executable, "-S", "-c", GROW]) as child:
-        with MemoryWatch(child.pid, limit, on_over=lambda _: _end(child), path=path) as watch:
-            assert child.wait(60) is not None
+    with (
+        Child.start([sys.executable, "-S", "-c", GROW]) as child,
+        MemoryWatch(child.pid, limit, on_over=lambda _: _end(child), path=path) as watch,
+    ):
+        assert child.wait(60) is not None
     assert watch.over is not None
     assert limit < watch.peak_bytes < 2 * limit
     samples = read_samples(path)
@@ -75,9 +77,11 @@ def _end(child: Child) -> None:
 
 def test_a_tree_under_the_limit_is_left_alone() -> None:
     called: list[TreeMemory] = []
-    with Child.start(eater(60 * MB, 0.5)) as child:
-        with MemoryWatch(child.pid, 10_000 * MB, on_over=called.append) as watch:
-            assert child.wait(60) == 0
+    with (
+        Child.start(eater(60 * MB, 0.5)) as child,
+        MemoryWatch(child.pid, 10_000 * MB, on_over=called.append) as watch,
+    ):
+        assert child.wait(60) == 0
     assert called == []
     assert watch.over is None
     assert watch.peak_bytes >= 60 * MB

@@ -23,7 +23,6 @@ from oodatcaa.domain.training import (
     FailureKind,
     InferenceProbe,
     MemoryEstimate,
-    MemoryLayer,
     RunFailure,
     RunRecord,
     RunStatus,
@@ -34,39 +33,30 @@ from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.machine import guess_accelerator, total_memory
 from oodatcaa.training import probes
 from oodatcaa.training.children import (
-    Ended,
     ask_child,
     child_command,
-    crash_failure,
-    log_tail,
-    memory_failure,
-    read_result,
     run_child,
 )
 from oodatcaa.training.estimate import (
     check_before,
     estimate_evaluation,
     estimate_training,
-    gb,
     read_shape,
 )
-from oodatcaa.training.metrics import finite, merge_measured, peak, read_memory, read_metrics
+from oodatcaa.training.metrics import merge_measured, peak, read_memory, read_metrics
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.protocol import (
-    EXIT_DESCRIBED,
-    EXIT_OK,
     MEMORY_FILE,
     METRICS_FILE,
     PROGRESS_FILE,
     TRAIN_LOG,
-    ChildError,
     InferRequest,
     InferResult,
-    WorkerResult,
 )
 from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
 from oodatcaa.training.runs import Resume, RunStore
 from oodatcaa.training.tokens import known_lengths
+from oodatcaa.training.verdict import judge
 from oodatcaa.views.plots import plot_run
 
 PLOT_FILE = "loss_and_memory.png"
@@ -260,7 +250,7 @@ class MlxBackend:
             process_peak_bytes=peak(measured.process_peak_bytes, ended.peak_bytes),
             peak_memory_bytes=peak(measured.peak_memory_bytes, ended.peak_bytes),
         )
-        measured, status, failure = _judge(measured, folder, ended, request.limit)
+        measured, status, failure = judge(measured, folder, ended, request.limit)
         return self._finish(measured, status, failure)
 
     def _finish(self, run: RunRecord, status: RunStatus, failure: RunFailure | None) -> RunRecord:
@@ -304,62 +294,3 @@ class _Progress:
         if seen != self._last:
             self._last = seen
             self._tell(progress.evolve(memory_bytes=memory))
-
-
-def _judge(
-    run: RunRecord, folder: Path, ended: Ended, limit: int
-) -> tuple[RunRecord, RunStatus, RunFailure | None]:
-    """What a child's end means: the record with its numbers, the status and the failure."""
-    log = folder / TRAIN_LOG
-    result = read_result(folder, WorkerResult)
-    if isinstance(result, WorkerResult):
-        run = _merge(run, result)
-    if ended.over_bytes is not None:
-        failure = memory_failure(ended.over_bytes, limit, MemoryLayer.DURING)
-        return run, RunStatus.FAILED, failure
-    if isinstance(result, ChildError) and ended.exit_code == EXIT_DESCRIBED:
-        kind = FailureKind.DISK_FULL if "disk_full" in result.code else FailureKind.BAD_INPUT
-        message = f"{result.message} [{result.code}]"
-        return run, RunStatus.FAILED, RunFailure(kind=kind, message=message, hint=result.hint)
-    if not isinstance(result, WorkerResult) or ended.exit_code not in (EXIT_OK, EXIT_DESCRIBED):
-        if ended.asked_to_stop:
-            return run, RunStatus.STOPPED, _interrupted(run)
-        return run, RunStatus.FAILED, crash_failure(ended, log)
-    if result.status is RunStatus.RUNNING or (
-        result.status is RunStatus.FINISHED and ended.exit_code != EXIT_OK
-    ):
-        return run, RunStatus.FAILED, crash_failure(ended, log)
-    if result.status is RunStatus.FINISHED and (run.peak_memory_bytes or 0) > limit:
-        failure = memory_failure(run.peak_memory_bytes or 0, limit, MemoryLayer.AFTER)
-        return run, RunStatus.FAILED, failure
-    failure_found = result.failure
-    if result.status is RunStatus.FAILED and failure_found is None:
-        tail = log_tail(log, 1)
-        text = f"the worker failed without saying why: {tail[0] if tail else gb(0)}"
-        failure_found = RunFailure(kind=FailureKind.CRASH, message=text, hint=f"read {log}")
-    return run, result.status, failure_found
-
-
-def _interrupted(run: RunRecord) -> RunFailure:
-    return RunFailure(
-        kind=FailureKind.INTERRUPTED,
-        message="stopped on request",
-        hint=f"oodatcaa resume {run.run_id}",
-    )
-
-
-def _merge(run: RunRecord, result: WorkerResult) -> RunRecord:
-    mlx_peak = peak(run.mlx_peak_bytes, result.mlx_peak_bytes)
-    return run.evolve(
-        iterations_done=result.iterations_done,
-        optimizer_steps=result.optimizer_steps,
-        trained_tokens=result.trained_tokens,
-        tokens_per_second=result.tokens_per_second,
-        mlx_peak_bytes=mlx_peak,
-        peak_memory_bytes=peak(run.peak_memory_bytes, mlx_peak),
-        train_losses=finite(result.train_losses),
-        valid_losses=finite(result.valid_losses),
-        adapter_sha256=result.adapter_sha256,
-        versions=result.versions,
-        machine=result.machine or run.machine,
-    )
