@@ -1,0 +1,139 @@
+"""The door: which format a file has, and what is in it. The only place that touches the disk."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from oodatcaa.domain.base import as_utc
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.importers.gsd import read_plan
+from oodatcaa.importers.oodatcaa import read_queue
+from oodatcaa.importers.records import Imported, ImportKind
+
+MAX_BYTES = 20_000_000
+"""Ten thousand tasks are about half of this."""
+UNDERSTOOD = (
+    "oodatcaa: a SPRINT_QUEUE.json of the original process, damaged or not",
+    "gsd: a plan with YAML front matter and <objective>, <tasks>, <task> sections",
+)
+_QUEUE_PLACES = ("SPRINT_QUEUE.json", "work/SPRINT_QUEUE.json", ".oodatcaa/work/SPRINT_QUEUE.json")
+_TAGS = re.compile(r"^\s*<(objective|tasks|task|success_criteria|verification)\b", re.MULTILINE)
+_QUEUE_KEYS = re.compile(
+    r'"(?:tasks|subtasks|stories|parent_task|plan_steps?|depends_on|wip_limits|sprint_id)"\s*:'
+)
+_TASK_ID = re.compile(r'"id"\s*:\s*"[A-Za-z]{1,3}\d{3,}')
+_OWN_KEYS = ('"schema_version"', '"revision"', '"stories"')
+
+
+def detect(path: Path) -> ImportKind:
+    """The format of a file, by its content. A folder stands for the queue inside it.
+
+    Raises OodatcaaError: import.unknown_format, import.own_format, or that it can not be read.
+    """
+    file = _file(path)
+    return _detect(_text(file), file)
+
+
+def import_file(path: Path, *, now: datetime, kind: ImportKind | None = None) -> Imported:
+    """Everything in a file as records, with a finding for each thing that is odd about it.
+
+    `now` is aware; `kind` forces a format instead of looking for it. Nothing is written and no
+    command in the file is run. Raises OodatcaaError only when there is nothing to read: see
+    `detect`.
+    """
+    file = _file(path)
+    text = _text(file)
+    if (kind or _detect(text, file)) is ImportKind.GSD:
+        return read_plan(text, source=file.name)
+    return read_queue(text, source=file.name, now=as_utc(now))
+
+
+def _detect(text: str, path: Path) -> ImportKind:
+    tags = {match[1] for match in _TAGS.finditer(text)}
+    front = text.lstrip("\N{ZERO WIDTH NO-BREAK SPACE}").lstrip().startswith("---")
+    if len(tags) >= 2 or (front and tags):
+        return ImportKind.GSD
+    if all(key in text[:5_000] for key in _OWN_KEYS):
+        raise OodatcaaError(
+            "import.own_format",
+            f"{path} is a queue of this very program; there is nothing to import",
+            hint="oodatcaa doctor checks and repairs a queue of this program",
+        )
+    json_like = "{" in text and (_QUEUE_KEYS.search(text) or _TASK_ID.search(text))
+    if json_like:
+        return ImportKind.OODATCAA
+    raise OodatcaaError(
+        "import.unknown_format",
+        f"{path} is in no format that can be imported",
+        hint="oodatcaa import --from oodatcaa FILE reads it as a queue, whatever it looks like",
+        details=(f"understood: {line}" for line in UNDERSTOOD),
+    )
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for place in _QUEUE_PLACES:
+        if (path / place).is_file():
+            return path / place
+    raise OodatcaaError(
+        "import.no_queue",
+        f"there is no SPRINT_QUEUE.json in the folder {path}",
+        hint="oodatcaa import FILE: name the file itself",
+    )
+
+
+def _text(path: Path) -> str:
+    """The file's text. Raises OodatcaaError for everything that is no readable text."""
+    try:
+        if not path.exists():
+            raise OodatcaaError(
+                "import.not_found", f"there is no file {path}", hint="check the path"
+            )
+        if not path.is_file():
+            raise OodatcaaError(
+                "import.no_file", f"{path} is no regular file", hint="oodatcaa import FILE"
+            )
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise OodatcaaError(
+            "import.unreadable",
+            f"{path} can not be read: {error.strerror or error}",
+            hint="check the path and its permissions",
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise OodatcaaError(
+            "import.too_large",
+            f"{path} is larger than {MAX_BYTES // 1_000_000} MB; no queue or plan is",
+            hint="cut out the part that holds the tasks and import that",
+        )
+    return _decode(data, path)
+
+
+def _decode(data: bytes, path: Path) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise _not_text(path, "broken UTF-16", error.start) from error
+    if b"\0" in data:
+        raise OodatcaaError(
+            "import.binary",
+            f"{path} is a binary file (a zero byte at {data.index(0)})",
+            hint="oodatcaa import reads text: a SPRINT_QUEUE.json or a plan",
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_text(path, f"byte {data[error.start]:#04x}", error.start) from error
+
+
+def _not_text(path: Path, what: str, at: int) -> OodatcaaError:
+    return OodatcaaError(
+        "import.not_utf8",
+        f"{path} is not UTF-8 text: {what} at offset {at:,}",
+        hint="convert it first, for example: iconv -f latin1 -t utf-8 FILE > NEW",
+    )

@@ -1,0 +1,126 @@
+"""The smaller parts of a plan: front matter, objective, lists, commands in a <verify>."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from oodatcaa.importers.findings import Findings, short
+from oodatcaa.importers.sections import Section
+
+_MAX_FRONT = 256_000
+_FENCED = re.compile(r"^\s*(`{3,}|~{3,})[^\n]*\n(.*?)^\s*\1\s*$", re.MULTILINE | re.DOTALL)
+PROGRAM = re.compile(
+    r"(?:\w+=\S+\s+)*(?:cd|python[\d.]*|pytest|ruff|mypy|black|uv|uvx|pip|poetry|make|npm|npx|pnpm|"
+    r"yarn|node|go|cargo|git|grep|rg|test|ls|cat|bash|sh|curl|docker|jq|find|wc|diff|xcodebuild|"
+    r"swift|tsc|vitest|jest|\[|\./\S+)(?:\s|$)"
+)
+_ITEM = re.compile(r"^\s*(?:[-*+]\s+(?:\[[ xX]\]\s*)?|\d+[.)]\s+)(.*)$")
+
+
+class _Loader(yaml.BaseLoader):
+    """Every scalar stays the text it is (`05` is no 5), and nothing is repeated by reference:
+    a few aliases can unfold into gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
+def split_front(text: str, findings: Findings) -> tuple[dict[str, Any], str, int]:
+    """(front matter, the rest, the line that the rest starts in)."""
+    match = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
+    if match is None:
+        findings.error("plan.front_matter", 1, "no front matter between two lines of ---")
+        return {}, text, 1
+    line = text.count("\n", 0, match.end()) + 1
+    return _front(match[1], findings), text[match.end() :], line
+
+
+def _front(text: str, findings: Findings) -> dict[str, Any]:
+    try:
+        if len(text) > _MAX_FRONT:
+            raise yaml.YAMLError(f"longer than {_MAX_FRONT:,} characters")
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error) or "nested too deep"
+        line = mark.line + 2 if mark else 1
+        findings.error("plan.front_matter", line, f"unreadable front matter: {what}", text)
+        return {}
+    if isinstance(value, dict):
+        return {str(key): item for key, item in value.items()}
+    if value:
+        findings.error("plan.front_matter", 2, "the front matter is no mapping", text)
+    return {}
+
+
+def content_of(section: Section) -> str:
+    inner = "\n".join(f"<{part.name}>{content_of(part)}</{part.name}>" for part in section.parts)
+    return "\n".join(text for text in (section.text.strip(), inner) if text)
+
+
+def objective_of(text: str) -> tuple[str, str, str]:
+    """(goal, purpose, output)"""
+    found = {"": "", "purpose": "", "output": ""}
+    current = ""
+    for line in text.strip().split("\n"):
+        match = re.match(r"\s*\**(Purpose|Output)\**\s*:\**\s*", line, re.IGNORECASE)
+        if match:
+            current, line = match[1].lower(), line[match.end() :]
+        found[current] += line.strip() + "\n"
+    return found[""].strip(), found["purpose"].strip(), found["output"].strip()
+
+
+def title_of(goal: str) -> str:
+    """The first sentence, at most 100 characters of it."""
+    first = re.split(r"(?<=[.!?])\s|\n", goal, maxsplit=1)[0].strip().rstrip(".")
+    return short(first, 100)
+
+
+def key_of(phase: str, plan: str) -> str:
+    number = re.match(r"[\d.]+", phase)
+    return "-".join(part for part in (number[0] if number else phase, plan) if part)
+
+
+def commands_of(text: str) -> tuple[list[str], str]:
+    """(commands, what is left in words) of a <verify>."""
+    commands = [dedent(match[2]) for match in _FENCED.finditer(text)]
+    rest = _FENCED.sub("", text)
+    words: list[str] = []
+    for line in dedent(rest).split("\n"):
+        item = _ITEM.match(line)
+        plain = (item[1] if item else line).strip()
+        quoted = [part for part in re.findall(r"`([^`]+)`", plain) if PROGRAM.match(part)]
+        if PROGRAM.match(plain):
+            commands.append(plain)
+        elif quoted:
+            commands += quoted
+        elif plain and not plain.startswith(("```", "~~~")):
+            words.append(plain)
+    return [command for command in commands if command.strip()], " ".join(words)
+
+
+def items_of(text: str) -> list[str]:
+    """The entries of a list; lines that go on belong to the entry before them."""
+    found: list[str] = []
+    for line in text.split("\n"):
+        match = _ITEM.match(line)
+        if match:
+            found.append(match[1].strip())
+        elif line.strip() and found and line.startswith((" ", "\t")):
+            found[-1] += " " + line.strip()
+        elif line.strip():
+            found.append(line.strip())
+    return [text for text in found if text]
+
+
+def dedent(text: str) -> str:
+    """Without blank lines around it and without the indentation that all lines share."""
+    lines = text.strip("\n").split("\n")
+    filled = [line for line in lines if line.strip()]
+    cut = min((len(line) - len(line.lstrip(" ")) for line in filled), default=0)
+    return "\n".join(line[cut:].rstrip() for line in lines).strip("\n").rstrip()

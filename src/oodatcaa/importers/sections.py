@@ -1,0 +1,186 @@
+"""Finds the parts of a plan written between XML-like tags.
+
+The text between them is Markdown and code, full of `<` and `&`: no XML parser would do. A tag
+counts when it stands at the beginning of a line outside a code fence.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})")
+_OPEN = re.compile(r"\s*<([a-z][a-z0-9_-]*)((?:\s+[a-z_:-]+\s*=\s*\"[^\"<>]*\")*)\s*>")
+_ATTRIBUTE = re.compile(r"([a-z_:-]+)\s*=\s*\"([^\"]*)\"")
+CONTAINERS = frozenset({"tasks", "task", "feature"})
+"""Tags that hold other tags; everything else holds text."""
+
+
+@dataclass(slots=True)
+class Section:
+    name: str
+    line: int
+    text: str = ""
+    text_line: int = 0
+    """The line that `text` starts in."""
+    attributes: dict[str, str] = field(default_factory=dict)
+    parts: list[Section] = field(default_factory=list)
+    closed: bool = True
+
+    def part(self, name: str) -> Section | None:
+        return next((part for part in self.parts if part.name == name), None)
+
+
+@dataclass(slots=True)
+class Outline:
+    sections: list[Section]
+    loose: list[tuple[int, str]]
+    """(line, text) of what stands outside every section."""
+    problems: list[tuple[int, str]]
+
+
+def outline(text: str, first_line: int, known: frozenset[str]) -> Outline:
+    """The sections of `text`, whose first line is `first_line` of the file. Never raises.
+
+    A section without its closing tag ends where the next known tag opens, and is reported.
+    """
+    return _Outliner(text.split("\n"), first_line, known).read()
+
+
+class _Outliner:
+    def __init__(self, lines: list[str], first_line: int, known: frozenset[str]) -> None:
+        self.lines = lines
+        self.first = first_line
+        self.known = known
+        self.problems: list[tuple[int, str]] = []
+        self.loose: list[tuple[int, str]] = []
+        self.fenced = self._fenced()
+
+    def _line(self, at: int) -> int:
+        return at + self.first
+
+    def _fenced(self) -> set[int]:
+        """Lines inside code fences. A fence that does not end before its section does is none."""
+        inside: set[int] = set()
+        at = 0
+        while at < len(self.lines):
+            match = _FENCE.match(self.lines[at])
+            end = self._fence_end(at, match[1]) if match else None
+            if match and end is None:
+                self.problems.append((self._line(at), "a code fence that does not end"))
+            elif end is not None:
+                inside.update(range(at, end + 1))
+                at = end
+            at += 1
+        return inside
+
+    def _fence_end(self, start: int, mark: str) -> int | None:
+        closing = re.compile(rf"\s*{re.escape(mark[0])}{{{len(mark)},}}\s*(?:</[a-z_]+>\s*)?")
+        for at in range(start + 1, len(self.lines)):
+            line = self.lines[at].strip()
+            if closing.fullmatch(line):
+                return at
+            if line.startswith("</") and line[2:-1] in self.known and line.endswith(">"):
+                return None
+        return None
+
+    def read(self) -> Outline:
+        sections: list[Section] = []
+        at = 0
+        while at < len(self.lines):
+            match = self._opening(at)
+            if match is None:
+                self._leave(at, self.lines[at])
+                at += 1
+                continue
+            section, at = self._section(at, match)
+            sections.append(section)
+        return Outline(sections, self.loose, self.problems)
+
+    def _leave(self, at: int, text: str) -> None:
+        """Note text outside every section, neighbouring lines together."""
+        if text.strip():
+            if self.loose and self.loose[-1][0] + self.loose[-1][1].count("\n") + 1 == (
+                self._line(at)
+            ):
+                line, before = self.loose.pop()
+                self.loose.append((line, f"{before}\n{text}"))
+            else:
+                self.loose.append((self._line(at), text))
+
+    def _opening(self, at: int) -> re.Match[str] | None:
+        return None if at in self.fenced else _OPEN.match(self.lines[at])
+
+    def _section(self, start: int, match: re.Match[str]) -> tuple[Section, int]:
+        """The section that opens in line `start`, and the line after it."""
+        section = Section(match[1], self._line(start))
+        section.attributes = {m[1]: m[2] for m in _ATTRIBUTE.finditer(match[2])}
+        rest = self.lines[start][match.end() :]
+        if section.name in CONTAINERS:
+            return section, self._container(section, start, rest)
+        return section, self._body(section, start, rest)
+
+    def _body(self, section: Section, start: int, rest: str) -> int:
+        closing = f"</{section.name}>"
+        section.text_line = self._line(start)
+        if closing in rest:
+            section.text, _, after = rest.partition(closing)
+            self._leave(start, after)
+            return start + 1
+        body = [rest]
+        for at in range(start + 1, len(self.lines)):
+            line = self.lines[at]
+            ends = at not in self.fenced and (self._ends(at) or self._opens_known(at))
+            if closing in line and (at not in self.fenced or _FENCE.match(line)):
+                before, _, after = line.partition(closing)
+                section.text = "\n".join([*body, before])
+                self._leave(at, after)
+                return at + 1
+            if ends:
+                return self._unclosed(section, body, at)
+            body.append(line)
+        return self._unclosed(section, body, len(self.lines))
+
+    def _unclosed(self, section: Section, body: list[str], at: int) -> int:
+        section.text, section.closed = "\n".join(body), False
+        self.problems.append((section.line, f"<{section.name}> is never closed"))
+        return at
+
+    def _ends(self, at: int) -> bool:
+        return self.lines[at].strip() in ("</task>", "</tasks>")
+
+    def _opens_known(self, at: int) -> bool:
+        match = self._opening(at)
+        return match is not None and match[1] in self.known
+
+    def _container(self, section: Section, start: int, rest: str) -> int:
+        closing = f"</{section.name}>"
+        self._leave(start, rest)
+        stops = {"task": CONTAINERS - {"feature"}, "tasks": self.known - CONTAINERS - FIELDS}.get(
+            section.name, frozenset()
+        )
+        at = start + 1
+        while at < len(self.lines):
+            match = self._opening(at)
+            if self.lines[at].strip() == closing and at not in self.fenced:
+                return at + 1
+            if match is None:
+                if section.name == "task" and self._ends(at):
+                    break
+                self._leave(at, self.lines[at])
+                at += 1
+            elif match[1] in stops:
+                break
+            else:
+                part, at = self._section(at, match)
+                section.parts.append(part)
+        section.closed = False
+        self.problems.append((section.line, f"<{section.name}> is never closed"))
+        return at
+
+
+FIELDS = frozenset(
+    {"name", "files", "action", "verify", "done", "behavior", "implementation", "what-built"}
+    | {"how-to-verify", "resume-signal", "decision", "options", "expected"}
+)
+"""Tags inside a task."""
