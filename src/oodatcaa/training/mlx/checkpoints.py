@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError
@@ -111,11 +111,14 @@ def restore(adapter_file: Path, network: Any, optimizer: Any, identity: RunIdent
         ours, theirs = now.get(name), tensors.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             problems.append(f"{name}: not the same tensor in checkpoint and model")
+    optimizer.init(network.trainable_parameters())
+    if dict(tree_flatten(optimizer.state)).keys() != state.keys():
+        problems.append("the optimizer's state is not that of this adapter")
     if problems:
         raise _refused(problems)
     network.load_weights(list(tensors.items()), strict=False)
-    optimizer.init(network.trainable_parameters())
-    optimizer.state.update(tree_unflatten(list(state.items())))
+    # In place of the fresh values, so that the tree keeps its empty branches (frozen modules).
+    optimizer.state.update(tree_map_with_path(lambda path, _: state[path], optimizer.state))
     mx.eval(network.trainable_parameters(), optimizer.state)
     mx.random.seed(int(metadata["random_key"]))
     return int(metadata["iteration"])

@@ -50,13 +50,17 @@ def split_head(model: Any) -> Split:
     """The sparse split if this model provably has one, else WHOLE.
 
     Architectures add soft caps and logit scales behind the output layer, so nothing is assumed:
-    the split is used only when it reproduces the model's own logits on a few tokens.
+    the split is used only when it reproduces the model's own logits on a few tokens. Leaves the
+    model in eval mode.
     """
     if not hasattr(model, "model"):
         return WHOLE
     head = _own_head if "lm_head" in model else _tied_head
     candidate = Split(body=_inner, head=head, sparse=True)
     tokens = mx.arange(8)[None]
+    # Fresh adapter layers are in training mode: dropout would spoil the comparison, and move the
+    # random state that a resumed run has just restored.
+    model.eval()
     try:
         ours = head(model, _inner(model, tokens))
     except (AttributeError, TypeError, ValueError):

@@ -1,0 +1,479 @@
+"""Real training runs on a tiny model: every option arrives, and a run ends only in known ways."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import psutil
+import pytest
+import yaml
+from mlx.utils import tree_flatten
+from mlx_lm import load
+from mlx_lm.lora import CONFIG_DEFAULTS
+
+from oodatcaa.domain.training import FailureKind, MemoryLayer, RunStatus, TrainProgress, TrainSpec
+from oodatcaa.training.mlx.trainer import Run
+from oodatcaa.training.protocol import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    ADAPTERS_DIR,
+    CHECKPOINTS_DIR,
+    EXIT_DESCRIBED,
+    LORA_CONFIG_FILE,
+    METRICS_FILE,
+    PROGRESS_FILE,
+    RESULT_FILE,
+    SPEC_FILE,
+    WorkerResult,
+    checkpoint_adapter_name,
+)
+from tiny_model import make_tiny_data, make_tiny_model
+
+BASE: dict[str, Any] = {
+    "rank": 4,
+    "alpha": 8.0,
+    "num_layers": 2,
+    "batch_size": 2,
+    "iters": 6,
+    "learning_rate": 0.01,
+    "max_seq_length": 64,
+    "steps_per_eval": 100,
+    "val_batches": 1,
+    "save_every": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_data(tmp_path_factory.mktemp("data"), 12)
+
+
+@pytest.fixture(autouse=True)
+def own_signal_handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+Spec = Callable[..., TrainSpec]
+
+
+@pytest.fixture
+def spec(tiny: Path, data: Path) -> Spec:
+    def make(changes: dict[str, Any] | None = None, **fields: Any) -> TrainSpec:
+        values = {
+            "model": str(tiny),
+            "data_dir": str(data),
+            "params": {**BASE, **(changes or {})},
+            **fields,
+        }
+        return TrainSpec.model_validate(values)
+
+    return make
+
+
+def run(folder: Path, spec: TrainSpec) -> WorkerResult:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(folder, spec, None).train()
+
+
+def metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
+    lines = (folder / METRICS_FILE).read_text().splitlines()
+    return [m for m in map(json.loads, lines) if m["kind"] == kind]
+
+
+def adapter(folder: Path) -> dict[str, mx.array]:
+    loaded: Any = mx.load(str(folder / ADAPTERS_DIR / ADAPTER_FILE))
+    return dict(loaded)
+
+
+def same(one: dict[str, mx.array], other: dict[str, mx.array]) -> bool:
+    return one.keys() == other.keys() and all(
+        mx.array_equal(one[name], other[name]).item() for name in one
+    )
+
+
+def start_worker(folder: Path, spec: TrainSpec) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SPEC_FILE).write_text(spec.model_dump_json())
+    command = [sys.executable, "-m", "oodatcaa.training.mlx.worker", str(folder)]
+    with (folder / "train.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert process.poll() is None, "the worker ended early"
+        assert time.monotonic() < deadline, "the worker did not get there"
+        time.sleep(0.01)
+
+
+def read_result(folder: Path) -> WorkerResult:
+    return WorkerResult.model_validate_json((folder / RESULT_FILE).read_bytes())
+
+
+def test_a_run_leaves_everything_that_it_promises(tmp_path: Path, spec: Spec) -> None:
+    process = start_worker(tmp_path, spec({"iters": 8, "save_every": 4, "steps_per_eval": 4}))
+    assert process.wait(90) == 0
+
+    result = read_result(tmp_path)
+    assert result.status is RunStatus.FINISHED
+    assert (result.iterations_done, result.optimizer_steps) == (8, 8)
+    assert [p.iteration for p in result.train_losses] == list(range(1, 9))
+    assert [p.iteration for p in result.valid_losses] == [0, 4, 8]
+    assert result.train_losses[-1].loss < result.train_losses[0].loss
+    assert result.mlx_peak_bytes
+    assert result.tokens_per_second
+    assert result.machine is not None
+    assert result.versions["mlx-lm"]
+    assert result.trained_tokens == sum(m["tokens"] for m in metrics(tmp_path))
+    saved = sorted(p.name for p in (tmp_path / CHECKPOINTS_DIR).glob("*_adapters.safetensors"))
+    assert saved == [checkpoint_adapter_name(4), checkpoint_adapter_name(8)]
+    progress = TrainProgress.model_validate_json((tmp_path / PROGRESS_FILE).read_bytes())
+    assert (progress.phase, progress.iteration, progress.iters) == ("finished", 8, 8)
+
+
+def test_stock_mlx_lm_loads_the_adapter_and_generates(
+    tmp_path: Path, spec: Spec, tiny: Path
+) -> None:
+    run(tmp_path, spec({"iters": 8}))
+    command = [
+        *(sys.executable, "-m", "mlx_lm", "generate", "--model", str(tiny)),
+        *("--adapter-path", str(tmp_path / ADAPTERS_DIR), "--prompt", "Write add_3(x)."),
+        *("--max-tokens", "4"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Generation: 4 tokens" in done.stdout
+
+
+def test_rank_layers_keys_and_scale_decide_the_adapter(
+    tmp_path: Path, spec: Spec, tiny: Path
+) -> None:
+    keys = ["self_attn.q_proj", "mlp.down_proj"]
+    run(tmp_path, spec({"rank": 6, "alpha": 15.0, "num_layers": 1, "keys": keys, "iters": 1}))
+
+    tensors = adapter(tmp_path)
+    assert {n.rpartition(".")[0] for n in tensors} == {f"model.layers.2.{key}" for key in keys}
+    assert all(6 in t.shape for t in tensors.values())
+    loaded: Any = load(str(tiny), adapter_path=str(tmp_path / ADAPTERS_DIR))
+    assert loaded[0].layers[2].self_attn.q_proj.scale == 15.0 / 6
+
+    run(tmp_path / "all", spec({"num_layers": -1, "iters": 1}))
+    assert {n.split(".")[2] for n in adapter(tmp_path / "all")} == {"0", "1", "2"}
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"alpha": 80.0},
+    {"dropout": 0.5},
+    {"batch_size": 3},
+    {"grad_accumulation_steps": 2},
+    {"learning_rate": 0.001},
+    {"schedule": "cosine"},
+    {"schedule": "linear"},
+    {"warmup_steps": 3},
+    {"weight_decay": 0.5},
+    {"mask_prompt": False},
+    {"seed": 1},
+    {"quantize_bits": 2},
+    {"max_seq_length": 32},
+]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny: Path, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    values = {"model": str(tiny), "data_dir": str(data), "params": BASE}
+    run(folder, TrainSpec.model_validate(values))
+    return folder
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: "-".join(map(str, *c.items())))
+def test_changing_an_option_changes_the_result(
+    change: dict[str, Any],
+    tmp_path: Path,
+    spec: Spec,
+    reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OODATCAA_CACHE", str(tmp_path / "cache"))
+
+    result = run(tmp_path / "run", spec(change))
+
+    assert result.status is RunStatus.FINISHED, result.failure
+    assert not same(adapter(tmp_path / "run"), adapter(reference))
+
+
+def test_the_same_spec_gives_the_same_adapter(tmp_path: Path, spec: Spec, reference: Path) -> None:
+    run(tmp_path, spec())
+    assert same(adapter(tmp_path), adapter(reference))
+
+
+def test_gradient_checkpointing_only_changes_memory(
+    tmp_path: Path, spec: Spec, reference: Path
+) -> None:
+    import mlx_lm.models.qwen2 as qwen2
+
+    block = qwen2.TransformerBlock
+    stock = block.__call__
+    try:
+        run(tmp_path, spec({"grad_checkpoint": True}))
+        assert block.__call__ is not stock
+    finally:
+        block.__call__ = stock
+    assert [m["loss"] for m in metrics(tmp_path)] == pytest.approx(
+        [m["loss"] for m in metrics(reference)], rel=1e-3
+    )
+
+
+def rates(folder: Path) -> list[float]:
+    return [m["learning_rate"] for m in metrics(folder)]
+
+
+def test_the_learning_rate_follows_schedule_and_warmup(tmp_path: Path, spec: Spec) -> None:
+    run(tmp_path / "c", spec({"schedule": "cosine", "warmup_steps": 2}))
+    found = rates(tmp_path / "c")
+    assert found[:3] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01], rel=1e-3)
+    assert found == sorted(found[:3]) + sorted(found[3:], reverse=True)
+
+    run(tmp_path / "l", spec({"schedule": "linear", "grad_accumulation_steps": 2}))
+    expected = [0.01, 0.01, 0.01, 0.01 * 2 / 3, 0.01 * 2 / 3, 0.01 / 3]
+    assert rates(tmp_path / "l")[1:] == pytest.approx(expected[1:], rel=1e-3)
+
+
+def test_tokens_follow_batch_length_and_masking(tmp_path: Path, spec: Spec) -> None:
+    def tokens(name: str, change: dict[str, Any]) -> int:
+        run(tmp_path / name, spec({"iters": 1, **change}))
+        return int(metrics(tmp_path / name)[0]["tokens"])
+
+    masked = tokens("a", {})
+    assert tokens("b", {"batch_size": 6}) > 2 * masked
+    assert tokens("c", {"mask_prompt": False}) > masked
+    assert tokens("d", {"mask_prompt": False, "max_seq_length": 32}) == 2 * 31
+
+
+def test_cadences_of_reports_validation_and_checkpoints(tmp_path: Path, spec: Spec) -> None:
+    cadence = {"steps_per_report": 2, "steps_per_eval": 3, "save_every": 2, "iters": 7}
+    run(tmp_path, spec({**cadence, "grad_accumulation_steps": 3}))
+
+    assert [m["iteration"] for m in metrics(tmp_path)] == [2, 4, 6, 7]
+    assert [m["iteration"] for m in metrics(tmp_path, "valid")] == [0, 3, 6, 7]
+    saved = sorted(p.name for p in (tmp_path / CHECKPOINTS_DIR).glob("*_adapters*"))
+    # Only a finished optimizer step can be resumed exactly.
+    assert saved == [checkpoint_adapter_name(3), checkpoint_adapter_name(6)]
+
+
+def test_val_batches_limits_the_validation(tmp_path: Path, spec: Spec) -> None:
+    losses = []
+    for wanted in (1, -1):
+        folder = tmp_path / str(wanted)
+        run(folder, spec({"iters": 1, "val_batches": wanted}))
+        losses.append(metrics(folder, "valid")[0]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_lora_config_holds_every_option_under_mlx_lms_names(tmp_path: Path, spec: Spec) -> None:
+    wanted = spec(
+        {
+            **{"rank": 5, "alpha": 20.0, "dropout": 0.1, "keys": ["mlp.up_proj"], "seed": 3},
+            **{"grad_accumulation_steps": 2, "schedule": "cosine", "warmup_steps": 1},
+            **{"weight_decay": 0.2, "grad_checkpoint": False, "steps_per_report": 2},
+        }
+    )
+    run(tmp_path, wanted)
+    config = yaml.safe_load((tmp_path / LORA_CONFIG_FILE).read_text())
+
+    # The command line swallows unknown keys without a word.
+    assert config.keys() <= CONFIG_DEFAULTS.keys()
+    lora = {"rank": 5, "scale": 4.0, "dropout": 0.1, "keys": ["mlp.up_proj"]}
+    assert config["lora_parameters"] == lora
+    optimizer = {"adamw": {"weight_decay": 0.2, "bias_correction": True}}
+    assert (config["optimizer"], config["optimizer_config"]) == ("adamw", optimizer)
+    schedule = {"name": "cosine_decay", "arguments": [0.01, 2], "warmup": 1, "warmup_init": 0.005}
+    assert config["lr_schedule"] == schedule
+    for name in ("num_layers", "batch_size", "iters", "max_seq_length", "seed", "mask_prompt"):
+        assert config[name] == getattr(wanted.params, name)
+    for name in ("val_batches", "learning_rate", "steps_per_report", "steps_per_eval"):
+        assert config[name] == getattr(wanted.params, name)
+    for name in ("save_every", "grad_checkpoint", "grad_accumulation_steps"):
+        assert config[name] == getattr(wanted.params, name)
+    stored = json.loads((tmp_path / ADAPTERS_DIR / ADAPTER_CONFIG_FILE).read_text())
+    assert stored == config
+
+
+def test_mlx_lms_command_line_takes_the_config(tmp_path: Path, spec: Spec) -> None:
+    run(tmp_path, spec({"iters": 2, "schedule": "linear", "warmup_steps": 1}))
+    (tmp_path / ADAPTERS_DIR / ADAPTER_FILE).unlink()
+    command = [sys.executable, "-m", "mlx_lm", "lora", "-c", str(tmp_path / LORA_CONFIG_FILE)]
+    env = {**os.environ, "MLX_DISABLE_COMPILE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert adapter(tmp_path)
+
+
+def resume(folder: Path, spec: Spec, options: dict[str, Any], point: Path) -> WorkerResult:
+    start = int(point.name[:7])
+    return run(folder, spec(options, resume_from=str(point), start_iteration=start))
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, spec: Spec) -> None:
+    options = {"iters": 120, "save_every": 2, "grad_accumulation_steps": 2}
+    process = start_worker(tmp_path / "first", spec(options))
+    checkpoints = tmp_path / "first" / CHECKPOINTS_DIR
+    wait_for(lambda: len(list(checkpoints.glob("*_state.safetensors"))) >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "first" / RESULT_FILE).exists()
+    last = int(max(checkpoints.glob("*_state.safetensors")).name[:7])
+
+    point = checkpoints / checkpoint_adapter_name(last)
+    resumed = resume(tmp_path / "second", spec, options, point)
+
+    assert resumed.status is RunStatus.FINISHED
+    assert [p.iteration for p in resumed.train_losses] == list(range(last + 1, 121))
+
+
+def test_a_resumed_run_ends_with_the_very_same_adapter(tmp_path: Path, spec: Spec) -> None:
+    # Dropout, accumulation and a schedule: random state, moments and step have to survive.
+    options = {
+        **{"iters": 12, "save_every": 4, "grad_accumulation_steps": 2, "dropout": 0.3},
+        **{"schedule": "cosine", "warmup_steps": 1},
+    }
+    run(tmp_path / "whole", spec(options))
+    for start in (8, 12):
+        point = tmp_path / "whole" / CHECKPOINTS_DIR / checkpoint_adapter_name(start)
+        resumed = resume(tmp_path / str(start), spec, options, point)
+        assert resumed.status is RunStatus.FINISHED, resumed.failure
+        assert resumed.iterations_done == 12
+        assert same(adapter(tmp_path / str(start)), adapter(tmp_path / "whole"))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, spec: Spec) -> None:
+    run(tmp_path / "a", spec({"save_every": 2}))
+    point = tmp_path / "a" / CHECKPOINTS_DIR / checkpoint_adapter_name(4)
+
+    result = run(tmp_path / "b", spec({"rank": 8}, resume_from=str(point)))
+
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.BAD_INPUT
+    assert "parameters differ" in result.failure.message
+    assert "not the same tensor" in result.failure.message
+
+
+def test_sigterm_saves_and_stops(tmp_path: Path, spec: Spec) -> None:
+    process = start_worker(tmp_path, spec({"iters": 5000, "grad_accumulation_steps": 2}))
+    wait_for(lambda: (tmp_path / METRICS_FILE).exists() and len(metrics(tmp_path)) > 3, process)
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(60) == EXIT_DESCRIBED
+    result = read_result(tmp_path)
+    assert result.status is RunStatus.STOPPED
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.INTERRUPTED
+    even = result.iterations_done - result.iterations_done % 2
+    assert (tmp_path / CHECKPOINTS_DIR / checkpoint_adapter_name(even)).exists()
+
+
+def test_mlx_memory_over_the_limit_stops_the_run(tmp_path: Path, spec: Spec) -> None:
+    loading = run(tmp_path / "probe", spec({"iters": 1})).mlx_peak_bytes
+    assert loading is not None
+
+    for name, limit in (("load", 1000), ("step", 400_000 + mx.get_active_memory())):
+        mx.reset_peak_memory()
+        folder = tmp_path / name
+        result = run(folder, spec(memory_limit_bytes=limit))
+        assert result.status is RunStatus.FAILED
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.MEMORY_GATE
+        assert result.failure.layer is MemoryLayer.DURING
+        assert result.failure.limit_bytes == limit
+        assert (result.failure.needed_bytes or 0) > limit
+        assert not (folder / ADAPTERS_DIR / ADAPTER_FILE).exists()
+
+
+def test_a_loss_that_explodes_is_a_failure_with_a_checkpoint_left(
+    tmp_path: Path, spec: Spec
+) -> None:
+    process = start_worker(tmp_path, spec({"learning_rate": 1e30, "iters": 20, "save_every": 1}))
+
+    assert process.wait(90) == EXIT_DESCRIBED
+    result = read_result(tmp_path)
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.NOT_FINITE
+    assert all(math.isfinite(p.loss) for p in result.train_losses)
+    assert not (tmp_path / ADAPTERS_DIR / ADAPTER_FILE).exists()
+
+
+def test_prompts_as_long_as_the_sequence_never_reach_the_adapter(
+    tmp_path: Path, spec: Spec, data: Path
+) -> None:
+    lines = (data / "train.jsonl").read_text().splitlines()
+    long = {"role": "user", "content": "y" * 200}
+    answer = json.loads(lines[0])["messages"][1]
+    bad = json.dumps({"messages": [long, answer]})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join([*lines, bad, bad]))
+
+    result = run(tmp_path / "run", spec(data_dir=str(tmp_path / "data")))
+    assert result.status is RunStatus.FINISHED
+    assert sum(result.dropped_examples.values()) == 2
+    assert all(mx.isfinite(t).all().item() for t in adapter(tmp_path / "run").values())
+
+    (tmp_path / "data" / "train.jsonl").write_text(bad)
+    nothing = run(tmp_path / "none", spec(data_dir=str(tmp_path / "data")))
+    assert nothing.failure is not None
+    assert nothing.failure.kind is FailureKind.BAD_INPUT
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, spec: Spec) -> None:
+    if not hasattr(psutil.Process, "rlimit"):
+        pytest.skip("file size limits of another process can be set on Linux only")
+    process = start_worker(tmp_path, spec({"iters": 5000, "save_every": 5, "rank": 16}))
+    checkpoints = tmp_path / CHECKPOINTS_DIR
+    wait_for(lambda: bool(list(checkpoints.glob("*_state.safetensors"))), process)
+    # The kernel's EFBIG takes the same way as ENOSPC, without a file system of our own to fill.
+    psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    assert process.wait(60) == EXIT_DESCRIBED
+    result = read_result(tmp_path)
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.DISK_FULL
+    assert "resume" in result.failure.hint
+    last = max(checkpoints.glob("*_state.safetensors"))
+    state: Any = mx.load(str(last))
+    tensors: Any = mx.load(str(last.with_name(checkpoint_adapter_name(int(last.name[:7])))))
+    assert state
+    assert tensors
+    assert not [p for p in checkpoints.iterdir() if p.suffix == ".tmp"]
+
+
+def test_parameters_that_do_not_fit_are_all_named(tmp_path: Path, spec: Spec) -> None:
+    result = run(tmp_path, spec({"num_layers": 99, "keys": ["mlp.up_proj", "no.such", "nor.this"]}))
+
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.BAD_INPUT
+    for part in ("99", "no.such", "nor.this", "self_attn.q_proj"):
+        assert part in result.failure.message
+
+
+def test_only_the_adapter_is_trained(tmp_path: Path, spec: Spec) -> None:
+    run(tmp_path, spec({"iters": 1}))
+    assert {n.rpartition(".")[2] for n in adapter(tmp_path)} == {"lora_a", "lora_b"}
+    assert len(tree_flatten(adapter(tmp_path))) == 2 * 2 * 7
