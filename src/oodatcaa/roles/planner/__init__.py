@@ -7,12 +7,14 @@ after a failure. Everything they know is in `PlanInputs`; the caller gathers it.
 from oodatcaa.roles.planner.assemble import adapted_plan, plan_story
 from oodatcaa.roles.planner.inputs import ParamOption, PlanInputs
 from oodatcaa.roles.planner.parameters import fitted_length, options_for, planned_params
+from oodatcaa.roles.planner.subtasks import keepable
 
 __all__ = [
     "ParamOption",
     "PlanInputs",
     "adapted_plan",
     "fitted_length",
+    "keepable",
     "options_for",
     "plan_story",
     "planned_params",

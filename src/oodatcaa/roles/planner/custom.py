@@ -99,22 +99,7 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
         steps=steps,
         groups=(Group(story.title, tuple(range(1, len(steps) + 1)), checks),),
         checks=_checks(inputs, commands, checks),
-        risks=(
-            Risk(
-                risk="A command fails or never ends",
-                probability="medium",
-                impact="medium",
-                mitigation=f"it is stopped after {COMMAND_TIMEOUT // 60} min with its children",
-                contingency="the story waits for a person with the output's tail",
-            ),
-            Risk(
-                risk="A command can not be run twice: the check runs it again",
-                probability="medium",
-                impact="medium",
-                mitigation="the check uses a fresh worktree of the submitted commit",
-                contingency="write the command so that a second run changes nothing",
-            ),
-        ),
+        risks=_risks(),
         handoff=tuple(f"Step {s.number}: `{s.command}`" for s in steps),
         backend=inputs.backend,
         params=inputs.params,
@@ -152,5 +137,24 @@ def _checks(inputs: PlanInputs, commands: tuple[str, ...], checks: tuple[GateSpe
                 cause="it needs files that are not committed",
                 remedy="commit them, or make the command create them",
             ),
+        ),
+    )
+
+
+def _risks() -> tuple[Risk, ...]:
+    return (
+        Risk(
+            risk="A command fails or never ends",
+            probability="medium",
+            impact="medium",
+            mitigation=f"it is stopped after {COMMAND_TIMEOUT // 60} min with its children",
+            contingency="the story waits for a person with the output's tail",
+        ),
+        Risk(
+            risk="A command can not be run twice: the check runs it again",
+            probability="medium",
+            impact="medium",
+            mitigation="the check uses a fresh worktree of the submitted commit",
+            contingency="write the command so that a second run changes nothing",
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oodatcaa.domain.evidence import Bound
+from oodatcaa.domain.evidence import Bound, GateSpec
 from oodatcaa.domain.plan import (
     Alternative,
     Fact,
@@ -253,7 +253,9 @@ def _steps(inputs: PlanInputs) -> tuple[Step, ...]:
     )
 
 
-def _checks(inputs: PlanInputs, bounds: tuple[Bound, ...], steps: tuple[Step, ...]) -> Checks:
+def _acceptance(
+    inputs: PlanInputs, bounds: tuple[Bound, ...], steps: tuple[Step, ...]
+) -> tuple[GateSpec, ...]:
     minutes = evaluation_minutes(inputs)[0]
     # Recomputed on a machine that may be busy: four times the estimate, ten minutes at least.
     timeout = max(600, 4 * 60 * minutes)
@@ -279,9 +281,13 @@ def _checks(inputs: PlanInputs, bounds: tuple[Bound, ...], steps: tuple[Step, ..
         ),
         gates.files("Evaluation report", steps[2].deliverables),
     ]
+    return tuple(acceptance)
+
+
+def _checks(inputs: PlanInputs, bounds: tuple[Bound, ...], steps: tuple[Step, ...]) -> Checks:
     return Checks(
-        acceptance=tuple(acceptance),
-        minutes=minutes,
+        acceptance=_acceptance(inputs, bounds, steps),
+        minutes=evaluation_minutes(inputs)[0],
         scope=(
             f"{plural(_examples(inputs) or 0, 'test example')}: loss of base and adapter"
             if _examples(inputs)

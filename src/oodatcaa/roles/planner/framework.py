@@ -5,77 +5,33 @@ from __future__ import annotations
 import math
 
 from oodatcaa.domain.evidence import GateSpec
-from oodatcaa.domain.plan import (
-    Alternative,
-    Fact,
-    Factor,
-    Fallback,
-    PlanDecision,
-    Problem,
-    Risk,
-    Size,
-    Step,
-    StepKind,
-    Trouble,
-)
-from oodatcaa.domain.training import BackendProbe
+from oodatcaa.domain.plan import Problem, Risk, Size, Step, StepKind, Trouble
 from oodatcaa.roles.planner import gates
 from oodatcaa.roles.planner.common import quality_line
 from oodatcaa.roles.planner.design import Checks, Design, Forced, Group, step
+from oodatcaa.roles.planner.frameworks import (
+    FACTORS,
+    IMPORTS,
+    PACKAGES,
+    alternative,
+    decision_of,
+    fallback,
+    names,
+    probe_of,
+    title_of,
+    usable,
+)
 from oodatcaa.roles.planner.inputs import PlanInputs
 from oodatcaa.roles.planner.parameters import estimate_for, loading_minutes
-from oodatcaa.roles.planner.scoring import NOT_AVAILABLE, decide, memory_fact, with_pros_and_cons
+from oodatcaa.roles.planner.scoring import with_pros_and_cons
 from oodatcaa.roles.planner.wording import model_line, plural, setting, size
-
-TITLES = {"mlx": "MLX-LM", "axolotl": "axolotl", "hf": "Direct Hugging Face"}
-IMPORTS = {"mlx": "mlx_lm", "axolotl": "axolotl", "hf": "transformers, peft"}
-PACKAGES = {"mlx": "mlx-lm", "axolotl": "axolotl", "hf": "transformers peft"}
-INSTALL_MINUTES = {"mlx": 5, "axolotl": 30, "hf": 20}
-WRITE_MINUTES = {"mlx": 0, "axolotl": 15, "hf": 60}
-"""Planning estimates: axolotl needs its own configuration, Hugging Face a training script."""
-
-ACCELERATOR_SCORE = {"metal": 1.0, "cuda": 1.0, "mps": 0.75, "cpu": 0.3}
-
-FACTORS = (
-    Factor(
-        key="importable",
-        title="Importable here",
-        weight=5,
-        why="what can not be imported can not train",
-    ),
-    Factor(
-        key="memory",
-        title="Memory for the asked parameters",
-        weight=4,
-        why="the memory limit is hard: what does not fit is refused",
-    ),
-    Factor(key="loads", title="Loads the model", weight=3, why="some formats load nowhere else"),
-    Factor(
-        key="accelerator",
-        title="Accelerator it computes on",
-        weight=2,
-        why="decides the order of magnitude of the training time",
-    ),
-    Factor(
-        key="speed",
-        title="Measured tokens/s",
-        weight=2,
-        why="the only speed that counts is the one on this machine",
-    ),
-    Factor(
-        key="preference",
-        title="Order in OBJECTIVE.md",
-        weight=1,
-        why="a person's preference decides between equals",
-    ),
-)
 
 
 def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
     alternatives = tuple(
-        with_pros_and_cons(_alternative(inputs, name), FACTORS) for name in _names(inputs)
+        with_pros_and_cons(alternative(inputs, name), FACTORS) for name in names(inputs)
     )
-    decision = _decision(inputs, alternatives, forced)
+    decision = decision_of(inputs, alternatives, forced)
     backend = decision.chosen
     steps = _steps(inputs, backend)
     return Design(
@@ -87,11 +43,11 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
         interfaces=(
             "The training parent talks to its child through files: spec.json in, result.json out",
             "OBJECTIVE.md in; docs/training/*.md and requirements-training.txt out",
-            "T001's parameters and backend are what every later story inherits",
+            f"The parameters and the backend of {inputs.story.id} are what later stories inherit",
         ),
         alternatives=alternatives,
         decision=decision,
-        fallback=_fallback(inputs, backend),
+        fallback=fallback(inputs, backend),
         size=Size.L,
         steps=steps,
         groups=(
@@ -112,173 +68,6 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
         handoff=_handoff(inputs, backend),
         backend=backend,
         params=inputs.params,
-    )
-
-
-def _names(inputs: PlanInputs) -> tuple[str, ...]:
-    """The three frameworks and whatever else was probed; the objective's order first."""
-    names = [*inputs.objective.backends, *TITLES, *(probe.name for probe in inputs.probes)]
-    return tuple(dict.fromkeys([*names, inputs.backend]))
-
-
-def _probe(inputs: PlanInputs, name: str) -> BackendProbe | None:
-    return next((probe for probe in inputs.probes if probe.name == name), None)
-
-
-def usable(probe: BackendProbe | None) -> bool:
-    return probe is not None and probe.importable and probe.problem is None
-
-
-def title_of(inputs: PlanInputs, name: str) -> str:
-    probe = _probe(inputs, name)
-    return probe.title if probe else TITLES.get(name, name)
-
-
-def _alternative(inputs: PlanInputs, name: str) -> Alternative:
-    probe = _probe(inputs, name)
-    here = name == inputs.measured_with
-    facts = {
-        "importable": _importable(probe),
-        "version": Fact(value=probe.version, source="probed")
-        if probe and probe.version
-        else NOT_AVAILABLE,
-        "accelerator": _accelerator(probe),
-        "memory": NOT_AVAILABLE,
-        "loads": _loads(inputs, here),
-        "speed": _speed(inputs, here),
-        "preference": _preference(inputs, name),
-    }
-    if here:
-        estimate, source = estimate_for(inputs, inputs.params)
-        needed = estimate.total_bytes if estimate else None
-        facts["memory"] = memory_fact(needed, inputs.ceiling_bytes, source)
-    cons = (probe.problem,) if probe and probe.problem else ()
-    return Alternative(
-        key=name,
-        title=title_of(inputs, name),
-        facts=facts,
-        pros=probe.notes if probe and usable(probe) else (),
-        cons=cons if facts["importable"].score != 0 else (),
-        effort_minutes=sum(minutes for _, minutes in _costs(inputs, name)),
-    )
-
-
-def _importable(probe: BackendProbe | None) -> Fact:
-    if probe is None:
-        return NOT_AVAILABLE
-    if not probe.importable:
-        reason = f": {probe.problem}" if probe.problem else ""
-        return Fact(value=f"no{reason}", source="probed", score=0.0)
-    if probe.problem:
-        return Fact(value=f"yes, but {probe.problem}", source="probed", score=0.0)
-    version = f", version {probe.version}" if probe.version else ""
-    return Fact(value=f"yes{version}", source="probed", score=1.0)
-
-
-def _accelerator(probe: BackendProbe | None) -> Fact:
-    if probe is None or not probe.importable or probe.accelerator is None:
-        return NOT_AVAILABLE
-    score = ACCELERATOR_SCORE.get(probe.accelerator)
-    return Fact(value=probe.accelerator, source="probed", score=score)
-
-
-def _loads(inputs: PlanInputs, here: bool) -> Fact:
-    if not here:
-        return NOT_AVAILABLE
-    if inputs.inference is not None:
-        seconds = inputs.inference.load_seconds
-        return Fact(value=f"yes, in {seconds:.1f} s", source="measured", score=1.0)
-    if inputs.model_error is not None:
-        return Fact(value=f"no: {inputs.model_error}", source="probed", score=0.0)
-    if inputs.shape is not None:
-        return Fact(
-            value="config and tensor headers are readable",
-            source="estimated from config.json and tensor headers",
-            score=0.5,
-        )
-    return NOT_AVAILABLE
-
-
-def _speed(inputs: PlanInputs, here: bool) -> Fact:
-    if not here or inputs.inference is None:
-        return NOT_AVAILABLE
-    rate = inputs.inference.generation.tokens_per_second
-    return Fact(
-        value=f"{rate:.1f} tokens/s generated on {inputs.inference.device}",
-        source="measured",
-        score=1.0 if rate > 0 else 0.0,
-    )
-
-
-def _preference(inputs: PlanInputs, name: str) -> Fact:
-    backends = inputs.objective.backends
-    if name not in backends:
-        return Fact(value="not listed", source="given in OBJECTIVE.md", score=0.0)
-    place = backends.index(name) + 1
-    return Fact(
-        value=f"place {place} of {len(backends)}",
-        source="given in OBJECTIVE.md",
-        score=round(1 / place, 4),
-    )
-
-
-def _decision(
-    inputs: PlanInputs, alternatives: tuple[Alternative, ...], forced: Forced | None
-) -> PlanDecision:
-    listed = inputs.objective.backends
-    works = [name for name in listed if usable(_probe(inputs, name))]
-    because = []
-    if forced:
-        because.append(f"Decided by the adaptation: {forced.reason}")
-    elif not works:
-        because.append(
-            "No listed backend is known to work here: the first listed is planned, and step 2 "
-            "fails unless it was installed by then"
-        )
-    skipped = [name for name in listed if works and name not in works]
-    if skipped:
-        titles = ", ".join(title_of(inputs, name) for name in skipped)
-        because.append(f"Not usable on this machine as it is: {titles}")
-    return decide(
-        alternatives,
-        FACTORS,
-        candidates=works or listed[:1],
-        forced=inputs.backend if forced else None,
-        because=because,
-        trade_offs=(
-            "Only what is installed here is measured; another framework may be faster once "
-            "installed, and no figure for it is invented",
-        ),
-    )
-
-
-def _costs(inputs: PlanInputs, name: str) -> tuple[tuple[str, int], ...]:
-    costs = []
-    if not usable(_probe(inputs, name)):
-        costs.append((f"install {title_of(inputs, name)}", INSTALL_MINUTES.get(name, 30)))
-    if WRITE_MINUTES.get(name, 30):
-        costs.append(("write its training configuration", WRITE_MINUTES.get(name, 30)))
-    costs.append(("load the model and check inference", 1 + loading_minutes(inputs.shape)))
-    costs.append(("profile memory", 2))
-    return tuple(costs)
-
-
-def _fallback(inputs: PlanInputs, chosen: str) -> Fallback:
-    others = [name for name in inputs.objective.backends if name != chosen]
-    ready = [name for name in others if usable(_probe(inputs, name))]
-    trigger = f"{title_of(inputs, chosen)} can not load the model, or no rung of memory fits"
-    if not others:
-        return Fallback(
-            trigger=trigger,
-            action="OBJECTIVE.md lists no other backend: a person decides",
-            costs=(("add a backend to OBJECTIVE.md and plan again", 10),),
-        )
-    following = (ready or others)[0]
-    state = "installed here" if ready else "to be installed first"
-    return Fallback(
-        trigger=trigger,
-        action=f"Switch to {title_of(inputs, following)} ({state}); costs are estimates",
-        costs=(("decide and write the next plan version", 2), *_costs(inputs, following)),
     )
 
 
@@ -331,16 +120,18 @@ def _problem(inputs: PlanInputs) -> Problem:
 
 
 def _steps(inputs: PlanInputs, backend: str) -> tuple[Step, ...]:
+    return (*_trying(inputs, backend), _profiling(inputs), *_writing(inputs))
+
+
+def _trying(inputs: PlanInputs, backend: str) -> tuple[Step, ...]:
     title, load = title_of(inputs, backend), loading_minutes(inputs.shape)
-    limit = inputs.objective.memory_limit_text
-    batch = f"{inputs.params.batch_size} x {inputs.params.max_seq_length} tokens"
     kinds = StepKind
     return (
         step(
             1,
             kinds.PROBE_FRAMEWORKS,
             "Probe the frameworks",
-            f"Import {', '.join(title_of(inputs, n) for n in _names(inputs))} in this "
+            f"Import {', '.join(title_of(inputs, n) for n in names(inputs))} in this "
             "environment and write down version, accelerator and problem of each.",
             ("every framework has a probed answer",),
             files=("framework-evaluation.md",),
@@ -370,20 +161,30 @@ def _steps(inputs: PlanInputs, backend: str) -> tuple[Step, ...]:
             ("at least one token is generated; tokens/s are measured",),
             files=("inference-check.md",),
         ),
-        step(
-            5,
-            kinds.PROFILE_MEMORY,
-            "Profile memory",
-            f"Estimate the peak for batch {batch}, refuse it above {limit}, then measure a "
-            "two-iteration probe run beside its own estimate.",
-            (f"predicted peak <= {limit}", f"probe peak <= {limit}"),
-            1 + load,
-            files=("memory-profile.md",),
-            critical=True,
-        ),
+    )
+
+
+def _profiling(inputs: PlanInputs) -> Step:
+    limit = inputs.objective.memory_limit_text
+    batch = f"{inputs.params.batch_size} x {inputs.params.max_seq_length} tokens"
+    return step(
+        5,
+        StepKind.PROFILE_MEMORY,
+        "Profile memory",
+        f"Estimate the peak for batch {batch}, refuse it above {limit}, then measure a "
+        "two-iteration probe run beside its own estimate.",
+        (f"predicted peak <= {limit}", f"probe peak <= {limit}"),
+        1 + loading_minutes(inputs.shape),
+        files=("memory-profile.md",),
+        critical=True,
+    )
+
+
+def _writing(inputs: PlanInputs) -> tuple[Step, ...]:
+    return (
         step(
             6,
-            kinds.DOCUMENT,
+            StepKind.DOCUMENT,
             "Write the installation guide",
             "Exact commands, versions found here and troubleshooting.",
             ("the guide names every command and version",),
@@ -392,7 +193,7 @@ def _steps(inputs: PlanInputs, backend: str) -> tuple[Step, ...]:
         ),
         step(
             7,
-            kinds.DOCUMENT,
+            StepKind.DOCUMENT,
             "Pin the dependencies",
             "The installed versions, one line each.",
             ("pins equal the installed versions",),
@@ -401,7 +202,7 @@ def _steps(inputs: PlanInputs, backend: str) -> tuple[Step, ...]:
         ),
         step(
             8,
-            kinds.QUALITY_GATES,
+            StepKind.QUALITY_GATES,
             "Write down the quality gates",
             f"{plural(len(inputs.quality_gates), 'command')} of .oodatcaa/config.toml; the "
             "framework runs them at submission.",
@@ -411,12 +212,12 @@ def _steps(inputs: PlanInputs, backend: str) -> tuple[Step, ...]:
     )
 
 
-def _checks(inputs: PlanInputs, backend: str, steps: tuple[Step, ...]) -> Checks:
+def _acceptance(inputs: PlanInputs, backend: str, steps: tuple[Step, ...]) -> tuple[GateSpec, ...]:
     limit = gates.limit_bound(inputs.objective, "probe_peak_memory")
     weights = inputs.shape.weight_bytes if inputs.shape else 0
     load_limit = math.ceil((60 + weights / 50e6) / 10) * 10 if weights else 600
     documents = [path for s in steps[1:] for path in s.deliverables]
-    acceptance = (
+    return (
         gates.files("Framework evaluation", steps[0].deliverables),
         gates.command(
             "Installation",
@@ -445,8 +246,11 @@ def _checks(inputs: PlanInputs, backend: str, steps: tuple[Step, ...]) -> Checks
         gates.files("Documentation", documents),
         *gates.predictions(inputs.objective),
     )
+
+
+def _checks(inputs: PlanInputs, backend: str, steps: tuple[Step, ...]) -> Checks:
     return Checks(
-        acceptance=acceptance,
+        acceptance=_acceptance(inputs, backend, steps),
         minutes=2 + 2 * loading_minutes(inputs.shape),
         scope=(
             f"{title_of(inputs, backend)} on this machine: import, model loading, inference, "
@@ -509,7 +313,7 @@ def _troubles(inputs: PlanInputs, backend: str) -> tuple[Trouble, ...]:
 
 def _risks(inputs: PlanInputs, backend: str) -> tuple[Risk, ...]:
     title = title_of(inputs, backend)
-    works = usable(_probe(inputs, backend))
+    works = usable(probe_of(inputs, backend))
     hub = inputs.model_error is not None
     return (
         Risk(
@@ -540,7 +344,7 @@ def _risks(inputs: PlanInputs, backend: str) -> tuple[Risk, ...]:
             probability="low" if works else "high",
             impact="high",
             mitigation="step 2 stops before any work that depends on it",
-            contingency=_fallback(inputs, backend).action,
+            contingency=fallback(inputs, backend).action,
         ),
         Risk(
             risk="Documents describe another environment than the one that trains",

@@ -51,8 +51,8 @@ class PlanInputs(Record):
     estimated_for: QLoRA | None = None
     """None = with `params`. `planned_params` says beforehand what a plan will train with."""
     inference: InferenceProbe | None = None
-    measured_with: NonEmpty = "mlx"
-    """The backend that `inference`, `shape` and `estimate` come from."""
+    measured_with: str = ""
+    """The backend that `inference` and `estimate` come from; empty = `backend`."""
     params: QLoRA
     params_from: NonEmpty = "OBJECTIVE.md"
     backend: NonEmpty = "mlx"

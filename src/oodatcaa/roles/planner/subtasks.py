@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from oodatcaa.domain.plan import Plan, Step, SubtaskPlan
-from oodatcaa.domain.task import Subtask, SubtaskKind, SubtaskStatus
+from oodatcaa.domain.board import Board
+from oodatcaa.domain.plan import Plan, Step, StepKind, SubtaskPlan
+from oodatcaa.domain.task import Subtask, SubtaskId, SubtaskKind, SubtaskStatus
+from oodatcaa.domain.training import QLoRA
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.planner.design import Design, Group
 from oodatcaa.roles.planner.inputs import PlanInputs
@@ -55,6 +57,51 @@ def kept_steps(inputs: PlanInputs, previous: Plan, keeps: Sequence[str]) -> froz
     return frozenset(done)
 
 
+BACKEND_STEPS = frozenset(StepKind) - {
+    StepKind.PROBE_FRAMEWORKS,
+    StepKind.BUILD_DATA,
+    StepKind.VALIDATE_DATA,
+    StepKind.QUALITY_GATES,
+    StepKind.COMMAND,
+}
+PARAMETER_STEPS = frozenset(
+    {
+        StepKind.PROFILE_MEMORY,
+        StepKind.TRAIN,
+        StepKind.EVALUATE,
+        StepKind.COMPARE_GENERATIONS,
+        StepKind.MODEL_CARD,
+    }
+)
+PARAMETER_DOCUMENTS = frozenset({"training", "evaluation", "publication"})
+
+
+def keepable(previous: Plan, board: Board, *, params: QLoRA, backend: str) -> tuple[SubtaskId, ...]:
+    """The done build subtasks that new parameters or a new backend leave valid, in order.
+
+    Empty when nothing would be left to do: then the next version is a start-over. What it
+    returns, `adapted_plan` accepts as `keeps`.
+    """
+    left = {step.number for step in previous.steps}
+    kept = []
+    for subtask in board.subtasks_of(previous.story):
+        known = subtask.id in previous.keeps or any(subtask.id == s.id for s in previous.subtasks)
+        done = subtask.status is SubtaskStatus.DONE and subtask.kind is SubtaskKind.BUILD
+        steps = [step for step in previous.steps if step.number in subtask.steps]
+        if known and done and not any(_stale(s, previous, params, backend) for s in steps):
+            kept.append(subtask.id)
+            left -= set(subtask.steps)
+    return tuple(sorted(kept)) if left else ()
+
+
+def _stale(step: Step, previous: Plan, params: QLoRA, backend: str) -> bool:
+    if backend != previous.backend and step.kind in BACKEND_STEPS:
+        return not (step.kind is StepKind.DOCUMENT and step.document == "data_card")
+    if params == previous.params:
+        return False
+    return step.kind in PARAMETER_STEPS or step.document in PARAMETER_DOCUMENTS
+
+
 def remaining(design: Design, done: frozenset[int]) -> tuple[Group, ...]:
     """The groups with the steps that are still to be done; wholly done groups are dropped."""
     left = []
@@ -77,7 +124,7 @@ def deal(
     story = inputs.story.id
     minutes: dict[int, int] = {s.number: s.estimate_minutes for s in design.steps}
     number = next_number(ids, SubtaskKind.BUILD)
-    before = tuple(keep for keep in keeps if keep.split("-")[1][0] == "B")[-1:]
+    before = tuple(sorted(keep for keep in keeps if keep.split("-")[1][0] == "B"))[-1:]
     subtasks = []
     for place, group in enumerate(groups):
         name = f"{story}-B{number + place:02d}"
