@@ -87,7 +87,7 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
         checks=_checks(inputs, bounds, steps),
         risks=_risks(inputs),
         handoff=(
-            f"Run under test: {_run_name(inputs)}; {run_line(inputs.run)}",
+            f"Under test: {run_line(inputs.run)}",
             "Bounds: " + ", ".join(str(bound) for bound in bounds),
             "The record must hold the evaluator's hash: another evaluator is another result",
             f"Side-by-side prompt: {_prompt(inputs)}",
@@ -171,7 +171,7 @@ def _way(
 
 
 def _run_name(inputs: PlanInputs) -> str:
-    return inputs.run.run_id if inputs.run else "the train story's run"
+    return f"run {inputs.run.run_id}" if inputs.run else "the train story's run"
 
 
 def run_line(run: RunRecord | None) -> str:
@@ -300,7 +300,7 @@ def _checks(inputs: PlanInputs, bounds: tuple[Bound, ...], steps: tuple[Step, ..
         ),
         integration=("The adapter's and the data's hashes are those of the train story",),
         regression=(quality_line(inputs),),
-        benchmarks=(f"Run under test: {run_line(inputs.run)}",),
+        benchmarks=(f"Under test: {run_line(inputs.run)}",),
         troubleshooting=(
             Trouble(
                 symptom="the drop is positive but AC1 fails",
@@ -346,7 +346,7 @@ def _risks(inputs: PlanInputs) -> tuple[Risk, ...]:
         ),
         Risk(
             risk="The interval includes 0"
-            + (f" with only {plural(examples, 'example')}" if examples else ""),
+            + (f" with {plural(examples, 'example')}" if examples else ""),
             probability="medium" if few else "low",
             impact="high",
             mitigation="paired resampling over all evaluated examples",

@@ -22,7 +22,7 @@ from oodatcaa.roles.planner.frameworks import (
     usable,
 )
 from oodatcaa.roles.planner.inputs import PlanInputs
-from oodatcaa.roles.planner.parameters import estimate_for, loading_minutes
+from oodatcaa.roles.planner.parameters import estimate_for, loading_minutes, training_minutes
 from oodatcaa.roles.planner.scoring import with_pros_and_cons
 from oodatcaa.roles.planner.wording import model_line, plural, setting, size
 
@@ -315,6 +315,8 @@ def _risks(inputs: PlanInputs, backend: str) -> tuple[Risk, ...]:
     title = title_of(inputs, backend)
     works = usable(probe_of(inputs, backend))
     hub = inputs.model_error is not None
+    budget = inputs.objective.budget.minutes
+    minutes, derivation = training_minutes(inputs, inputs.params)
     return (
         Risk(
             risk=_memory_risk(inputs)[1],
@@ -354,9 +356,9 @@ def _risks(inputs: PlanInputs, backend: str) -> tuple[Risk, ...]:
             contingency="install from docs/training/requirements-training.txt",
         ),
         Risk(
-            risk=f"Training on {inputs.machine.accelerator} is too slow for the budget of "
-            f"{inputs.objective.budget.minutes} min",
-            probability="medium" if inputs.machine.accelerator == "cpu" else "low",
+            risk=f"Training on {inputs.machine.accelerator} takes longer than the budget of "
+            f"{budget} min: {derivation}",
+            probability="high" if minutes > budget else "medium" if 2 * minutes > budget else "low",
             impact="medium",
             mitigation="tokens/s are measured in step 4; oodatcaa doctor says what would help",
             contingency="fewer iterations or layers in OBJECTIVE.md",

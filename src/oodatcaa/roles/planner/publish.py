@@ -51,7 +51,10 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
         ways,
         FACTORS,
         candidates=("record", "weights"),
-        because=(f"Adaptation: {forced.reason}",) if forced else (),
+        because=(
+            *((f"Adaptation: {forced.reason}",) if forced else ()),
+            "What becomes public is a person's decision: uploading is not a candidate",
+        ),
         trade_offs=("Another machine needs a copy of the run folder: git holds only its hashes",),
     )
     steps = _steps(inputs)
@@ -89,7 +92,7 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
         checks=_checks(inputs, steps),
         risks=_risks(inputs),
         handoff=(
-            f"Adapter of run {_run(inputs)}: {_adapter(inputs)}",
+            f"Adapter of {_run(inputs)}: {_adapter(inputs)}",
             "Nothing from the run store is added to git; *.safetensors in a commit is a defect",
             f"Use afterwards: {_usage(inputs)}",
         ),
@@ -100,7 +103,7 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
 
 
 def _run(inputs: PlanInputs) -> str:
-    return inputs.run.run_id if inputs.run else "the train story's run"
+    return f"run {inputs.run.run_id}" if inputs.run else "the train story's run"
 
 
 def _usage(inputs: PlanInputs) -> str:
@@ -180,7 +183,7 @@ def _steps(inputs: PlanInputs) -> tuple[Step, ...]:
             1,
             StepKind.MODEL_CARD,
             "Write model card and adapter record",
-            f"From run {_run(inputs)} and its evaluation: base model, data, parameters, losses, "
+            f"From {_run(inputs)} and its evaluation: base model, data, parameters, losses, "
             "memory, limits, licence, hashes.",
             ("the record's adapter hash is the file's",),
             files=("MODEL_CARD.md", "records/adapter.json"),
@@ -227,7 +230,7 @@ def _checks(inputs: PlanInputs, steps: tuple[Step, ...]) -> Checks:
         out_of_scope=("Uploading to a hub", "Quality: decided by the evaluate story"),
         integration=("Run, evaluation and adapter records name the same hashes",),
         regression=(quality_line(inputs), "No weight file is in the commit"),
-        benchmarks=(f"Adapter: {_adapter(inputs)}", f"Run: {run_line(inputs.run)}"),
+        benchmarks=(f"Adapter: {_adapter(inputs)}", f"Known before: {run_line(inputs.run)}"),
         troubleshooting=(
             Trouble(
                 symptom="adapter_loads is 0",
