@@ -255,14 +255,15 @@ class MlxBackend:
 
     def _finish(self, run: RunRecord, status: RunStatus, failure: RunFailure | None) -> RunRecord:
         final = run.evolve(status=status, failure=failure, finished_at=datetime.now(UTC))
-        folder = self.runs.folder(final)
-        metrics = read_metrics(folder / METRICS_FILE)
-        if metrics.train:
-            drawn = plot_run(final, metrics, read_memory(folder), folder / PLOT_FILE)
-            if not drawn:
-                with (folder / TRAIN_LOG).open("a", encoding="utf-8") as log:
-                    log.write("no plot: matplotlib is not installed (pip install matplotlib)\n")
-        self.runs.finish(final)
+        _draw(final, self.runs.folder(final))
+        try:
+            self.runs.finish(final)
+        except OSError as error:
+            raise OodatcaaError(
+                "run.not_recorded",
+                f"run {run.run_id} is over but its record can not be written: {error}",
+                hint="free some space, then: oodatcaa runs (everything else is kept)",
+            ) from error
         return final
 
     def _give_up(self, run: RunRecord, error: BaseException) -> None:
@@ -274,6 +275,21 @@ class MlxBackend:
         )
         with contextlib.suppress(OodatcaaError, OSError):  # the first error is the one to show
             self._finish(merge_measured(run, folder), RunStatus.STOPPED, failure)
+
+
+def _draw(run: RunRecord, folder: Path) -> None:
+    """The plot, if there is something to draw. A run never fails for its picture."""
+    metrics = read_metrics(folder / METRICS_FILE)
+    if not metrics.train:
+        return
+    try:
+        if plot_run(run, metrics, read_memory(folder), folder / PLOT_FILE):
+            return
+        note = "no plot: matplotlib is not installed (pip install 'oodatcaa[demo]')"
+    except OSError as error:
+        note = f"no plot: {error}"
+    with contextlib.suppress(OSError), (folder / TRAIN_LOG).open("a", encoding="utf-8") as log:
+        log.write(f"{note}\n")
 
 
 class _Progress:

@@ -55,7 +55,8 @@ def plot_run(
 ) -> bool:
     """Write one PNG with loss over iterations and memory over time, in decimal GB.
 
-    False, and nothing written, when matplotlib is not installed. The file is whole or not there.
+    False, and nothing written, when matplotlib is not installed. The file is whole or not there;
+    OSError when it can not be written.
     """
     if not can_plot():
         return False
@@ -77,8 +78,11 @@ def plot_run(
     figure.savefig(buffer, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}")
-    temp.write_bytes(buffer.getvalue())
-    temp.replace(path)
+    try:
+        temp.write_bytes(buffer.getvalue())
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)
     return True
 
 
