@@ -73,6 +73,7 @@ class Member:
                 details=self._log_tail(),
             ) from error
         except TimeoutError as error:
+            self._child.kill()
             self.close()
             raise OodatcaaError(
                 "pool.timeout",

@@ -91,7 +91,7 @@ class ModelStore:
         if name == DEMO:
             return self._demo(require_local=require_local, say=say)
         folder = Path(name).expanduser()
-        if folder.is_dir():
+        if name.strip() and folder.is_dir():
             return self._folder(name, folder.resolve())
         if not _HUB_NAME.match(name) or name.startswith("."):
             raise OodatcaaError(

@@ -109,7 +109,6 @@ def evaluate(request: EvalRequest) -> EvalResult:
     `data.*`, `adapter.unreadable`, `memory_gate.during`.
     """
     started = time.monotonic()
-    preload()
     import mlx.core as mx
 
     from oodatcaa.training.mlx import setup
@@ -193,7 +192,10 @@ def _sha256(path: Path) -> str:
 
 
 def _answer(folder: Path) -> Record:
-    return evaluate(read_request(folder, EvalRequest))
+    request = read_request(folder, EvalRequest)
+    # Before anything here imports mlx.
+    preload()
+    return evaluate(request)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,13 @@ from oodatcaa.kit.files import write_atomic
 from oodatcaa.training.mlx import setup
 from oodatcaa.training.mlx.batches import BatchIterator, Examples, read_split, tokenize
 from oodatcaa.training.mlx.blas import Blas, describe_machine
-from oodatcaa.training.mlx.checkpoints import DiskFullError, RunIdentity, restore, save_tensors
+from oodatcaa.training.mlx.checkpoints import (
+    DISK_FULL,
+    DiskFullError,
+    RunIdentity,
+    restore,
+    save_tensors,
+)
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.monitor import (
     Monitor,
@@ -62,6 +68,11 @@ class Run:
             return self._result(stop.failure)
         except OodatcaaError as error:
             return self._result(_bad_input(error))
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            last = self.monitor.saved if self.monitor else None
+            return self._result(disk_full(DiskFullError(str(error)), last))
         self.progress.say("finished", iteration=self.params.iters)
         return self._result(None, digest)
 
