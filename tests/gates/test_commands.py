@@ -161,7 +161,7 @@ def test_evidence_says_what_where_and_when(
     assert first.output_path == "evidence/T001/E-T001-B01-a1-001-G1.txt"
     assert (repo.work_dir / first.output_path).read_text() == "hello\n"
     assert store.load(first.id) == first
-    assert store.list("T001") == (first, second, third)
+    assert store.of_story("T001") == (first, second, third)
     assert store.newest("T001")["G1"] == third
 
 

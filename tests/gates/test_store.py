@@ -59,10 +59,10 @@ def test_lists_by_story_and_task(store: EvidenceStore) -> None:
     other = evidence(store.reserve("T002", "T002", 1, "G1"), story="T002", task="T002")
     for item in (first, second, other):
         store.save(item)
-    assert set(store.list("T001")) == {first, second}
-    assert store.list("T001", task="T001") == (second,)
-    assert store.list("T001", attempt=2) == ()
-    assert store.list("T009") == ()
+    assert set(store.of_story("T001")) == {first, second}
+    assert store.of_story("T001", task="T001") == (second,)
+    assert store.of_story("T001", attempt=2) == ()
+    assert store.of_story("T009") == ()
     assert store.load(second.id) == second
 
 
@@ -71,7 +71,7 @@ def test_unreadable_and_unknown_evidence_is_loud(store: EvidenceStore) -> None:
     store.save(evidence(name))
     path = store.output_file(name).with_suffix(".json")
     path.write_text(path.read_text()[:50])
-    for call in (lambda: store.load(name), lambda: store.list("T001")):
+    for call in (lambda: store.load(name), lambda: store.of_story("T001")):
         with pytest.raises(StateError) as caught:
             call()
         assert caught.value.code == "evidence.unreadable"

@@ -140,6 +140,22 @@ def test_broken_signing_and_refusing_hooks_do_not_stop_the_crew(
         assert candidate.ok
 
 
+def test_a_crew_may_be_told_to_use_hooks_and_signatures(root: Path) -> None:
+    hook(root, "commit-msg", 'echo checked > "$(git rev-parse --show-toplevel)/../ran"')
+    repo = Repository.discover(root, GitPolicy(hooks=True))
+    (root / "a").write_text("a")
+    assert repo.commit_files(root, ["a"], "x") is not None
+    assert (root.parent / "ran").exists()
+    (root.parent / "ran").unlink()
+    (root / "a").write_text("b")
+    assert repo.commit_files(root, ["a"], "x", policy=GitPolicy()) is not None
+    assert not (root.parent / "ran").exists()
+    with repo.merge_into("main", "HEAD", "m", "T001") as candidate:
+        (candidate.worktree / "d").write_text("d")
+        assert candidate.commit(["d"], "d") is not None
+        assert (candidate.worktree.parent / "ran").exists()
+
+
 @pytest.mark.parametrize("name", ["pre-commit", "commit-msg"])
 def test_a_refusing_hook_stops_the_users_own_commit_and_keeps_the_files(
     unborn: Path, name: str

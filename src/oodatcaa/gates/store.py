@@ -76,7 +76,7 @@ class EvidenceStore:
         """Raises OodatcaaError evidence.unknown, StateError evidence.unreadable."""
         return self._read(self._path(evidence_id))
 
-    def list(
+    def of_story(
         self, story: str, *, task: str | None = None, attempt: int | None = None
     ) -> tuple[Evidence, ...]:
         """Everything about a story (or one task, one attempt), in the order it was gathered."""
@@ -92,7 +92,7 @@ class EvidenceStore:
         self, story: str, *, task: str | None = None, attempt: int | None = None
     ) -> dict[str, Evidence]:
         """The last evidence of each gate, by gate id."""
-        return {item.gate.id: item for item in self.list(story, task=task, attempt=attempt)}
+        return {item.gate.id: item for item in self.of_story(story, task=task, attempt=attempt)}
 
     def is_intact(self, evidence: Evidence) -> bool:
         """Whether the stored output still is what was seen (True when there was none)."""

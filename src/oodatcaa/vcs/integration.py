@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.vcs.committing import commit_files
-from oodatcaa.vcs.git import CREW, run_git
+from oodatcaa.vcs.git import CREW, GitPolicy, run_git
 from oodatcaa.vcs.identity import identity_environment
 from oodatcaa.vcs.reading import (
     dirty_paths,
@@ -41,6 +41,7 @@ class MergeCandidate:
     merge: str | None
     already: bool = False
     conflicts: tuple[str, ...] = ()
+    policy: GitPolicy = CREW
 
     @property
     def ok(self) -> bool:
@@ -53,21 +54,27 @@ class MergeCandidate:
 
     def commit(self, paths: Iterable[str | Path] | None, message: str) -> str | None:
         """Commit files (changelog, history) on top of the merge; None when nothing changed."""
-        return commit_files(self.worktree, paths, message)
+        return commit_files(self.worktree, paths, message, policy=self.policy)
 
 
 def make_candidate(
-    worktree: Path, target: str, branch: str, branch_sha: str, message: str
+    worktree: Path,
+    target: str,
+    branch: str,
+    branch_sha: str,
+    message: str,
+    policy: GitPolicy = CREW,
 ) -> MergeCandidate:
     """Merge `branch` with --no-ff in `worktree`, a fresh detached checkout of the target's head."""
     base = resolve(worktree, "HEAD")
-    candidate = MergeCandidate(target, branch, base, branch_sha, worktree, merge=None)
+    candidate = MergeCandidate(target, branch, base, branch_sha, worktree, None, policy=policy)
     if is_ancestor(worktree, branch_sha, base):
         return replace(candidate, merge=base, already=True)
     output = run_git(
         worktree,
         ["merge", "--no-ff", "--quiet", "--no-verify-signatures", "--cleanup=whitespace"]
         + ["-m", message, branch_sha],
+        policy=policy,
         env=identity_environment(worktree),
         timeout_s=MERGE_TIMEOUT_S,
         may_fail=True,

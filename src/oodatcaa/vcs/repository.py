@@ -31,15 +31,19 @@ class Repository:
     bounded time for git's own locks (`git.locked` names what held one).
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, policy: GitPolicy = CREW) -> None:
         self._layout = layout
+        self._policy = policy
         self._worktrees = Worktrees(layout)
 
     @classmethod
-    def discover(cls, start: Path) -> Repository:
+    def discover(cls, start: Path, policy: GitPolicy = CREW) -> Repository:
         """From any folder of any worktree. Raises OodatcaaError: git.not_a_repository,
-        git.bare_repository, git.unsafe_owner, git.missing."""
-        return cls(find_layout(start))
+        git.bare_repository, git.unsafe_owner, git.missing.
+
+        `policy` says how commits, merges and tags are made unless a call says otherwise.
+        """
+        return cls(find_layout(start), policy)
 
     @property
     def root(self) -> Path:
@@ -151,25 +155,27 @@ class Repository:
         paths: Iterable[str | Path] | None,
         message: str,
         *,
-        policy: GitPolicy = CREW,
+        policy: GitPolicy | None = None,
     ) -> str | None:
         """Commit exactly `paths` (every change when None); None when nothing changed."""
-        return committing.commit_files(worktree, paths, message, policy=policy)
+        return committing.commit_files(worktree, paths, message, policy=policy or self._policy)
 
     def first_commit(
-        self, paths: Iterable[str | Path], message: str, *, policy: GitPolicy = CREW
+        self, paths: Iterable[str | Path], message: str, *, policy: GitPolicy | None = None
     ) -> str:
         """The first commit of an unborn main checkout, possibly of no files at all."""
         if self.head().kind != "unborn":
             raise RefusedError(
                 "git.has_commits", f"{self.root} already has commits", hint="git log --oneline"
             )
-        sha = committing.commit_files(self.root, paths, message, policy=policy, allow_empty=True)
+        sha = committing.commit_files(
+            self.root, paths, message, policy=policy or self._policy, allow_empty=True
+        )
         return sha or self.resolve("HEAD")
 
-    def tag(self, name: str, sha: str, message: str, *, policy: GitPolicy = CREW) -> str:
+    def tag(self, name: str, sha: str, message: str, *, policy: GitPolicy | None = None) -> str:
         """An annotated tag; again on the same commit is fine, on another raises TagExists."""
-        return committing.tag_commit(self.root, name, sha, message, policy=policy)
+        return committing.tag_commit(self.root, name, sha, message, policy=policy or self._policy)
 
     # -- worktrees
 
@@ -215,7 +221,9 @@ class Repository:
         base = reading.resolve(self.root, f"refs/heads/{target}")
         branch_sha = self.resolve(branch)
         with self._worktrees.check(base, f"merge-{label}") as path:
-            candidate = integration.make_candidate(path, target, branch, branch_sha, message)
+            candidate = integration.make_candidate(
+                path, target, branch, branch_sha, message, self._policy
+            )
             yield candidate
 
     def advance(self, target: str, candidate_sha: str, expected_old: str) -> Advanced:
