@@ -210,8 +210,8 @@ def _stats(folder: Path, split: str, examples: int, files: int) -> SplitStats:
 
 
 def _counted(record: DatasetRecord, folder: Path, model_path: Path | None) -> DatasetRecord:
-    if model_path is None:
-        return record
+    if model_path is None or not (model_path / "tokenizer.json").is_file():
+        return record  # lengths stay unknown, and are shown as such
     lengths = example_lengths(folder, model_path)
     return record.evolve(
         tokenizer=model_path.name,

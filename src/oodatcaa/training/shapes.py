@@ -119,8 +119,11 @@ def _header(path: Path, problems: list[str]) -> Iterator[tuple[str, _Tensor]]:
         except ValueError as error:
             problems.append(f"{path.name}: header is not JSON: {error}")
             return
+    if not isinstance(header, dict) or not header.keys() - {"__metadata__"}:
+        problems.append(f"{path.name}: the header names no tensor")
+        return
     end = 0
-    for name, entry in header.items() if isinstance(header, dict) else ():
+    for name, entry in header.items():
         if name == "__metadata__":
             continue
         try:

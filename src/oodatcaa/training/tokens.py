@@ -1,5 +1,8 @@
 """Token lengths of examples as the trainer will see them, from tokenizer files alone.
 
+The files are taken at their word: transformers replaces the splitting rules of a tokenizer.json
+that differs from its model type's own, and may then count a few tokens more.
+
 `tokenizers` and the chat template are enough; transformers takes seconds to import and is not.
 """
 
@@ -105,9 +108,19 @@ class _Template:
         self._special = special
 
     def __call__(self, messages: Sequence[Any], tools: Any, generate: bool) -> str:
-        return self._template.render(
-            messages=list(messages), tools=tools, add_generation_prompt=generate, **self._special
-        )
+        from jinja2 import TemplateError
+
+        try:
+            return self._template.render(
+                messages=list(messages),
+                tools=tools,
+                add_generation_prompt=generate,
+                **self._special,
+            )
+        except TemplateError as error:
+            raise OodatcaaError(
+                "tokenizer.template", f"the model's chat template fails on an example: {error}"
+            ) from error
 
 
 def _refuse(message: str) -> str:

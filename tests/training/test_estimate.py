@@ -1,0 +1,250 @@
+"""Shapes are read without loading; the estimate follows its formulas and refuses in time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oodatcaa.domain.training import (
+    GB,
+    FailureKind,
+    MemoryEstimate,
+    MemoryLayer,
+    ModelShape,
+    QLoRA,
+)
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.estimate import (
+    check_before,
+    estimate_evaluation,
+    estimate_loading,
+    estimate_training,
+    read_shape,
+)
+from tiny_model import HIDDEN, INTERMEDIATE, VOCABULARY, make_tiny_model
+
+SMOL = ModelShape(
+    model_type="llama", hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
+    num_kv_heads=3, head_dim=64, vocab_size=49152, tied_embeddings=True,
+    weight_bytes=98_200_000, parameters=134_515_008, bits=4, group_size=32,
+)  # fmt: skip
+MEASURED = (
+    ({"batch_size": 1, "max_seq_length": 64, "num_layers": 1}, 734_830_592),
+    ({"batch_size": 1, "max_seq_length": 256, "num_layers": 8}, 892_366_784),
+    ({"batch_size": 2, "max_seq_length": 256, "num_layers": 8}, 1_209_084_096),
+    (
+        {"batch_size": 2, "max_seq_length": 256, "num_layers": 8, "grad_checkpoint": True},
+        1_015_113_280,
+    ),
+    ({"batch_size": 2, "max_seq_length": 256, "num_layers": 30}, 1_896_258_104),
+    ({"batch_size": 1, "max_seq_length": 768, "num_layers": 4}, 1_416_210_288),
+    (
+        {"batch_size": 4, "max_seq_length": 256, "num_layers": 8, "grad_accumulation_steps": 2},
+        1_858_133_504,
+    ),
+    (
+        {"batch_size": 1, "max_seq_length": 512, "num_layers": 30, "grad_checkpoint": True},
+        1_077_157_888,
+    ),
+    (
+        {"batch_size": 1, "max_seq_length": 256, "num_layers": 8, "rank": 64,
+         "keys": ("self_attn.q_proj", "self_attn.v_proj")},
+        868_751_056,
+    ),
+)  # fmt: skip
+"""Peaks of 2 iterations of a 135M model, every position a target, on Linux, CPU device, MKL."""
+
+
+def part(estimate: MemoryEstimate, name: str) -> int:
+    return next(p.bytes for p in estimate.parts if p.name == name)
+
+
+@pytest.mark.parametrize(("params", "measured"), MEASURED)
+def test_the_estimate_is_never_under_what_was_measured_nor_absurd(
+    params: dict[str, Any], measured: int
+) -> None:
+    predicted = estimate_training(SMOL, QLoRA(**params)).total_bytes
+    assert 1.0 <= predicted / measured <= 1.6
+
+
+def test_stock_cross_entropy_of_32_times_2048_is_about_50_gb() -> None:
+    estimate = estimate_training(SMOL, QLoRA(batch_size=32, max_seq_length=2048))
+    assert 48 * GB < part(estimate, "logits and cross entropy") < 54 * GB
+    refused = check_before(estimate, 16 * GB)
+    assert refused is not None
+    assert (refused.kind, refused.layer) == (FailureKind.MEMORY_GATE, MemoryLayer.BEFORE)
+    assert refused.needed_bytes == estimate.total_bytes == sum(p.bytes for p in estimate.parts)
+    assert "logits and cross entropy 51.54 GB" in refused.message
+    assert "grad_accumulation_steps" in refused.hint
+
+
+def test_exactly_the_limit_fits_and_one_byte_less_does_not() -> None:
+    estimate = estimate_training(SMOL, QLoRA())
+    assert check_before(estimate, estimate.total_bytes) is None
+    assert check_before(estimate, estimate.total_bytes - 1) is not None
+
+
+SIZES = st.integers(1, 64)
+
+
+@given(
+    batch=SIZES, length=st.integers(32, 4096), layers=st.integers(1, 30), rank=SIZES,
+    checkpoint=st.booleans(),
+)  # fmt: skip
+def test_more_of_anything_never_needs_less(
+    batch: int, length: int, layers: int, rank: int, checkpoint: bool
+) -> None:
+    params = QLoRA(
+        batch_size=batch, max_seq_length=length, num_layers=layers, rank=rank,
+        grad_checkpoint=checkpoint,
+    )  # fmt: skip
+    base = estimate_training(SMOL, params).total_bytes
+    for name in ("batch_size", "max_seq_length", "num_layers", "rank"):
+        more = params.evolve(**{name: getattr(params, name) + 1})
+        assert estimate_training(SMOL, more).total_bytes >= base
+    shorter = estimate_training(SMOL, params, seq_length=length // 2).total_bytes
+    fewer = estimate_training(SMOL, params, batch_targets=batch).total_bytes
+    assert shorter <= base
+    assert fewer <= base
+    assert estimate_loading(SMOL).total_bytes < base
+    assert estimate_evaluation(SMOL, max_seq_length=length).total_bytes > SMOL.weight_bytes
+
+
+def test_max_seq_length_bounds_longer_data() -> None:
+    params = QLoRA(max_seq_length=256)
+    assert estimate_training(SMOL, params, seq_length=9999) == estimate_training(SMOL, params)
+
+
+def test_checkpointing_accumulation_and_fewer_bits_help() -> None:
+    params = QLoRA(batch_size=8, max_seq_length=1024, num_layers=-1)
+    base = estimate_training(SMOL, params).total_bytes
+    halved = params.evolve(batch_size=4, grad_accumulation_steps=2)
+    assert estimate_training(SMOL, params.evolve(grad_checkpoint=True)).total_bytes < base
+    assert estimate_training(SMOL, halved).total_bytes < base
+    three = estimate_loading(SMOL, quantize_bits=3)
+    two = estimate_loading(SMOL, quantize_bits=2)
+    assert part(two, "weights") < part(three, "weights") < part(estimate_loading(SMOL), "weights")
+
+
+def test_the_cpu_holds_plain_weights_in_float32() -> None:
+    plain = SMOL.evolve(bits=None, group_size=None, weight_bytes=2 * SMOL.parameters)
+    assert part(estimate_loading(plain, device="cpu"), "weights") == 4 * SMOL.parameters
+    assert part(estimate_loading(plain, device="metal"), "weights") == 2 * SMOL.parameters
+
+
+# Shapes.
+
+
+def layer_parameters(bias: bool = True) -> int:
+    keys = HIDDEN // 2
+    attention = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * keys + (HIDDEN + 2 * keys if bias else 0)
+    return attention + 3 * HIDDEN * INTERMEDIATE + 2 * HIDDEN
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_count_by_what_packed_weights_stand_for(
+    tmp_path: Path, quantized: bool, tied: bool
+) -> None:
+    folder = make_tiny_model(tmp_path, quantized=quantized, layers=2, tied=tied)
+    shape = read_shape(folder)
+    embeddings = VOCABULARY * HIDDEN * (1 if tied else 2)
+    assert shape.parameters == embeddings + 2 * layer_parameters() + HIDDEN
+    assert shape.tied_embeddings is tied
+    assert (shape.bits, shape.group_size) == ((4, 32) if quantized else (None, None))
+    assert shape.head_dim == 16
+    size = (folder / "model.safetensors").stat().st_size
+    assert size - 20_000 < shape.weight_bytes < size
+
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "vocab_size": 10,
+}  # fmt: skip
+
+
+def write_shard(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> None:
+    header, offset = {}, 0
+    for name, (dtype, shape, size) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    raw = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(offset))
+
+
+def test_several_shards_add_up(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_shard(tmp_path / "model-00001-of-00002.safetensors", {"a.weight": ("BF16", [10, 8], 160)})
+    write_shard(
+        tmp_path / "model-00002-of-00002.safetensors", {"lm_head.weight": ("F32", [10, 8], 320)}
+    )
+    shape = read_shape(tmp_path)
+    assert (shape.parameters, shape.weight_bytes) == (160, 480)
+    assert not shape.tied_embeddings
+    assert shape.num_kv_heads == 2
+
+
+def test_every_problem_of_a_folder_is_listed(tmp_path: Path) -> None:
+    config = {**CONFIG, "hidden_size": "8"}
+    del config["vocab_size"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_shard(tmp_path / "model-1.safetensors", {"a.weight": ("F32", [2], 8)})
+    whole = (tmp_path / "model-1.safetensors").read_bytes()
+    (tmp_path / "model-1.safetensors").write_bytes(whole[:-3])
+    (tmp_path / "model-2.safetensors").write_bytes(b"oops")
+    index = {"weight_map": {"a.weight": "model-1.safetensors", "b": "model-3.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(OodatcaaError) as caught:
+        read_shape(tmp_path)
+    text = "\n".join(caught.value.details)
+    for expected in (
+        "model-3.safetensors is named",
+        "model-1.safetensors is cut off: 3 bytes",
+        "model-2.safetensors is not a whole",
+        "hidden_size is '8'",
+        "vocab_size is missing",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"model_type": 3}'])
+def test_a_malformed_config_is_one_clear_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(OodatcaaError, match=r"model\.unreadable"):
+        read_shape(tmp_path)
+
+
+@given(raw=st.binary(max_size=200))
+def test_no_bytes_make_the_header_reader_crash(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "model.safetensors").write_bytes(raw)
+    with pytest.raises(OodatcaaError, match=r"model\.unreadable"):
+        read_shape(folder)
+
+
+@given(header=st.recursive(
+    st.none() | st.integers(-5, 2**70) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a.weight"]), inner),
+    max_leaves=8,
+))  # fmt: skip
+def test_no_header_makes_the_reader_crash(
+    tmp_path_factory: pytest.TempPathFactory, header: object
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    raw = json.dumps(header).encode()
+    data = struct.pack("<Q", len(raw)) + raw + bytes(64)
+    (folder / "model.safetensors").write_bytes(data)
+    with contextlib.suppress(OodatcaaError):
+        assert read_shape(folder).parameters > 0
