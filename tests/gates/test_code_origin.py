@@ -61,14 +61,15 @@ def installed(tmp_path: Path, root: Path) -> Callable[[str], Path]:
 
 
 def test_a_defect_that_is_only_in_the_commit_fails_beside_an_editable_install(
-    installed: Callable[[str], Path], commit_change: Change, check: Check, root: Path
+    installed: Callable[[str], Path], commit_change: Change, check: Check, tmp_path: Path
 ) -> None:
     config = GatesConfig(python=str(installed("path")))
     (good,) = check("main", TOTAL, config=config)
     (bad,) = check(commit_change(DEFECT), TOTAL, config=config)
     assert (good.verdict, bad.verdict) == (Verdict.PASSED, Verdict.FAILED)
     assert bad.code_path is not None
-    assert Path(bad.code_path).is_relative_to(root / ".oodatcaa" / "worktrees")
+    assert Path(bad.code_path).is_relative_to(tmp_path)
+    assert "check-gates-T001-B01" in bad.code_path
     assert bad.code_path.endswith("/src/shop")
 
 
@@ -89,6 +90,17 @@ def test_a_package_that_the_commit_removed_does_not_come_from_the_main_checkout(
     (found,) = check(sha, TOTAL, config=GatesConfig(python=str(installed("path"))))
     assert found.verdict is Verdict.CRASHED
     assert "shop is not in the commit" in found.detail
+
+
+def test_tools_do_not_pick_up_the_main_checkouts_settings(
+    root: Path, commit_change: Change, check: Check
+) -> None:
+    """pytest searches upwards for its settings and runs the conftest.py it finds there."""
+    sha = commit_change({"pytest.ini": None})
+    (root / "pytest.ini").write_text("[pytest]\naddopts = -k nothing\n")
+    (root / "conftest.py").write_text("raise RuntimeError('code of the main checkout')\n")
+    (found,) = check(sha, "{python} -m pytest -q")
+    assert found.verdict is Verdict.PASSED, found.detail
 
 
 def test_a_configured_package_must_be_there(check: Check) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -12,6 +13,8 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+
+import platformdirs
 
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
@@ -42,6 +45,7 @@ class Worktrees:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._owners = layout.work_dir / "checks"
+        self._checks = checks_folder(layout.root)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -81,13 +85,14 @@ class Worktrees:
         """A fresh detached worktree at `commit`, removed afterwards, whatever happens inside."""
         sha = resolve(self._layout.root, commit)
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:60] or "x"
-        path = self._layout.worktrees_dir / (
+        path = self._checks / (
             f"{CHECK_PREFIX}{name}-{os.getpid()}-{next(_numbers)}-{time.time_ns() % 10**9}"
         )
         try:
             with self._locked():
                 pid, started = process_identity()
                 owner = CheckOwner(host=socket.gethostname(), pid=pid, started=started)
+                self._make_checks_folder()
                 # The owner is written first: no worktree ever exists that nobody would clean up.
                 write_atomic(self._owner_file(path), owner.model_dump_json())
                 self._git("worktree", "add", "--quiet", "--detach", str(path), sha)
@@ -99,7 +104,7 @@ class Worktrees:
     def prune(self, alive: Callable[[CheckOwner], bool] | None = None) -> tuple[Path, ...]:
         """Remove check worktrees whose process is gone; those of other hosts stay."""
         is_living = alive or owner_lives
-        folder = self._layout.worktrees_dir
+        folder = self._checks
         removed = []
         with self._locked():
             names = {path.stem for path in self._owners.glob(f"{CHECK_PREFIX}*.json")}
@@ -189,6 +194,16 @@ class Worktrees:
             start = resolve(self._layout.root, base)
             run_git(path, ["switch", "--quiet", "--no-track", "--create", branch, start])
 
+    def _make_checks_folder(self) -> None:
+        try:
+            self._checks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OodatcaaError(
+                "git.no_check_folder",
+                f"no folder for check worktrees: {error}",
+                hint="set XDG_CACHE_HOME to a folder that can be written",
+            ) from error
+
     def _put_aside(self, path: Path) -> None:
         """A folder that git knows nothing about may be somebody's work: moved, not deleted."""
         if not path.exists():
@@ -216,6 +231,19 @@ class Worktrees:
                 details=output.messages(),
             )
         self._owner_file(path).unlink(missing_ok=True)
+        if path.parent == self._checks:
+            with contextlib.suppress(OSError):  # another check is still in there
+                self._checks.rmdir()
+
+
+def checks_folder(root: Path) -> Path:
+    """Where the checks of the repository at `root` happen: in the user's cache, outside of it.
+
+    Inside the main checkout pytest and ruff would search upwards and use its configuration, and
+    even run its conftest.py, whenever the commit has none of its own.
+    """
+    key = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+    return Path(platformdirs.user_cache_dir("oodatcaa")).resolve() / "checks" / key
 
 
 def restore(checkout: Path, commit: str, keep: Collection[str] = ()) -> tuple[str, ...]:
