@@ -18,6 +18,9 @@ from oodatcaa.domain.training import GB, MemoryLayer, RunRecord
 
 # Okabe & Ito (2008): told apart with every common colour vision.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+DARK_ORANGE = "#8A5F00"
+OFF_SCALE = 12
+"""A limit this many times above everything measured is named instead of drawn."""
 SIZE = (9.6, 6.6)
 DPI = 130
 
@@ -47,7 +50,10 @@ class RunMetrics(Protocol):
 
 def can_plot() -> bool:
     """Whether matplotlib is installed; it is not imported."""
-    return importlib.util.find_spec("matplotlib") is not None
+    try:
+        return importlib.util.find_spec("matplotlib") is not None
+    except ModuleNotFoundError:  # an import hook that hides it
+        return False
 
 
 def plot_run(
@@ -119,18 +125,23 @@ def _draw_loss(axes: Any, record: RunRecord, metrics: RunMetrics) -> None:
             markersize=6,
             label="validation",
             zorder=3,
+            clip_on=False,
         )
-        for point, side in ((valid[0], "left"), (valid[-1], "right")):
+        for point, rise in [(valid[-1], 0), (valid[0], 11)][: len(valid)]:
             axes.annotate(
                 f"{point.loss:.2f}",
                 (point.iteration, point.loss),
-                xytext=(6 if side == "left" else -6, 9),
+                xytext=(9, rise),
                 textcoords="offset points",
-                ha=side,
-                fontsize=9,
-                color="#8A5F00",
+                va="center",
+                fontsize=10,
+                color=DARK_ORANGE,
                 fontweight="bold",
+                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
             )
+    done = max((p.iteration for p in (*train, *valid)), default=1)
+    axes.set_xlim(0, 1.07 * done)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(f"iteration (of {record.params.iters})", fontsize=9)
     axes.set_ylabel("loss, nats per token", fontsize=9)
     axes.set_title("Loss", loc="left", fontsize=11)
@@ -159,34 +170,36 @@ def _draw_memory(axes: Any, record: RunRecord, samples: Sequence[MemoryPoint]) -
         axes.fill_between(x, y, color=GREEN, alpha=0.15, linewidth=0)
         axes.set_xlabel(f"{unit} since the start", fontsize=9)
         axes.set_xlim(0, max(x[-1], 1e-3))
-    limit = record.memory_limit_bytes / GB
-    axes.set_ylim(0, _top(record, samples))
-    _line(axes, limit, RED, f"limit {limit:.3g} GB", "-")
+    highest = _highest(record, samples)
+    limit = record.memory_limit_bytes
+    if limit <= OFF_SCALE * highest:
+        _line(axes, limit, RED, "limit", "-")
+        axes.set_ylim(0, 1.12 * max(highest, limit) / GB)
+    else:
+        axes.plot([], [], color=RED, linewidth=1.6, label=f"limit {limit / GB:.3g} GB, far above")
+        axes.set_ylim(0, 1.25 * highest / GB)
     if record.estimated_peak_bytes:
-        value = record.estimated_peak_bytes / GB
-        _line(axes, value, GREY, f"predicted peak {value:.2f} GB", "--")
+        _line(axes, record.estimated_peak_bytes, GREY, "predicted peak", "--")
     if record.peak_memory_bytes:
-        value = record.peak_memory_bytes / GB
-        _line(axes, value, GREEN, f"measured peak {value:.2f} GB", ":")
+        _line(axes, record.peak_memory_bytes, GREEN, "measured peak", ":")
     axes.set_ylabel("memory, GB", fontsize=9)
     layer = record.failure.layer if record.failure is not None else None
-    stopped = f" (stopped by the gate: {layer.value})" if isinstance(layer, MemoryLayer) else ""
-    axes.set_title(f"Memory of the process tree{stopped}", loc="left", fontsize=11)
-    axes.legend(loc="center right", frameon=True, framealpha=0.85, fontsize=9)
+    stopped = f", gate: {layer.value}" if isinstance(layer, MemoryLayer) else ""
+    axes.set_title(f"Memory{stopped}", loc="left", fontsize=11)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=3, frameon=False, fontsize=9,
+        handlelength=1.6, columnspacing=1.4, borderaxespad=0.2,
+    )  # fmt: skip
 
 
-def _line(axes: Any, value: float, colour: str, label: str, style: str) -> None:
-    axes.axhline(value, color=colour, linewidth=1.6, linestyle=style, label=label)
+def _line(axes: Any, size: int, colour: str, name: str, style: str) -> None:
+    label = f"{name} {size / GB:.3g} GB"
+    axes.axhline(size / GB, color=colour, linewidth=1.6, linestyle=style, label=label)
 
 
-def _top(record: RunRecord, samples: Sequence[MemoryPoint]) -> float:
-    """The limit belongs into the picture, unless it dwarfs everything else."""
-    highest = max(
-        [s.tree_bytes for s in samples]
-        + [record.memory_limit_bytes, record.peak_memory_bytes or 0]
-        + [record.estimated_peak_bytes or 0]
-    )
-    return 1.12 * highest / GB
+def _highest(record: RunRecord, samples: Sequence[MemoryPoint]) -> int:
+    known = (record.peak_memory_bytes, record.estimated_peak_bytes)
+    return max([1, *(s.tree_bytes for s in samples), *(size for size in known if size)])
 
 
 def _tidy(axes: Any) -> None:
