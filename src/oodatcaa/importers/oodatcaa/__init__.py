@@ -11,7 +11,7 @@ from datetime import datetime
 from oodatcaa.importers.findings import Findings
 from oodatcaa.importers.oodatcaa.checks import Checks
 from oodatcaa.importers.oodatcaa.collect import collect, looks_like_task
-from oodatcaa.importers.oodatcaa.conflict import Side, Sides, split_sides
+from oodatcaa.importers.oodatcaa.conflict import BASE, Side, Sides, split_sides
 from oodatcaa.importers.oodatcaa.counters import CounterCheck
 from oodatcaa.importers.oodatcaa.dialect import TaskReader
 from oodatcaa.importers.oodatcaa.facts import FactReader
@@ -30,12 +30,15 @@ def read_queue(text: str, *, source: str, now: datetime) -> Imported:
     findings = Findings(source)
     conflict = split_sides(text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
     _report_markers(conflict, findings)
-    sides = [(side, _scan(side, findings, conflict.hunks > 0)) for side in conflict.sides]
+    sides = [
+        (side, _scan(side, findings if side.name != BASE else Findings(source), conflict.hunks > 0))
+        for side in conflict.sides
+    ]
     read = [(side.name, result.roots, collect(result.roots)) for side, result in sides]
     found = merge([(name, collected) for name, _, collected in read], findings, now)
     reader = TaskReader(findings)
     tasks = [reader.read(item) for item in found]
-    facts = FactReader(findings, now).read(read)
+    facts = FactReader(findings, now).read([side for side in read if side[0] != BASE])
     placement = Placer(tasks, findings).place()
     links = link(placement, findings)
     damaged = bool(conflict.hunks) or any(result.damage for _, result in sides)
@@ -68,6 +71,13 @@ def _report_markers(conflict: Sides, findings: Findings) -> None:
             f"{conflict.hunks} conflict{'s' * (conflict.hunks > 1)} in the file"
             + (f" ({labels})" if labels else "")
             + "; every side was read",
+        )
+    if conflict.base:
+        findings.info(
+            "conflict.base",
+            conflict.first,
+            "the common ancestor of the conflicts, for comparison",
+            "\n".join(conflict.base),
         )
     for line, problem in conflict.problems:
         findings.error("conflict.broken", line, problem)

@@ -214,9 +214,8 @@ class Checks:
         told = re.search(r"\d+", str(value)) if isinstance(value, str | int) else None
         if told is None or number is None or len(told[0]) > 6:
             return
-        if int(told[0]) == number:
-            del raw.unmapped["sprint"]
-        else:
+        del raw.unmapped["sprint"]
+        if int(told[0]) != number:
             self.findings.warning(
                 "sprint.differs",
                 raw.line,

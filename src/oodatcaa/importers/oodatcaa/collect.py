@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oodatcaa.importers.oodatcaa.scan import Node
-from oodatcaa.importers.oodatcaa.words import ID, TASK_LISTS, word_set
+from oodatcaa.importers.oodatcaa.words import ID, SYNONYMS, TASK_LISTS, word_set
 
 WITHOUT_KEY = "<without a key>"
+NESTING = frozenset({"subtasks", "sub_tasks", "children", "tasks", "stories"})
+"""A task anywhere else inside another one got there by damage and is no part of it."""
+LINKS = frozenset(SYNONYMS["depends"])
+"""Lists whose objects name tasks and are none."""
 _ID_KEYS = ("id", "task_id", "story_id", "key")
 _TASK_KEYS = word_set(
     "status state title name type parent parent_task plan_step plan_steps depends_on "
@@ -60,13 +64,15 @@ def collect(roots: list[Node]) -> Collected:
         if task_id is not None:
             found.tasks.append(Found(task_id, node, node.line, inside, key))
             found.nodes.add(id(node))
-            inside = task_id or inside
-        elif key in TASK_LISTS and node.fields and not entry and not _is_map(node):
+        elif key in TASK_LISTS and node.fields and (entry or not _is_map(node)):
             found.lost.append(node)
         below = []
         for name, child in node.children():
             is_entry = node.items is not None or (key in TASK_LISTS and task_id is None)
-            below.append((child, key if is_entry else name, name if is_entry else "", inside))
+            if name in LINKS and child.damaged:
+                name = ""  # whole tasks may have run into this list
+            within = task_id if task_id and name in NESTING else inside
+            below.append((child, key if is_entry else name, name if is_entry else "", within))
         front += reversed(below)
     for task in found.tasks:
         task.content = {
@@ -85,7 +91,7 @@ def _task_id(node: Node, key: str, entry: str) -> str | None:
 
     `key` is the list it sits in, `entry` its name when that list is an object keyed by id.
     """
-    if node.fields is None:
+    if node.fields is None or key in LINKS:
         return None
     if key not in TASK_LISTS:
         fields = {name: child.scalar for name, child in node.fields.items()}

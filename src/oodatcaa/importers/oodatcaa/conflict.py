@@ -39,6 +39,8 @@ class Sides:
     """The line of the first marker."""
     problems: list[tuple[int, str]]
     """(line, what) of markers that do not pair up."""
+    base: list[str]
+    """The lines of the common ancestor that stand between diff3 markers."""
 
 
 def split_sides(text: str) -> Sides:
@@ -50,6 +52,7 @@ def split_sides(text: str) -> Sides:
     ours, theirs, base = Side(OURS), Side(THEIRS), Side(BASE)
     everyone = (ours, theirs, base)
     problems: list[tuple[int, str]] = []
+    base_lines: list[str] = []
     current: tuple[Side, ...] = everyone
     hunks, opened, first, has_base = 0, 0, 0, False
     for number, line in enumerate(text.split("\n"), start=1):
@@ -57,6 +60,8 @@ def split_sides(text: str) -> Sides:
         if match is None:
             for side in current:
                 side.add(line, number)
+            if current == (base,):
+                base_lines.append(line)
             continue
         first = first or number
         mark, label = match[1][0], line[7:].strip()
@@ -77,5 +82,6 @@ def split_sides(text: str) -> Sides:
     if opened:
         problems.append((opened, "a conflict that does not end"))
     if not hunks:
-        return Sides([ours], 0, first, problems)
-    return Sides([ours, theirs, *([base] if has_base else [])], hunks, first, problems)
+        return Sides([ours], 0, first, problems, [])
+    sides = [ours, theirs, *([base] if has_base else [])]
+    return Sides(sides, hunks, first, problems, base_lines)

@@ -70,9 +70,12 @@ class CounterCheck:
             self._compare(f"{story.old}: {key}", counter.value, line, allowed)
 
     def _compare(self, key: str, value: float, line: int, allowed: set[float]) -> None:
-        if any(abs(value - right) < 0.51 * (right != int(right)) + 1e-9 for right in allowed):
+        tolerance = 1.0 if _SHARE.fullmatch(normal(key.rpartition(": ")[2])) else 0.0
+        if any(abs(value - right) <= tolerance for right in allowed):
             return
-        right = " or ".join(f"{number:g}" for number in sorted(allowed))
+        right = " or ".join(
+            f"{number:.3g}" if number % 1 else f"{number:g}" for number in sorted(allowed)
+        )
         note = "; part of the file is damaged" if self.damaged else ""
         self.findings.warning(
             "counter.wrong", line, f"{key} says {value:g}, counted: {right}{note}"
@@ -134,7 +137,7 @@ def _shares(tasks: list[Placed]) -> set[float]:
         for total in (len(words), sum(word not in CANCELLED_WORDS for word in words)):
             if total:
                 share = 100 * done / total
-                found |= {float(int(share)), float(round(share)), round(share, 1)}
+                found |= {share}
     return found or {0.0}
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oodatcaa.importers.findings import Findings, as_json, short
-from oodatcaa.importers.oodatcaa.collect import WITHOUT_KEY, Found
+from oodatcaa.importers.oodatcaa.collect import WITHOUT_KEY, Found, looks_like_task
 from oodatcaa.importers.oodatcaa.scan import Node
 from oodatcaa.importers.oodatcaa.times import TimeFact, parse_minutes, parse_moment, stage_of
 from oodatcaa.importers.oodatcaa.words import (
     ABSENT,
     FIELD_OF,
     HISTORY,
-    ID,
     ROLE_WORDS,
     SYNONYMS,
     normal,
@@ -110,11 +109,14 @@ class TaskReader:
         self._steps(task, fields)
         self._numbers(task, fields)
         for key, node in fields.items():
-            if key not in FIELD_OF and key != "id" and text_of(node) != found.id:
+            named = key == "id" or (key in ("task_id", "key") and text_of(node) == found.id)
+            if key not in FIELD_OF and not named:
                 self._other(task, key, node)
         if WITHOUT_KEY in found.content:
             task.unmapped[WITHOUT_KEY] = found.content[WITHOUT_KEY]
         owner = self._text(task, fields, "owner", differ=False)
+        if owner and task.owner and owner != task.owner:
+            task.notes.append(("owner", owner))
         task.owner = task.owner or owner
         return task
 
@@ -167,16 +169,14 @@ class TaskReader:
     def _ids(self, task: RawTask, key: str, node: Node) -> Iterator[str]:
         """Ids out of a list, a comma-separated text, or objects with an id."""
         for item in node.items if node.items is not None else [node]:
-            inner = item.fields.get("id") if item.fields else None
-            text = text_of(inner if inner is not None else item)
+            fields = item.fields or {}
+            if node.damaged and looks_like_task({k: c.scalar for k, c in fields.items()}):
+                continue  # a whole task, swallowed by damage; it is recovered by itself
+            text = text_of(fields.get("id", item))
             if text:
                 parts = [part.strip() for part in re.split(r"[,;]|\s+and\s+", text)]
                 yield from (part for part in parts if part and part.lower() not in ABSENT)
-            elif (
-                (item.scalar is not None and not isinstance(item.scalar, str))
-                or item.fields is not None
-                or item.items is not None
-            ):
+            if len(fields) > 1 or (not text and item.plain is not None):
                 task.unmapped[key] = node.plain
 
     def _steps(self, task: RawTask, fields: dict[str, Node]) -> None:
@@ -235,13 +235,17 @@ class TaskReader:
             self._history(task, key, node)
 
     def _references(self, task: RawTask, key: str, node: Node) -> None:
-        for item in node.items or ():
-            if isinstance(item.scalar, str) and item.scalar.strip():
-                task.references.append(item.scalar.strip())
+        """A list of ids names its parts; tasks in it are found by themselves."""
         if isinstance(node.scalar, int) and not isinstance(node.scalar, bool):
             task.numbers[key] = (node.scalar, node.line)
         elif text_of(node):
             task.references += list(self._ids(task, key, node))
+        elif node.items is not None:
+            task.references += [text_of(item) for item in node.items if text_of(item)]
+            if any(item.items is not None for item in node.items):
+                task.unmapped[key] = node.plain
+        elif node.fields and key in task.found.content:
+            task.unmapped[key] = task.found.content[key]
 
     def _git(self, task: RawTask, key: str, node: Node) -> None:
         if key == "branch":
@@ -257,7 +261,7 @@ class TaskReader:
         if names:
             task.notes.append((key, ", ".join(names)))
             task.commit = task.commit or names[-1]
-        elif node.items or node.fields:
+        if len(names) < len(node.items or node.fields or ()):
             task.unmapped[key] = node.plain
 
     def _time(self, task: RawTask, key: str, node: Node) -> bool:
@@ -307,7 +311,7 @@ class TaskReader:
                     "lease.unreadable", node.line, f"{label}: unreadable lease", node.plain
                 )
             return LeaseFacts(owner, role_of(owner), node.line, raw=node.plain) if owner else None
-        if not any(text_of(child) or child.items for child in node.fields.values()):
+        if all(child.plain in (None, "", [], {}) for child in node.fields.values()):
             return None
         names = [
             text_of(node.fields[key])
@@ -359,7 +363,3 @@ def parse_steps(value: Any) -> tuple[int, ...] | None:
             parts += steps
         return tuple(dict.fromkeys(parts))
     return None
-
-
-def is_task_id(text: str) -> bool:
-    return bool(ID.fullmatch(text.strip()))

@@ -54,18 +54,18 @@ def _known(task: Placed, placement: Placement, links: Links, findings: Findings)
 
 
 def _check_references(placement: Placement, findings: Findings) -> None:
-    for story in placement.stories:
-        for old in story.raw.references if story.raw else ():
+    for task in placement.all():
+        for old in task.raw.references if task.raw else ():
             part = placement.find(old)
             if part is None:
                 findings.error(
-                    "subtask.missing", story.line, f"{story.old} lists {old}, not in the file", old
+                    "subtask.missing", task.line, f"{task.old} lists {old}, not in the file", old
                 )
-            elif part.story != story.id:
+            elif part.story != (task.story or task.id):
                 findings.warning(
                     "parent.differs",
-                    story.line,
-                    f"{story.old} lists {old}, which belongs to {part.story or 'no story'}",
+                    task.line,
+                    f"{task.old} lists {old}, which belongs to {part.story or 'no story'}",
                 )
 
 

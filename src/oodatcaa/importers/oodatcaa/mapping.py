@@ -70,6 +70,8 @@ class Mapper:
             self._unknown(task)
             return SubtaskStatus.NEEDS_HUMAN
         self._translated(task, status.value)
+        if status is SubtaskStatus.BLOCKED and task.raw.status != "blocked":
+            self._explain(task, f"{task.raw.status} in the old queue")
         doubts = self.links.doubts.get(task.id, ())
         if doubts and status.value not in FINISHED:
             self._explain(task, *doubts)
@@ -270,8 +272,9 @@ class Mapper:
         texts += [
             (min(fact.moment.at, self.now), f"{fact.key}: {fact.raw}") for fact in raw.all_times()
         ]
-        for key, text in (("branch", raw.branch), ("size", raw.size), ("type", raw.type)):
-            texts += [(newest, f"{key}: {text}")] if text else []
+        said = {"branch": raw.branch, "size": raw.size, "type": raw.type, "owner": raw.owner}
+        said["goal"] = raw.goal if task.story else ""  # a subtask on the board has none
+        texts += [(newest, f"{key}: {text}") for key, text in said.items() if text]
         if raw.lease is not None:
             texts.append((newest, f"lease: {as_json(raw.lease.raw)}"))
         if raw.status:

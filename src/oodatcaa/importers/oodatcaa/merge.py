@@ -64,7 +64,11 @@ def _report(
         findings.warning("conflict.one_side", kept.line, f"{label} {text}")
     reported: set[tuple[int, str]] = set()
     for side, other in several:
-        if other is kept or (other.line == kept.line and other.content == kept.content):
+        if (
+            other is kept
+            or side == BASE
+            or (other.line == kept.line and other.content == kept.content)
+        ):
             continue
         content = as_json(other.content)
         if (other.line, content) in reported:
