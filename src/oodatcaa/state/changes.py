@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from itertools import compress
+from operator import is_not
 from typing import TypeVar
 
 from pydantic import Field, PositiveInt
@@ -61,12 +63,39 @@ class Transaction(Record):
     seq: PositiveInt
     revision: PositiveInt
     at: Utc
+    entries: int = Field(default=0, description="how many events it has")
+    tasks: str = Field(default="", description="ids it puts, if it does nothing else to the board")
     clock: Utc | None = Field(default=None, description="what the clock said when it was behind")
     change: Change = _NOTHING
     events: tuple[Event, ...] = ()
     crc: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        change: Change,
+        events: tuple[Event, ...],
+        *,
+        seq: int,
+        revision: int,
+        at: datetime,
+        clock: datetime | None = None,
+    ) -> Transaction:
+        """With the summary by which a reader can pass over what a later line replaces."""
+        only_puts = change.touched().isdisjoint(_OTHER) and not change.removed
+        return cls(
+            seq=seq,
+            revision=revision,
+            at=at,
+            entries=len(events),
+            tasks=" ".join(task.id for task in change.tasks) if only_puts else "",
+            clock=clock,
+            change=change,
+            events=events,
+        )
 
+
+_OTHER = frozenset({"sprint", "offers", "order"})
 TaskT = TypeVar("TaskT", Story, Subtask)
 
 
@@ -102,7 +131,7 @@ def _compare(
     if old is new:
         return (), (), False
     if len(old) == len(new):
-        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a is not b]
+        pairs = list(compress(zip(old, new, strict=True), map(is_not, old, new)))
         if all(a.id == b.id for a, b in pairs):
             return tuple(b for a, b in pairs if a != b), (), False
     before = {item.id: item for item in old}
@@ -187,7 +216,8 @@ def _offer_problems(board: Board) -> list[str]:
 class Replica:
     """The board in memory, kept up by applying transactions; order of tasks is that of the dicts.
 
-    Not thread-safe; `board` is a frozen value that callers may keep.
+    Lines that only put tasks are kept unread until a board is asked for: of many lines that put
+    the same task only the last is ever parsed. Not thread-safe; `board` is a frozen value.
     """
 
     def __init__(self, board: Board, *, seq: int, at: datetime | None) -> None:
@@ -199,10 +229,12 @@ class Replica:
         self._offers = board.offers
         self._stories = {item.id: item for item in board.stories}
         self._subtasks = {item.id: item for item in board.subtasks}
+        self._unread: dict[str, Callable[[], Transaction]] = {}
 
     @property
     def board(self) -> Board:
         if self._board is None:
+            self._read()
             self._board = Board(
                 revision=self.revision,
                 sprint=self._sprint,
@@ -210,19 +242,47 @@ class Replica:
                 subtasks=tuple(self._subtasks.values()),
                 offers=self._offers,
             )
+            # What it would compute again from its tuples, at ten times the cost.
+            self._board.__dict__["story_by_id"] = self._stories.copy()
+            self._board.__dict__["subtask_by_id"] = self._subtasks.copy()
         return self._board
 
     @property
     def size(self) -> int:
+        self._read()
         return len(self._stories) + len(self._subtasks)
 
+    def defer(
+        self, tasks: str, read: Callable[[], Transaction], *, seq: int, revision: int, at: datetime
+    ) -> None:
+        """Like `apply` for a line that only puts `tasks`; `read` parses it when it is needed."""
+        for key in tasks.split():
+            self._unread[key] = read
+        self.seq, self.revision, self.at = seq, revision, at
+        self._board = None
+
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, {}
+        parsed = {read: read() for read in dict.fromkeys(unread.values())}
+        for key, read in unread.items():
+            task = next(task for task in parsed[read].change.tasks if task.id == key)
+            if isinstance(task, Story):
+                self._stories[key] = task
+            else:
+                self._subtasks[key] = task
+
     def apply(self, done: Transaction) -> None:
+        self._read()
         change = done.change
         for key in change.removed:
             self._stories.pop(key, None)
             self._subtasks.pop(key, None)
-        _put(self._stories, change.stories)
-        _put(self._subtasks, change.subtasks)
+        for story in change.stories:
+            self._stories[story.id] = story
+        for subtask in change.subtasks:
+            self._subtasks[subtask.id] = subtask
         if change.order is not None:
             self._stories = {key: self._stories[key] for key in change.order.stories}
             self._subtasks = {key: self._subtasks[key] for key in change.order.subtasks}
@@ -232,11 +292,6 @@ class Replica:
             self._offers = change.offers
         self.seq, self.revision, self.at = done.seq, done.revision, done.at
         self._board = None
-
-
-def _put(into: dict[str, TaskT], tasks: Iterable[TaskT]) -> None:
-    for task in tasks:
-        into[task.id] = task
 
 
 def by_id(board: Board) -> Mapping[str, Task]:

@@ -36,13 +36,15 @@ _ARROW = "->"
 
 
 def render(logged: Logged) -> str:
+    """One entry, ready to be appended."""
     event = logged.event
     actor = _word(event.actor) + (f" ({event.role.value})" if event.role else "")
     if event.before is None and event.after is None:
         what = event.kind.value
     else:
-        what = f"{_word(event.before)} {_ARROW} {_word(event.after)}".strip()
-    header = f"## {event.at:%Y-%m-%dT%H:%M:%SZ} · {actor} · {_word(event.subject)} · {what}"
+        what = f"{_word(event.before)} {_ARROW} {_word(event.after)}".strip(" ")
+    moment = event.at.replace(microsecond=0, tzinfo=None).isoformat()
+    header = f"## {moment}Z · {actor} · {_word(event.subject)} · {what}"
     parts = [header, "\n".join(_line(line) for line in event.text.split("\n"))]
     bullets = [_bullet(text) for text in event.details]
     bullets += [f"- {_EVIDENCE}{_word(item)}" for item in event.evidence]
@@ -171,12 +173,17 @@ _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "·": "\\.", ">": "\\>", " "
 _UNESCAPES = {escaped[1]: plain for plain, escaped in _ESCAPES.items()}
 
 
+_SPECIAL = re.compile(r"[\\\n\r·>]|^ | $")
+
+
 def _word(text: str | None) -> str:
     """One field of a header: no separator, arrow or line end in it, no blanks at its ends."""
     if text is None:
         return ""
     if text == "":
         return "\\0"
+    if not _SPECIAL.search(text):
+        return text
     plain = "".join(_ESCAPES[char] if char in "\\\n\r·>" else char for char in text)
     if plain[0] == " ":
         plain = "\\_" + plain[1:]

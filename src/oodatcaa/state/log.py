@@ -44,6 +44,7 @@ class AgentLog:
         self._identity = (0, 0)
         self._size = 0
         self._last: Place | None = None
+        self._noted = False  # a person's last line does not end with an empty one
 
     def incomplete(self, expected: Place | None) -> bool:
         """Whether the entry `expected` (the journal's last event) is not the log's last."""
@@ -55,6 +56,7 @@ class AgentLog:
             tail = os.pread(self._handle, 400, max(0, self._size - 400))
             found = dialect.last_place(tail.decode(errors="replace"))
             self._last = found[0] if found else None
+            self._noted = not tail.endswith(b"\n\n")
         return self._last != expected
 
     def append(self, entries: Iterable[Logged]) -> None:
@@ -63,6 +65,8 @@ class AgentLog:
         if not self._open():
             self._fresh((entries[0].seq - 1, 0))
         text = "".join(dialect.render(entry) for entry in entries)
+        if self._noted:
+            text, self._noted = "\n\n" + text, False
         self._write(text.encode("utf-8", "surrogatepass"))
         self._last = (entries[-1].seq, entries[-1].index)
         if self._size > self._limit:

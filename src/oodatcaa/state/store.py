@@ -24,14 +24,14 @@ from oodatcaa.domain.board import Board, Decision, Event, EventKind
 from oodatcaa.domain.ports import Logged
 from oodatcaa.errors import StateError
 from oodatcaa.kit.clock import utc_now
-from oodatcaa.kit.locks import FileLock
+from oodatcaa.kit.locks import BurstLock, FileLock
 from oodatcaa.state.archive import EVENTS_FILE, SprintArchive
 from oodatcaa.state.changes import Change, Replica, Transaction, difference, refuse_inconsistent
 from oodatcaa.state.journal import Journal, clamp
 from oodatcaa.state.log import AgentLog
 from oodatcaa.state.outside import Legal, OutsideHands, accept_structure
 from oodatcaa.state.snapshot import QUEUE_FILE
-from oodatcaa.state.views import EventFile, QueueView
+from oodatcaa.state.views import EventFile, QueueView, parsed
 
 T = TypeVar("T")
 
@@ -61,16 +61,15 @@ class QueueStore:
         lock_seconds: float | None = LOCK_SECONDS,
         exact_tasks: int = EXACT_TASKS,
         log_bytes: int = 1_000_000,
-        journal_bytes: int = 1 << 20,
+        journal_bytes: int = 4 << 20,
     ) -> None:
         self.work_dir = work_dir
         self._clock = clock
         self._notice = on_notice or (lambda _: None)
         self._lock_seconds = lock_seconds
         self._exact_tasks = exact_tasks
-        self._lock = FileLock(
-            work_dir / f"{QUEUE_FILE}.lock", code="queue.locked", what="the sprint queue"
-        )
+        lock_path = work_dir / f"{QUEUE_FILE}.lock"
+        self._lock = BurstLock(FileLock(lock_path, code="queue.locked", what="the sprint queue"))
         self._journal = Journal(work_dir / "queue.journal", growth=journal_bytes)
         self._events = EventFile(work_dir / EVENTS_FILE)
         self._log = AgentLog(work_dir, limit=log_bytes)
@@ -118,7 +117,7 @@ class QueueStore:
         """Every event since the sprint began, oldest first; never waits for a writer."""
         with self._mutex:
             self._journal.follow(locked=False)
-            recent = tuple(self._journal.events())
+            recent = tuple(parsed(self._journal.event_lines()))
             since, base = self._journal.since, self._journal.base_seq
         for logged in self._events.read(since):
             if logged.seq <= base:
@@ -150,11 +149,15 @@ class QueueStore:
                 replica.board, decision.board, difference(replica.board, decision.board)
             )
             self._view.write(exact=True)
-            self._events.extend(self._journal.events())
+            self._events.extend(self._journal.event_lines())
             self._log.sync()
             self._archive.build(number, replica.seq)
-            closing = Transaction(
-                seq=replica.seq + 1, revision=replica.revision + 1, at=now, events=decision.events
+            closing = Transaction.of(
+                Change(),
+                decision.events,
+                seq=replica.seq + 1,
+                revision=replica.revision + 1,
+                at=now,
             )
             start = Replica(decision.board, seq=replica.seq, at=replica.at)
             self._journal.rebase(start, since=replica.seq, then=closing)
@@ -175,6 +178,7 @@ class QueueStore:
             if self._journal.exists and self._view.behind and not self._deciding:
                 with self._writing():
                     self._write_views(final=True)
+            self._lock.settle()
             if self._view_error is not None:
                 error, self._view_error = self._view_error, None
                 raise StateError(
@@ -215,11 +219,15 @@ class QueueStore:
                     "a decision may not start another transaction",
                     hint="this is a defect of the program; nothing was written",
                 )
-            self._make_folder()
-            self._journal.follow(locked=False)  # the bulk of the reading, outside the lock
-            with self._lock.held(self._lock_seconds):
-                self._recover()
+            if not self._lock.lingering:
+                self._make_folder()
+                self._journal.follow(locked=False)  # the bulk of the reading, outside the lock
+            fresh = self._lock.acquire(self._lock_seconds, self._read_ahead)
+            try:
+                self._recover(fresh)
                 yield
+            finally:
+                self._lock.release()
 
     def _decide(
         self, decide: Callable[[Board, datetime], Decision[T]], now: datetime
@@ -240,9 +248,15 @@ class QueueStore:
                 hint="make the folder above it writable, then repeat the command",
             ) from error
 
-    def _recover(self) -> None:
+    def _read_ahead(self) -> None:
+        """While others write: so that little is left to read under the lock."""
+        with contextlib.suppress(StateError):  # under the lock it is read again, and then it counts
+            self._journal.follow(locked=False)
+
+    def _recover(self, fresh: bool = True) -> None:
         """Under the lock: be where the last writer was, and complete what a dead one left."""
-        self._journal.follow(locked=True)
+        if fresh:
+            self._journal.follow(locked=True)
         if self._journal.since != self._finished_since:
             self._archive.finish(self._journal.since)
             self._finished_since = self._journal.since
@@ -267,14 +281,8 @@ class QueueStore:
             events = (*events, _clock_note(now, behind))
         self._unclamped = behind <= 1
         seq, revision = journal.replica.seq + 1, journal.replica.revision + 1
-        done = Transaction(
-            seq=seq,
-            revision=revision,
-            at=now,
-            clock=read if behind > 0 else None,
-            change=change,
-            events=events,
-        )
+        clock = read if behind > 0 else None
+        done = Transaction.of(change, events, seq=seq, revision=revision, at=now, clock=clock)
         journal.commit(done)
         self._view.committed()
         self._append_to_log(done)
@@ -291,7 +299,7 @@ class QueueStore:
 
         def complete() -> None:
             stored = (one for one in self._events.read(since) if one.seq <= self._journal.base_seq)
-            self._log.complete((*stored, *self._journal.events()), since=since)
+            self._log.complete((*stored, *parsed(self._journal.event_lines())), since=since)
 
         self._try_view(complete)
 
@@ -303,7 +311,7 @@ class QueueStore:
             if exact or final or self._view.due(BEHIND_SECONDS):
                 self._view.write(exact=exact or final)
             if self._journal.grown:
-                self._events.extend(self._journal.events())
+                self._events.extend(self._journal.event_lines())
                 self._log.sync()
                 self._journal.rebase()
 
@@ -343,6 +351,7 @@ class QueueStore:
     def _begin_in_child(self) -> None:
         """After a fork: handles and threads are the parent's; what is in memory is still true."""
         self._mutex = threading.RLock()
+        self._lock.begin_in_child()
         self._flusher = None
         self._journal.close()
         self._log.close()

@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 
+from oodatcaa.domain.base import Record
+from oodatcaa.domain.board import Event
 from oodatcaa.domain.ports import Logged
 from oodatcaa.errors import StateError
 from oodatcaa.kit.files import write_atomic
@@ -103,8 +105,19 @@ def _stat(path: Path) -> _Stat:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
+class Events(Record):
+    """A line of events.jsonl: the events of one transaction."""
+
+    seq: PositiveInt
+    events: tuple[Event, ...]
+
+    def logged(self) -> Iterator[Logged]:
+        for index, event in enumerate(self.events):
+            yield Logged(seq=self.seq, index=index, event=event)
+
+
 class EventFile:
-    """events.jsonl: the sprint's events that the journal no longer holds, one JSON line each.
+    """events.jsonl: the sprint's events that the journal no longer holds, a line per transaction.
 
     Filled just before the journal gets a new base, so it costs nothing per transaction, and a
     journal that is full of heartbeats does not have to be kept for the few events in it.
@@ -113,24 +126,19 @@ class EventFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def extend(self, events: Iterable[Logged]) -> None:
-        """Append those of `events` that are not in it yet, durably. Under the lock."""
+    def extend(self, lines: Iterable[tuple[int, bytes]]) -> None:
+        """Append those of `lines` (see Journal.event_lines) that it lacks, durably."""
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             end, last = self._end(handle)
-            lines = [
-                one.model_dump_json(exclude_defaults=True) + "\n"
-                for one in events
-                if (one.seq, one.index) > last
-            ]
             os.ftruncate(handle, end)
-            write_at(handle, "".join(lines).encode(), end, "events")
+            write_at(handle, b"".join(line for seq, line in lines if seq > last), end, "events")
             sync(handle, "events")
         finally:
             os.close(handle)
 
-    def _end(self, handle: int) -> tuple[int, tuple[int, int]]:
-        """Where the last whole line ends, and which event it is."""
+    def _end(self, handle: int) -> tuple[int, int]:
+        """Where the last whole line ends, and its seq."""
         size = os.fstat(handle).st_size
         reach = 1 << 16
         while True:
@@ -139,10 +147,9 @@ class EventFile:
             end = data.rfind(b"\n") + 1
             begin = data.rfind(b"\n", 0, end - 1) + 1 if end else 0
             if end and (begin or start == 0):
-                one = Logged.model_validate_json(data[begin:end])
-                return start + end, (one.seq, one.index)
+                return start + end, self._parse(data[begin:end], "its last line").seq
             if start == 0:
-                return 0, (0, -1)
+                return 0, 0
             reach *= 4
 
     def read(self, since: int) -> Iterator[Logged]:
@@ -151,13 +158,21 @@ class EventFile:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     return  # torn: its writer had not moved the journal on yet
-                try:
-                    one = Logged.model_validate_json(line)
-                except ValidationError as error:
-                    raise StateError(
-                        "queue.events_unreadable",
-                        f"{self.path}:{number}: {error.errors()[0]['msg']}",
-                        hint=REPAIR,
-                    ) from error
+                one = self._parse(line, f"line {number}")
                 if one.seq > since:
-                    yield one
+                    yield from one.logged()
+
+    def _parse(self, line: bytes, where: str) -> Events:
+        try:
+            return Events.model_validate_json(line)
+        except ValidationError as error:
+            raise StateError(
+                "queue.events_unreadable",
+                f"{self.path}, {where}: {error.errors()[0]['msg']}",
+                hint=REPAIR,
+            ) from error
+
+
+def parsed(lines: Iterable[tuple[int, bytes]]) -> Iterator[Logged]:
+    for _, line in lines:
+        yield from Events.model_validate_json(line).logged()
