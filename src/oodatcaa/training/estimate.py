@@ -2,8 +2,8 @@
 
 An estimate, and labelled as one. It is built to err on the high side: a refused run costs a
 minute, a run that takes the machine down costs the night. The constants below were fitted to peaks
-measured with mlx-lm's trainer (tests/training/test_estimate.py holds the table); the structure follows from
-what reverse-mode differentiation has to keep:
+measured with mlx-lm's trainer (tests/training/test_estimate.py holds the table); the structure
+follows from what reverse-mode differentiation has to keep:
 
 - every layer from the first trained one up keeps its intermediate results for the backward pass
   (with gradient checkpointing only its input, plus one layer in full while it is recomputed);
