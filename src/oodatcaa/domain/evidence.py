@@ -42,7 +42,7 @@ _UNITS: dict[str, float] = {
 }
 _BOUND = re.compile(
     r"^\s*(?P<metric>[a-z][a-z0-9_]*)\s*(?P<op><=|>=|<|>|==)\s*"
-    r"(?P<value>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[A-Za-z%]*)"
+    r"(?P<value>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>(?!critical\b)[A-Za-z%]*)"
     r"(?P<critical>\s+critical)?\s*$"
 )
 

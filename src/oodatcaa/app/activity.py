@@ -1,0 +1,85 @@
+"""What each agent is doing right now: one small file per agent, for people who watch.
+
+Nothing is decided from these files; the queue alone says who holds what.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.task import Role
+from oodatcaa.domain.training import TrainProgress
+from oodatcaa.kit.files import write_atomic
+
+FOLDER = "activity"
+PROGRESS_SECONDS = 0.25
+
+
+class Activity(Record):
+    agent: NonEmpty
+    role: Role
+    task: str = ""
+    text: str = ""
+    progress: TrainProgress | None = None
+    at: Utc
+
+
+class Broadcast:
+    """Tells watchers what one agent does; also prints each line through `echo`."""
+
+    def __init__(self, work: Path, agent: str, role: Role, echo: Callable[[str], None]) -> None:
+        self._path = work / FOLDER / f"{agent}.json"
+        self._agent, self._role, self._echo = agent, role, echo
+        self._task = ""
+        self._text = ""
+        self._last = 0.0
+
+    def on(self, task: str) -> None:
+        self._task = task
+
+    def say(self, text: str) -> None:
+        self._text = text
+        self._echo(text)
+        self._write(None)
+
+    def idle(self, why: str) -> None:
+        if (self._task, self._text) != ("", why):
+            self._task, self._text = "", why
+            self._write(None)
+
+    def progress(self, progress: TrainProgress) -> None:
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_SECONDS or progress.phase in ("finished", "failed"):
+            self._last = now
+            self._write(progress)
+
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, progress: TrainProgress | None) -> None:
+        activity = Activity(
+            agent=self._agent,
+            role=self._role,
+            task=self._task,
+            text=self._text,
+            progress=progress,
+            at=datetime.now(UTC),
+        )
+        write_atomic(self._path, activity.model_dump_json() + "\n")
+
+
+def read_activities(work: Path) -> tuple[Activity, ...]:
+    """Every agent's newest activity, by name. A half-vanished file is simply not shown."""
+    found: list[Activity] = []
+    for path in sorted((work / FOLDER).glob("*.json")):
+        try:
+            found.append(Activity.model_validate_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValidationError):
+            continue
+    return tuple(found)

@@ -1,0 +1,183 @@
+"""`oodatcaa run`: the whole crew as processes, until the sprint is done or needs a person."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from oodatcaa.app.claims import run_negotiation
+from oodatcaa.app.project import Project
+from oodatcaa.domain.negotiation import sprint_outcome
+from oodatcaa.domain.task import Role
+from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.kit.locks import FileLock
+from oodatcaa.kit.process import Child
+
+MAX_RESTARTS = 5
+STOP_GRACE_SECONDS = 30.0
+TICK_SECONDS = 0.25
+
+
+@dataclass
+class Member:
+    """One agent process of the crew."""
+
+    name: str
+    role: Role
+    child: Child | None = None
+    restarts: int = 0
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class CrewOutcome:
+    """`done`, `needs_human`, `stopped` (Ctrl-C) or `crew_failed`; with the seconds it took."""
+
+    result: str
+    seconds: float
+    problems: tuple[str, ...] = ()
+
+
+@dataclass
+class Crew:
+    """Starts the agents, restarts those that die, and ends them all when the sprint has ended."""
+
+    project: Project
+    on_tick: Callable[[], None] = lambda: None
+    members: list[Member] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    _stopping: bool = False
+
+    def run(self) -> CrewOutcome:
+        """Raises RefusedError when a crew already works here, or there is no sprint."""
+        self.project.objective()
+        self.project.sprint()
+        lock = FileLock(
+            self.project.work / "crew.lock", code="crew.active", what="the crew of this project"
+        )
+        self.project.work.mkdir(parents=True, exist_ok=True)
+        if not lock.try_acquire():
+            raise RefusedError(
+                "crew.active",
+                f"a crew already works here: {lock.holder() or 'its process is not known'}",
+                hint="oodatcaa status",
+            )
+        began = time.monotonic()
+        handlers = self._catch_signals()
+        try:
+            self.project.repo.prune_checks()
+            self._recover_runs()
+            result = self._loop()
+        finally:
+            self._stop_all()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            lock.release()
+        run_negotiation(self.project.store, self.project.policy)
+        self.project.store.flush()
+        return CrewOutcome(result, time.monotonic() - began, tuple(self.problems))
+
+    def _recover_runs(self) -> None:
+        from oodatcaa.app.desk import Workshop
+
+        for run in Workshop(self.project).runs.recover():
+            self.problems.append(f"run {run.run_id} was left by a dead process: kept as failed")
+
+    def _loop(self) -> str:
+        self._enlist()
+        while True:
+            if self._stopping:
+                return "stopped"
+            outcome = sprint_outcome(self.project.store.read())
+            if outcome in ("done", "needs_human"):
+                return outcome
+            if not self._keep_alive():
+                return "crew_failed"
+            self.on_tick()
+            time.sleep(TICK_SECONDS)
+
+    def _enlist(self) -> None:
+        sizes = self.project.config.crew
+        wip = self.project.policy.wip
+        for role in Role:
+            count = min(int(getattr(sizes, role.value)), wip.of(role))
+            for number in range(count):
+                letter = chr(ord("A") + number)
+                self.members.append(Member(f"{role.value}-{letter}", role))
+
+    def _keep_alive(self) -> bool:
+        """Start what is not running. False when an agent keeps dying: a person has to look."""
+        for member in self.members:
+            if member.child is not None:
+                code = member.child.poll()
+                if code is None:
+                    continue
+                member.child = None
+                if code != 0:
+                    member.restarts += 1
+                    self.problems.append(f"{member.name} ended with {code}; see {self.log(member)}")
+            if member.restarts > MAX_RESTARTS:
+                return False
+            member.child = self._start(member)
+        return True
+
+    def log(self, member: Member) -> Path:
+        return self.project.work / "agents" / f"{member.name}.log"
+
+    def _start(self, member: Member) -> Child:
+        path = self.log(member)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        argv = [sys.executable, "-m", "oodatcaa", "agent", member.role.value, "--name", member.name]
+        return Child.start(argv, cwd=self.project.root, env=dict(os.environ), log_path=path)
+
+    def _catch_signals(self) -> dict[int, object]:
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            if self._stopping:  # the second Ctrl-C: the person does not want to wait
+                raise KeyboardInterrupt
+            self._stopping = True
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        return {int(number): signal.signal(number, stop) for number in numbers}
+
+    def _stop_all(self) -> None:
+        children = [member.child for member in self.members if member.child is not None]
+        for child in children:
+            child.ask_to_stop()
+        deadline = time.monotonic() + STOP_GRACE_SECONDS
+        for child in children:
+            if child.wait(max(0.1, deadline - time.monotonic())) is None:
+                child.kill()
+
+
+def explain(outcome: CrewOutcome) -> OodatcaaError | None:
+    """The error that a command ends with; None when the sprint is done."""
+    from oodatcaa.errors import EXIT_INTERRUPTED, EXIT_NEEDS_HUMAN
+
+    if outcome.result == "needs_human":
+        return OodatcaaError(
+            "sprint.needs_human",
+            "the sprint can not go on without a person",
+            hint="oodatcaa status, then oodatcaa approve T00x --why …",
+            exit_code=EXIT_NEEDS_HUMAN,
+        )
+    if outcome.result == "stopped":
+        return OodatcaaError(
+            "crew.stopped",
+            "stopped; everything is kept",
+            hint="oodatcaa run goes on where it was",
+            exit_code=EXIT_INTERRUPTED,
+        )
+    if outcome.result == "crew_failed":
+        return OodatcaaError(
+            "crew.failed",
+            "an agent died again and again",
+            hint="read the logs named above, then oodatcaa run",
+            details=outcome.problems[-5:],
+        )
+    return None

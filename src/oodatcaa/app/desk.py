@@ -1,0 +1,230 @@
+"""Put the adapters behind the ports of a role's desk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from oodatcaa.app.activity import Broadcast
+from oodatcaa.app.project import Project
+from oodatcaa.domain.evidence import GateKind, GateSpec
+from oodatcaa.domain.objective import Objective
+from oodatcaa.domain.plan import Inventory, Plan
+from oodatcaa.domain.ports import TrainingBackend
+from oodatcaa.domain.task import Role
+from oodatcaa.domain.training import DatasetRecord, ModelShape, RunRecord, TrainSpec
+from oodatcaa.kit.machine import describe_machine
+from oodatcaa.roles.desk import Desk, ModelPlace
+from oodatcaa.training import datasets
+from oodatcaa.training.backend import MlxBackend
+from oodatcaa.training.models import ModelStore
+from oodatcaa.training.probes import ProbedBackend
+from oodatcaa.training.runs import RunStore
+from oodatcaa.training.shapes import read_shape
+
+PINNED = ("mlx", "mlx-lm", "mkl", "numpy", "tokenizers", "transformers", "safetensors")
+
+
+class ModelShelf:
+    """`roles.desk.Models`, and the resolver that the training backend asks."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._store = ModelStore()
+        self._say = say
+
+    def place(self, name: str) -> ModelPlace:
+        found = self._store.resolve(name, say=self._say)
+        return ModelPlace(
+            name=name if name != "demo" else found.title,
+            path=found.path_or_hub,
+            sha256=found.sha256,
+            licence=found.licence,
+        )
+
+    def resolve(self, model: str) -> Path:
+        return Path(self._store.resolve(model, say=self._say).path_or_hub)
+
+    def shape(self, path: str) -> ModelShape:
+        return read_shape(Path(path))
+
+
+class DataShelf:
+    """`roles.desk.Datasets` over models/data."""
+
+    def __init__(self, root: Path, project_root: Path) -> None:
+        self._root = root
+        self._project = project_root
+
+    def build(self, source: str, *, model_path: str, seed: int) -> DatasetRecord:
+        if source == "demo":
+            return datasets.build_stdlib(self._root, seed=seed, model_path=Path(model_path))
+        folder = self._project / source
+        return datasets.load_user_data(folder, self._root, model_path=Path(model_path))
+
+    def problems(self, path: str) -> tuple[str, ...]:
+        return datasets.find_problems(Path(path))
+
+    def longest(self, source: str, model_path: str) -> int | None:
+        if source == "demo":
+            return None
+        stats = datasets.token_lengths(self._project / source, Path(model_path))
+        lengths = [split.tokens_max for split in stats.values() if split.tokens_max is not None]
+        return max(lengths, default=None)
+
+    def write_probe(self, folder: Path, examples: int, tokens: int) -> str:
+        return str(datasets.write_probe_data(folder, examples=examples, tokens=tokens))
+
+
+class RunShelf:
+    """`roles.desk.Runs` over models/runs."""
+
+    def __init__(self, store: RunStore, backend: MlxBackend) -> None:
+        self._store = store
+        self._backend = backend
+
+    def folder(self, run_id: str) -> Path:
+        return self._store.folder(self.read(run_id))
+
+    def read(self, run_id: str) -> RunRecord:
+        return self._store.read(self._backend.name, run_id)
+
+    def resumed(self, spec: TrainSpec) -> tuple[TrainSpec, str] | None:
+        self._store.recover()
+        found = self._backend.find_resumable(spec)
+        return (found.apply(spec), found.run_id) if found is not None else None
+
+    def plot(self, run_id: str, path: Path) -> bool:
+        from oodatcaa.training.metrics import read_memory, read_metrics
+        from oodatcaa.training.protocol import METRICS_FILE
+        from oodatcaa.views.plots import plot_run
+
+        folder = self.folder(run_id)
+        return plot_run(
+            self.read(run_id), read_metrics(folder / METRICS_FILE), read_memory(folder), path
+        )
+
+
+class StoryWorkspace:
+    """`roles.desk.Workspace`: the story's worktree, committed to with the crew's git policy."""
+
+    def __init__(self, project: Project, story: str, branch: str, base: str) -> None:
+        from oodatcaa.vcs import GitPolicy
+
+        self._repo = project.repo
+        git = project.config.git
+        self._policy = GitPolicy(sign=git.sign, hooks=git.hooks)
+        self._path = self._repo.story_worktree(story, branch, base)
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def head(self) -> str:
+        sha = self._repo.head(self._path).sha
+        assert sha is not None  # a story's branch is made at a commit
+        return sha
+
+    def commit(self, paths: Sequence[str], message: str) -> str | None:
+        everything = list(paths) == ["."]
+        return self._repo.commit_files(
+            self._path, None if everything else paths, message, policy=self._policy
+        )
+
+
+class Workshop:
+    """Builds desks. Heavy parts (training, git) are made when a desk first needs them."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+
+    @cached_property
+    def runs(self) -> RunStore:
+        return RunStore(self.project.models / "runs")
+
+    def backends(self, shelf: ModelShelf, objective: Objective) -> dict[str, TrainingBackend]:
+        made: dict[str, TrainingBackend] = {"mlx": MlxBackend(self.runs, shelf)}
+        for name in ("axolotl", "hf"):
+            made[name] = ProbedBackend(name)
+        ordered = [*objective.backends, *(name for name in made if name not in objective.backends)]
+        return {name: made[name] for name in ordered}
+
+    def desk(
+        self,
+        agent: str,
+        role: Role,
+        objective: Objective,
+        *,
+        broadcast: Broadcast | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Desk:
+        project = self.project
+        say = broadcast.say if broadcast else (lambda _: None)
+        shelf = ModelShelf(say)
+        backends = self.backends(shelf, objective)
+        training = MlxBackend(self.runs, shelf)
+        return Desk(
+            agent=agent,
+            objective=objective,
+            backends=backends,
+            prober=MlxBackend(RunStore(project.work / "probes"), shelf),
+            models=shelf,
+            datasets=DataShelf(project.models / "data", project.root),
+            runs=RunShelf(self.runs, training),
+            facts=project.facts,
+            machine=describe_machine(),
+            quality_gates=quality_gates(project),
+            profile_tokens=project.config.training.profile_tokens,
+            now=lambda: datetime.now(UTC),
+            plan_of=self.newest_plan,
+            inventory=self.inventory,
+            read_board=project.store.read,
+            git_state=self.git_state,
+            scratch=project.work / "scratch" / agent,
+            say=say,
+            on_progress=broadcast.progress if broadcast else None,
+            should_stop=should_stop,
+            pins=pins,
+        )
+
+    def newest_plan(self, story_id: str) -> Plan | None:
+        story = self.project.board().story_by_id.get(story_id)
+        if story is None or story.plan_version == 0:
+            return None
+        return self.project.plans.load(story_id, story.plan_version)
+
+    def inventory(self) -> Inventory:
+        repo = self.project.repo
+        return repo.inventory(self.project.sprint().target_branch).for_plan()
+
+    def git_state(self) -> tuple[str, bool]:
+        head = self.project.repo.head()
+        return head.sha or "", bool(self.project.repo.dirty_paths())
+
+
+def quality_gates(project: Project) -> tuple[GateSpec, ...]:
+    """config.toml's commands as gates G1, G2, …"""
+    return tuple(
+        GateSpec(
+            id=f"G{number}",
+            name=gate.name,
+            kind=GateKind.COMMAND,
+            command=gate.command,
+            timeout_seconds=gate.timeout_seconds,
+            statement=f"the project's own check: {gate.name}",
+        )
+        for number, gate in enumerate(project.config.gates.quality, 1)
+    )
+
+
+def pins() -> dict[str, str]:
+    """Versions of what training depends on, as installed here; what is not installed is absent."""
+    found: Mapping[str, str] = {}
+    for name in PINNED:
+        try:
+            found = {**found, name: importlib.metadata.version(name)}
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return dict(found)

@@ -1,0 +1,196 @@
+"""Verbs for people and outside agents: claim, heartbeat, submit, release, approve, cancel, waive."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from oodatcaa.app import claims
+from oodatcaa.app.activity import Broadcast
+from oodatcaa.app.project import Project
+from oodatcaa.domain import people, submission
+from oodatcaa.domain.evidence import Waiver
+from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.states import role_holding, role_wanted
+from oodatcaa.domain.task import Artefact, Failure, Role, Story, Subtask, Task
+from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.roles.desk import BuildResult
+
+
+def me() -> str:
+    """The name under which a person acts unless told otherwise."""
+    return getpass.getuser()
+
+
+def known_task(project: Project, task_id: str) -> Task:
+    """Raises RefusedError for an id that is not on the board."""
+    task = project.board().find(task_id)
+    if task is None:
+        raise RefusedError(
+            "task.unknown", f"there is no task {task_id}", hint="oodatcaa status lists them"
+        )
+    return task
+
+
+def claim_task(project: Project, task_id: str | None, role: Role | None, owner: str) -> Task:
+    """A manual lease on a named task, or on the first one offered to a role."""
+    if task_id is not None and role is None:
+        board = project.board()
+        task = known_task(project, task_id)
+        role = role_wanted(board, task) or role_holding(task)
+        if role is None:
+            raise RefusedError(
+                "claim.not_claimable",
+                f"{task_id} is {task.status.value}: {task.reason or 'nobody can claim it now'}",
+                hint="oodatcaa negotiate shows what can be claimed",
+            )
+    if role is None:
+        raise OodatcaaError("claim.what", "name a task or a role", hint="oodatcaa negotiate")
+    return claims.claim(
+        project.store, project.policy, role=role, owner=owner, task=task_id, manual=True
+    )
+
+
+def _held(project: Project, task_id: str, owner: str) -> Task:
+    task = known_task(project, task_id)
+    if task.lease is None or task.lease.owner != owner:
+        holder = f"held by {task.lease.owner}" if task.lease else "held by nobody"
+        raise RefusedError(
+            "lease.not_yours", f"{task_id} is {holder}", hint=f"oodatcaa claim {task_id}"
+        )
+    return task
+
+
+def heartbeat_task(project: Project, task_id: str, owner: str) -> Task:
+    task = _held(project, task_id, owner)
+    return claims.beat(project.store, task=task_id, owner=owner, attempt=task.attempt)
+
+
+def release_task(project: Project, task_id: str, owner: str, why: str) -> Task:
+    task = _held(project, task_id, owner)
+    return claims.let_go(project.store, task=task_id, owner=owner, attempt=task.attempt, why=why)
+
+
+def submit_task(
+    project: Project, task_id: str, owner: str, *, plan_file: Path | None, failure: str | None
+) -> Task:
+    """Hand in what was done by hand; the framework runs every gate itself.
+
+    A story in planning or adapting needs `plan_file`; a build or test subtask is checked at the
+    head of its story's branch; a story in integrating is merged. With `failure` it goes to the
+    refiner (or a person) with that reason.
+    """
+    from oodatcaa.app.desk import Workshop
+    from oodatcaa.app.work import Claimed, do_integrate, do_test, finish_build
+
+    task = _held(project, task_id, owner)
+    assert task.lease is not None
+    role = task.lease.role
+    if failure is not None:
+        return _submit_failure(project, task, owner, failure)
+    if role in (Role.PLANNER, Role.REFINER):
+        return _submit_plan_file(project, task, owner, plan_file)
+    broadcast = Broadcast(project.work, owner, role, print)
+    workshop = Workshop(project)
+    desk = workshop.desk(owner, role, project.objective(), broadcast=broadcast)
+    claimed = Claimed(
+        project,
+        workshop,
+        desk,
+        broadcast,
+        task,
+        owner,
+        role,
+        task.lease.claimed_at,
+        lambda: False,
+    )
+    with claims.Heartbeat(project.store, task, owner, project.policy.heartbeat_seconds):
+        if isinstance(task, Subtask) and role is Role.BUILDER:
+            plan = claimed.plan()
+            commit = project.repo.resolve(plan.branch)
+            finish_build(claimed, plan, BuildResult(commit, (), (), _artefacts(task), (), None))
+        elif isinstance(task, Subtask):
+            do_test(claimed)
+        else:
+            do_integrate(claimed)
+    broadcast.close()
+    return known_task(project, task_id)
+
+
+def _artefacts(task: Subtask) -> tuple[Artefact, ...]:
+    return task.artefacts
+
+
+def _submit_failure(project: Project, task: Task, owner: str, why: str) -> Task:
+    failure = Failure(kind="reported", task=task.id, summary=why, at=datetime.now(UTC))
+    return project.store.transact(
+        lambda board, now: submission.fail_task(
+            board, now, task=task.id, owner=owner, attempt=task.attempt, failure=failure
+        )
+    )
+
+
+def _submit_plan_file(project: Project, task: Task, owner: str, path: Path | None) -> Task:
+    assert isinstance(task, Story)
+    if path is None:
+        raise OodatcaaError(
+            "submit.no_plan",
+            f"{task.id} is {task.status.value}: what is handed in is a plan record",
+            hint=f"oodatcaa submit {task.id} --plan FILE.json (docs/reference/plan.md)",
+        )
+    try:
+        plan = Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OodatcaaError("submit.no_plan", f"there is no file {path}", hint="check it") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        lines = (
+            [
+                f"{'.'.join(str(part) for part in item['loc']) or 'plan'}: {item['msg']}"
+                for item in error.errors()
+            ]
+            if isinstance(error, ValidationError)
+            else [str(error)]
+        )
+        raise OodatcaaError(
+            "plan.invalid",
+            f"{path} is not a valid plan: {len(lines)} problem{'s' if len(lines) != 1 else ''}",
+            hint="mend it and submit again; the claim is still yours",
+            details=lines,
+        ) from error
+    project.plans.propose(plan, task.attempt)
+    accepted = project.store.transact(
+        lambda board, now: submission.submit_plan(
+            board, now, story=task.id, owner=owner, attempt=task.attempt, plan=plan
+        )
+    )
+    project.plans.accept(plan, task.attempt)
+    return accepted
+
+
+def approve_story(project: Project, story: str, by: str, why: str) -> Story:
+    return project.store.transact(
+        lambda board, now: people.approve(board, now, story=story, by=by, why=why)
+    )
+
+
+def cancel_task(project: Project, task: str, by: str, why: str) -> Task:
+    return project.store.transact(
+        lambda board, now: people.cancel(board, now, task=task, by=by, why=why)
+    )
+
+
+def waive_gate(
+    project: Project, story: str, gate: str, by: str, why: str, hours: float
+) -> Story:
+    """One gate of a story does not have to pass for `hours`; written down with who and why."""
+    return project.store.transact(
+        lambda board, now: people.waive(
+            board,
+            now,
+            story=story,
+            waiver=Waiver(gate_id=gate, by=by, why=why, at=now, until=now + timedelta(hours=hours)),
+        )
+    )

@@ -1,0 +1,321 @@
+"""Do the work of one claim: call the role, let the framework check, submit, report.
+
+Every function here runs under a heartbeat (see `app.agent`). A lost lease surfaces at the
+submission, where the attempt number decides; the evidence gathered until then is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from oodatcaa.app.activity import Broadcast
+from oodatcaa.app.checking import Checker, story_gates
+from oodatcaa.app.desk import StoryWorkspace, Workshop
+from oodatcaa.app.project import Project
+from oodatcaa.app.reports import compose, report_name, write_report
+from oodatcaa.domain import submission
+from oodatcaa.domain.adaptation import GiveUp
+from oodatcaa.domain.evidence import Evidence
+from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.report import Deliverable, Metric
+from oodatcaa.domain.task import Failure, Role, Story, Subtask, Task
+from oodatcaa.errors import OodatcaaError, StateError
+from oodatcaa.roles.builder import build
+from oodatcaa.roles.desk import BuildResult, Desk
+from oodatcaa.roles.planning import make_plan
+from oodatcaa.roles.refiner import refine
+from oodatcaa.roles.tester import examine
+
+
+class StoppedError(Exception):
+    """The agent was asked to stop (Ctrl-C, lost lease): nothing is submitted, nothing is lost."""
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """One claim and everything that is needed to work on it."""
+
+    project: Project
+    workshop: Workshop
+    desk: Desk
+    broadcast: Broadcast
+    task: Task
+    owner: str
+    role: Role
+    started_at: datetime
+    should_stop: Callable[[], bool]
+
+    @property
+    def attempt(self) -> int:
+        return self.task.attempt
+
+    def story(self) -> Story:
+        if isinstance(self.task, Story):
+            return self.task
+        return self.project.board().story_by_id[self.task.story]
+
+    def plan(self) -> Plan:
+        story = self.story()
+        return self.project.plans.load(story.id, story.plan_version)
+
+    def report(
+        self,
+        outcome: str,
+        plan: Plan | None,
+        evidence: tuple[Evidence, ...] = (),
+        **parts: object,
+    ) -> None:
+        story = self.project.board().story_by_id[self.story().id]
+        report = compose(
+            self.project,
+            task=self.task,
+            story=story,
+            role=self.role,
+            agent=self.owner,
+            attempt=self.attempt,
+            started_at=self.started_at,
+            finished_at=datetime.now(UTC),
+            outcome=outcome,
+            plan=plan,
+            evidence=evidence,
+            **parts,
+        )
+        version = plan.version if plan else 0
+        write_report(self.project, report, report_name(self.role, self.task, version))
+
+    def stop_if_asked(self) -> None:
+        if self.should_stop():
+            raise StoppedError
+
+
+def do_plan(claimed: Claimed) -> None:
+    story = claimed.story()
+    board = claimed.project.board()
+    try:
+        plan = make_plan(claimed.desk, board, story)
+    except OodatcaaError as error:
+        _give_up(claimed, f"no plan could be made: {error}")
+        return
+    _submit_plan(claimed, plan)
+
+
+def do_adapt(claimed: Claimed) -> None:
+    story = claimed.story()
+    board = claimed.project.board()
+    try:
+        decided = refine(claimed.desk, board, story)
+    except OodatcaaError as error:
+        decided = GiveUp(reason=f"no adaptation could be made: {error}")
+    if isinstance(decided, GiveUp):
+        _give_up(claimed, decided.reason)
+        return
+    _submit_plan(claimed, decided)
+
+
+def _submit_plan(claimed: Claimed, plan: Plan) -> None:
+    claimed.stop_if_asked()
+    project, story = claimed.project, claimed.story()
+    project.plans.propose(plan, claimed.attempt)
+    project.store.transact(
+        lambda board, now: submission.submit_plan(
+            board, now, story=story.id, owner=claimed.owner, attempt=claimed.attempt, plan=plan
+        )
+    )
+    project.plans.accept(plan, claimed.attempt)
+    claimed.broadcast.say(f"{story.id} plan v{plan.version} accepted")
+    folder = project.plans.folder(story.id)
+    claimed.report(
+        "complete",
+        plan,
+        summary=_plan_summary(plan),
+        decisions=plan.decision.rationale,
+        deliverables=tuple(
+            Deliverable(path=path.name, size_bytes=path.stat().st_size)
+            for path in sorted(folder.glob("*"))
+        ),
+        metrics=plan_metrics(plan),
+        handoff=plan.handoff,
+    )
+
+
+def _plan_summary(plan: Plan) -> tuple[str, ...]:
+    lines = [
+        f"{len(plan.steps)} steps in {len(plan.subtasks)} subtasks (size {plan.size.value}), "
+        f"estimated {plan.estimate_minutes} minutes",
+        f"chosen: {plan.decision.chosen}",
+        *(f"{item.id}: steps {', '.join(map(str, item.steps)) or '-'}" for item in plan.subtasks),
+    ]
+    if plan.adaptation is not None:
+        lines = [*(f"adapted: {rung}" for rung in plan.adaptation.rungs), *lines]
+    return tuple(lines)
+
+
+def plan_metrics(plan: Plan) -> tuple[Metric, ...]:
+    gates = plan.test_plan
+    counts = {
+        "alternatives compared": len(plan.alternatives),
+        "decision factors": len(plan.decision.factors),
+        "steps": len(plan.steps),
+        "subtasks": len(plan.subtasks),
+        "acceptance criteria": len(gates.acceptance),
+        "quality gates": len(gates.quality_gates),
+        "risks": len(plan.risks),
+        "deliverables": len(plan.deliverables),
+    }
+    return tuple(
+        Metric(name=name, value=str(value), source="counted in the plan record")
+        for name, value in counts.items()
+    )
+
+
+def _give_up(claimed: Claimed, reason: str) -> None:
+    story = claimed.story()
+    claimed.project.store.transact(
+        lambda board, now: submission.give_up(
+            board,
+            now,
+            story=story.id,
+            owner=claimed.owner,
+            attempt=claimed.attempt,
+            reason=reason,
+        )
+    )
+    claimed.broadcast.say(f"{story.id} needs a person: {reason}")
+    plan = claimed.plan() if story.plan_version else None
+    claimed.report("needs a person", plan, summary=(reason,))
+
+
+def workspace_of(claimed: Claimed, plan: Plan) -> StoryWorkspace:
+    story = claimed.story()
+    base = claimed.project.sprint().target_branch
+    return StoryWorkspace(claimed.project, story.id, plan.branch, base)
+
+
+def do_build(claimed: Claimed) -> None:
+    assert isinstance(claimed.task, Subtask)
+    plan = claimed.plan()
+    workspace = workspace_of(claimed, plan)
+    result = build(claimed.desk, plan, claimed.story(), claimed.task, workspace)
+    claimed.stop_if_asked()
+    finish_build(claimed, plan, result)
+
+
+def finish_build(claimed: Claimed, plan: Plan, result: BuildResult) -> None:
+    """Check what was built at its commit and hand it in, or hand in the failure."""
+    assert isinstance(claimed.task, Subtask)
+    subtask = claimed.task
+    gates = plan.exit_gates.get(subtask.id, ())
+    evidence: tuple[Evidence, ...] = ()
+    if result.failure is None:
+        evidence = Checker(claimed.project, claimed.desk).run(
+            gates, plan, subtask, result.commit, say=claimed.broadcast.say
+        )
+        claimed.stop_if_asked()
+    claimed.project.store.transact(
+        lambda board, now: submission.submit_build(
+            board,
+            now,
+            subtask=subtask.id,
+            owner=claimed.owner,
+            attempt=claimed.attempt,
+            commit=result.commit,
+            artefacts=result.artefacts,
+            evidence=evidence,
+            gates=gates,
+            failure=result.failure,
+        )
+    )
+    _after_submission(claimed, plan, evidence, result)
+
+
+def do_test(claimed: Claimed) -> None:
+    assert isinstance(claimed.task, Subtask)
+    plan, story, subtask = claimed.plan(), claimed.story(), claimed.task
+    repo = claimed.project.repo
+    commit = repo.resolve(plan.branch)
+    examination = examine(plan, story, repo.paths_at(commit))
+    evidence = Checker(claimed.project, claimed.desk).run(
+        examination.gates, plan, subtask, commit, say=claimed.broadcast.say
+    )
+    claimed.stop_if_asked()
+    failure = None
+    if examination.veto:
+        failure = Failure(
+            kind="veto",
+            task=subtask.id,
+            summary=f"the tester vetoes: {examination.veto[0]}",
+            gates=examination.veto,
+            at=datetime.now(UTC),
+        )
+    claimed.project.store.transact(
+        lambda board, now: submission.submit_test(
+            board,
+            now,
+            subtask=subtask.id,
+            owner=claimed.owner,
+            attempt=claimed.attempt,
+            commit=commit,
+            evidence=evidence,
+            gates=examination.gates,
+            failure=failure,
+        )
+    )
+    _after_submission(claimed, plan, evidence, None, commit=commit)
+
+
+def _after_submission(
+    claimed: Claimed,
+    plan: Plan,
+    evidence: tuple[Evidence, ...],
+    result: BuildResult | None,
+    commit: str = "",
+) -> None:
+    board = claimed.project.board()
+    task = board.find(claimed.task.id)
+    if task is None:
+        raise StateError("queue.task_vanished", f"{claimed.task.id} vanished from the queue")
+    accepted = task.status.value == "done"
+    outcome = "complete" if accepted else "needs adaptation"
+    claimed.broadcast.say(f"{task.id} {task.status.value}")
+    measured = tuple(
+        Metric(
+            name=item.gate.bound.metric.replace("_", " "),
+            value=item.detail,
+            source="recomputed by the framework from the artefacts",
+        )
+        for item in evidence
+        if item.gate.bound is not None and item.measured is not None
+    )
+    failed = (task.failure.summary,) if task.failure and not accepted else ()
+    claimed.report(
+        outcome,
+        plan,
+        evidence,
+        actions=result.actions if result else (),
+        deliverables=result.deliverables if result else (),
+        metrics=(*(result.metrics if result else ()), *measured),
+        summary=failed,
+        handoff=plan.handoff if result else (),
+        commit=result.commit if result else commit,
+    )
+
+
+def do_integrate(claimed: Claimed) -> None:
+    from oodatcaa.app.integrate import integrate
+
+    story = claimed.story()
+    plan = claimed.plan()
+    gates = story_gates(plan)
+    outcome = integrate(claimed, story, plan, gates)
+    claimed.broadcast.say(f"{story.id} {outcome}")
+
+
+WORK: dict[Role, Callable[[Claimed], None]] = {
+    Role.PLANNER: do_plan,
+    Role.BUILDER: do_build,
+    Role.TESTER: do_test,
+    Role.REFINER: do_adapt,
+    Role.INTEGRATOR: do_integrate,
+}

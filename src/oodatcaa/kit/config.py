@@ -1,0 +1,124 @@
+"""`.oodatcaa/config.toml`: read once, validated whole, every problem reported at once."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from oodatcaa.domain.base import NonEmpty, Record
+from oodatcaa.domain.policy import LeaseMinutes, Policy, WipLimits
+from oodatcaa.errors import OodatcaaError
+
+CONFIG_PATH = Path(".oodatcaa") / "config.toml"
+
+
+class QualityGate(Record):
+    """A command of the project that has to succeed before work is accepted."""
+
+    name: NonEmpty
+    command: NonEmpty
+    timeout_seconds: PositiveInt = 600
+
+
+class GatesConfig(Record):
+    """Where gates run: a clean worktree, with the project's code imported from it."""
+
+    python: str = Field(
+        default="", description="interpreter for the gates; empty = the one that runs the crew"
+    )
+    setup: tuple[NonEmpty, ...] = Field(
+        default=(), description="commands run in the fresh worktree before its gates"
+    )
+    packages: tuple[NonEmpty, ...] | None = Field(
+        default=None, description="packages whose import place is checked; None = found by itself"
+    )
+    quality: tuple[QualityGate, ...] = ()
+
+
+class GitConfig(Record):
+    """How the crew commits. `sign` and `hooks` are off: a passphrase prompt would hang the night."""
+
+    target: str = Field(default="", description="branch to integrate into; empty = the current one")
+    sign: bool = False
+    hooks: bool = False
+
+
+class RunnerConfig(Record):
+    """`builtin`, or `command`: an outside program that is told about the claim (docs/how-to)."""
+
+    kind: Literal["builtin", "command"] = "builtin"
+    command: tuple[NonEmpty, ...] = ()
+    timeout_minutes: PositiveFloat = 60
+
+
+class CrewConfig(Record):
+    """How many agents of each role `oodatcaa run` starts (never more than the WIP limit works)."""
+
+    planner: int = Field(default=1, ge=0)
+    builder: int = Field(default=2, ge=0)
+    tester: int = Field(default=1, ge=0)
+    refiner: int = Field(default=1, ge=0)
+    integrator: int = Field(default=1, ge=0)
+
+
+class TrainingConfig(Record):
+    sample_interval_ms: int = Field(default=100, ge=10, le=100, description="memory watcher")
+    profile_tokens: PositiveInt = Field(
+        default=1024, description="tokens per step of the measured memory probe on a CPU"
+    )
+    fast_cpu: bool = Field(default=True, description="the CPU speed path; losses are the same")
+
+
+class Config(Record):
+    """Every key has a default: an empty file is a valid configuration."""
+
+    wip: WipLimits = WipLimits()
+    lease_minutes: LeaseMinutes = LeaseMinutes()
+    heartbeat_seconds: PositiveFloat = 15
+    max_expiries: PositiveInt = 3
+    gates: GatesConfig = GatesConfig()
+    git: GitConfig = GitConfig()
+    runners: dict[str, RunnerConfig] = Field(default_factory=dict)
+    crew: CrewConfig = CrewConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(
+            wip=self.wip,
+            lease_minutes=self.lease_minutes,
+            heartbeat_seconds=self.heartbeat_seconds,
+            max_expiries=self.max_expiries,
+        )
+
+
+def load_config(root: Path) -> Config:
+    """The project's configuration; the defaults when there is no file.
+
+    Raises OodatcaaError (config.invalid) listing every problem.
+    """
+    path = root / CONFIG_PATH
+    hint = f"mend {CONFIG_PATH}; docs/reference/config.md lists every key"
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Config()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OodatcaaError("config.invalid", f"{CONFIG_PATH}: {error}", hint=hint) from error
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in item['loc'])}: "
+            + ("unknown key" if item["type"] == "extra_forbidden" else item["msg"])
+            for item in error.errors()
+        ]
+        raise OodatcaaError(
+            "config.invalid",
+            f"{CONFIG_PATH} has {len(problems)} problem{'s' if len(problems) != 1 else ''}",
+            hint=hint,
+            details=problems,
+        ) from error

@@ -1,0 +1,161 @@
+"""What a role finds on its desk: the ports it may use, wired by `app`, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from oodatcaa.domain.base import Record
+from oodatcaa.domain.board import Board
+from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.objective import Objective
+from oodatcaa.domain.plan import Inventory, Plan
+from oodatcaa.domain.ports import TrainingBackend
+from oodatcaa.domain.report import Action, Deliverable, Metric
+from oodatcaa.domain.task import Artefact, Failure
+from oodatcaa.domain.training import (
+    DatasetRecord,
+    Machine,
+    ModelShape,
+    RunRecord,
+    TrainProgress,
+    TrainSpec,
+)
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """A model that is on this machine: an mlx-lm folder, its content hash and its name."""
+
+    name: str
+    path: str
+    sha256: str
+    licence: str = ""
+
+
+class Models(Protocol):
+    def place(self, name: str) -> ModelPlace:
+        """Raises OodatcaaError when the model is unknown or can not be had here."""
+        ...
+
+    def shape(self, path: str) -> ModelShape: ...
+
+
+class Datasets(Protocol):
+    def build(self, source: str, *, model_path: str, seed: int) -> DatasetRecord:
+        """The demo's data, or the user's folder, validated, hashed, in the data store.
+
+        Raises OodatcaaError listing every bad line.
+        """
+        ...
+
+    def problems(self, path: str) -> tuple[str, ...]:
+        """Every bad line of a data folder as `file:line: reason`; empty = valid."""
+        ...
+
+    def longest(self, source: str, model_path: str) -> int | None:
+        """Tokens of the longest example when the data is there to be measured, else None."""
+        ...
+
+    def write_probe(self, folder: Path, examples: int, tokens: int) -> str:
+        """Made-up examples of at least `tokens` tokens each, for a memory probe; the folder."""
+        ...
+
+
+class Runs(Protocol):
+    def folder(self, run_id: str) -> Path: ...
+
+    def read(self, run_id: str) -> RunRecord: ...
+
+    def resumed(self, spec: TrainSpec) -> tuple[TrainSpec, str] | None:
+        """The same training going on from the furthest checkpoint of an interrupted run, and that
+        run's id; None when there is nothing to go on from."""
+        ...
+
+    def plot(self, run_id: str, path: Path) -> bool:
+        """Write the loss-and-memory plot; False when no plotting library is installed."""
+        ...
+
+
+class Facts(Protocol):
+    """Records that one subtask leaves for the next ones: `.oodatcaa/work/facts/<story>/`."""
+
+    def put(self, story: str, name: str, record: Record) -> None: ...
+
+    def get(self, story: str, name: str, kind: type[R]) -> R | None: ...
+
+
+class Workspace(Protocol):
+    """The story's worktree on its branch. Only a builder's steps write here."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def head(self) -> str: ...
+
+    def commit(self, paths: Sequence[str], message: str) -> str | None:
+        """Commit these files; None when nothing changed."""
+        ...
+
+
+def _silent(_: str) -> None:
+    return None
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Everything a built-in role works with."""
+
+    agent: str
+    objective: Objective
+    backends: Mapping[str, TrainingBackend]
+    prober: TrainingBackend
+    models: Models
+    datasets: Datasets
+    runs: Runs
+    facts: Facts
+    machine: Machine
+    quality_gates: tuple[GateSpec, ...]
+    profile_tokens: int
+    now: Callable[[], datetime]
+    plan_of: Callable[[str], Plan | None]
+    inventory: Callable[[], Inventory]
+    read_board: Callable[[], Board]
+    git_state: Callable[[], tuple[str, bool]]
+    scratch: Path
+    say: Callable[[str], None] = _silent
+    on_progress: Callable[[TrainProgress], None] | None = None
+    should_stop: Callable[[], bool] = _never
+    pins: Callable[[], dict[str, str]] = field(default=dict)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step did. `failure` set = the step failed and the subtask goes to needs_adapt."""
+
+    facts: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    artefacts: tuple[Artefact, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A builder's proposal: the commit it hands in, or the failure that stopped it."""
+
+    commit: str
+    actions: tuple[Action, ...]
+    deliverables: tuple[Deliverable, ...]
+    artefacts: tuple[Artefact, ...]
+    metrics: tuple[Metric, ...]
+    failure: Failure | None

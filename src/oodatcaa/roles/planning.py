@@ -1,0 +1,144 @@
+"""The planner's work: gather the facts through the ports, then decide without any I/O."""
+
+from __future__ import annotations
+
+from oodatcaa.domain.board import Board
+from oodatcaa.domain.plan import AdaptationNote, Plan
+from oodatcaa.domain.task import Story, StoryKind
+from oodatcaa.domain.training import (
+    BackendProbe,
+    InferenceProbe,
+    MemoryEstimate,
+    ModelShape,
+    QLoRA,
+    TrainSpec,
+)
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.roles.builder import records
+from oodatcaa.roles.desk import Desk
+from oodatcaa.roles.planner import PlanInputs, adapted_plan, plan_story
+
+
+def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
+    """The story's next plan version, from facts probed now."""
+    params, backend, origin = inherited(desk, board, story)
+    return plan_story(gather(desk, board, story, params, backend, origin))
+
+
+def make_adapted_plan(
+    desk: Desk,
+    board: Board,
+    story: Story,
+    previous: Plan,
+    *,
+    params: QLoRA,
+    backend: str,
+    note: AdaptationNote,
+    keeps: tuple[str, ...],
+) -> Plan:
+    origin = f"{story.id} plan v{story.plan_version + 1} (adapted)"
+    inputs = gather(desk, board, story, params, backend, origin)
+    return adapted_plan(
+        previous, inputs, params=params, backend=backend, note=note, keeps=keeps
+    )
+
+
+def inherited(desk: Desk, board: Board, story: Story) -> tuple[QLoRA, str, str]:
+    """(parameters, backend, where they come from): the newest plan upstream decides.
+
+    A training story's plan beats the framework story's: whatever had to be adapted on the way is
+    what later stories go on with.
+    """
+    by_kind = {item.kind: item for item in board.stories if item.id != story.id}
+    for kind in (StoryKind.TRAIN, StoryKind.FRAMEWORK):
+        other = by_kind.get(kind)
+        if other is None or other.plan_version == 0 or story.kind is StoryKind.FRAMEWORK:
+            continue
+        if story.kind is StoryKind.TRAIN and kind is StoryKind.TRAIN:
+            continue
+        plan = desk.plan_of(other.id)
+        if plan is not None:
+            return plan.params, plan.backend, f"{other.id} plan v{plan.version}"
+    return desk.objective.qlora, desk.objective.backends[0], "OBJECTIVE.md"
+
+
+def gather(
+    desk: Desk, board: Board, story: Story, params: QLoRA, backend: str, origin: str
+) -> PlanInputs:
+    desk.say(f"{story.id} gathering facts for the plan")
+    shape, model_error, place = _model(desk)
+    by_kind = {item.kind: item.id for item in board.stories}
+    dataset = desk.facts.get(
+        by_kind.get(StoryKind.DATA, ""), records.DATASET, records.DatasetFacts
+    )
+    training = desk.facts.get(
+        by_kind.get(StoryKind.TRAIN, ""), records.TRAINING, records.TrainingFacts
+    )
+    return PlanInputs(
+        story=story,
+        board=board,
+        objective=desk.objective,
+        now=desk.now(),
+        author=desk.agent,
+        version=story.plan_version + 1,
+        quality_gates=desk.quality_gates,
+        inventory=desk.inventory(),
+        probes=_probes(desk, board, story),
+        machine=desk.machine,
+        shape=shape,
+        model_error=model_error,
+        estimate=_estimate(desk, backend, place, params),
+        inference=_inference(desk, by_kind.get(StoryKind.FRAMEWORK)),
+        params=params,
+        params_from=origin,
+        backend=backend,
+        dataset=dataset.dataset if dataset else None,
+        run=desk.runs.read(training.run_id) if training else None,
+        run_dir=training.run_dir if training else "",
+        dependency_notes=tuple(
+            f"{item.id} {item.title}: {item.status.value}"
+            for item in board.stories
+            if item.id in story.depends_on
+        ),
+    )
+
+
+def _model(desk: Desk) -> tuple[ModelShape | None, str | None, str | None]:
+    try:
+        place = desk.models.place(desk.objective.model)
+        return desk.models.shape(place.path), None, place.path
+    except OodatcaaError as error:
+        return None, str(error), None
+
+
+def _probes(desk: Desk, board: Board, story: Story) -> tuple[BackendProbe, ...]:
+    """Probed once per sprint by the framework story; asked again only when that was not yet."""
+    framework = next((s.id for s in board.stories if s.kind is StoryKind.FRAMEWORK), "")
+    known = desk.facts.get(framework, records.FRAMEWORKS, records.FrameworkFacts)
+    if known is not None and story.kind is not StoryKind.FRAMEWORK:
+        return known.probes
+    return tuple(item.probe() for item in desk.backends.values())
+
+
+def _estimate(
+    desk: Desk, backend: str, model_path: str | None, params: QLoRA
+) -> MemoryEstimate | None:
+    if model_path is None:
+        return None
+    spec = TrainSpec(
+        backend=backend,
+        model=model_path,
+        data_dir="-",
+        params=params,
+        memory_limit_bytes=desk.objective.memory_limit_bytes,
+    )
+    try:
+        return desk.backends[backend].estimate(spec)
+    except OodatcaaError as error:
+        desk.say(f"no memory estimate: {error}")
+        return None
+
+
+def _inference(desk: Desk, story: str | None) -> InferenceProbe | None:
+    facts = desk.facts.get(story or "", records.INFERENCE, records.InferenceFacts)
+    return facts.probe if facts else None

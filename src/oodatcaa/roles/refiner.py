@@ -1,0 +1,91 @@
+"""The refiner's work: from a failure to the next plan version, or to a person."""
+
+from __future__ import annotations
+
+from oodatcaa.domain.adaptation import Adaptation, GiveUp, adapt_failure
+from oodatcaa.domain.board import Board
+from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.task import Story, SubtaskStatus
+from oodatcaa.domain.training import MemoryEstimate, QLoRA, TrainSpec
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.roles.desk import Desk
+from oodatcaa.roles.planning import make_adapted_plan
+
+
+def refine(desk: Desk, board: Board, story: Story) -> Plan | GiveUp:
+    """Plan version n+1 for a story in `adapting`, or why a person has to decide."""
+    previous = desk.plan_of(story.id)
+    if previous is None or story.failure is None:
+        return GiveUp(reason=f"{story.id} has no plan or no recorded failure to adapt from")
+    decided = _decide(desk, story, previous)
+    if isinstance(decided, GiveUp):
+        return decided
+    keeps = () if decided.start_over else _still_good(board, story, previous)
+    return make_adapted_plan(
+        desk,
+        board,
+        story,
+        previous,
+        params=decided.params,
+        backend=decided.backend,
+        note=decided.note,
+        keeps=keeps,
+    )
+
+
+def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
+    assert story.failure is not None
+    model = desk.models.place(previous.model)
+    shape = desk.models.shape(model.path)
+
+    def estimate(params: QLoRA, backend: str) -> MemoryEstimate:
+        spec = TrainSpec(
+            backend=backend,
+            model=model.path,
+            data_dir="-",
+            params=params,
+            memory_limit_bytes=previous.memory_limit_bytes,
+        )
+        return desk.backends[backend].estimate(spec)
+
+    return adapt_failure(
+        story.failure,
+        round=story.adapt_round + 1,
+        max_rounds=desk.objective.budget.adapt_rounds,
+        params=previous.params,
+        backend=previous.backend,
+        backends=_usable(desk, previous),
+        limit_bytes=previous.memory_limit_bytes,
+        estimate=estimate,
+        data_longest=_longest(desk, model.path),
+        bits=previous.params.quantize_bits or shape.bits,
+    )
+
+
+def _usable(desk: Desk, previous: Plan) -> tuple[str, ...]:
+    """The objective's backends that can train on this machine, in the order of preference."""
+    usable = []
+    for name in desk.objective.backends:
+        probe = desk.backends[name].probe()
+        if name == previous.backend or (probe.importable and probe.problem is None):
+            usable.append(name)
+    return tuple(usable)
+
+
+def _longest(desk: Desk, model_path: str) -> int | None:
+    try:
+        return desk.datasets.longest(desk.objective.data, model_path)
+    except OodatcaaError as error:
+        desk.say(f"the data's longest example is not known: {error}")
+        return None
+
+
+def _still_good(board: Board, story: Story, previous: Plan) -> tuple[str, ...]:
+    """Build subtasks that are done and whose result the adaptation does not touch."""
+    done = {
+        item.id
+        for item in board.subtasks_of(story.id)
+        if item.status is SubtaskStatus.DONE and item.id.split("-")[1].startswith("B")
+    }
+    named = {*previous.keeps, *(subtask.id for subtask in previous.subtasks)}
+    return tuple(sorted(done & named))

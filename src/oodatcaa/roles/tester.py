@@ -1,0 +1,55 @@
+"""The tester's work: which checks decide, beyond what the plan already lists, and a veto if needed.
+
+The framework runs every check itself; nothing here can pass anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oodatcaa.domain.evidence import GateKind, GateSpec
+from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.task import Story
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All gates of a test subtask, and reasons against accepting whatever they say."""
+
+    gates: tuple[GateSpec, ...]
+    veto: tuple[str, ...]
+
+
+def examine(plan: Plan, story: Story, committed: tuple[str, ...]) -> Examination:
+    """Every acceptance criterion and quality gate, plus: all promised documents are there.
+
+    `committed` are the paths at the submitted commit. Vetoes what no gate would notice: live
+    state, weights or data in git (rules 6 and 9 of the design).
+    """
+    gates = [*plan.test_plan.acceptance, *plan.test_plan.quality_gates]
+    promised = tuple(path for path in plan.deliverables if _is_path(path))
+    covered = {path for gate in gates if gate.kind is GateKind.FILES for path in gate.paths}
+    missing = tuple(path for path in promised if path not in covered)
+    if missing:
+        gates.append(
+            GateSpec(
+                id="TX1",
+                name="every promised deliverable is at the commit",
+                kind=GateKind.FILES,
+                paths=missing,
+                statement="added by the tester: the plan promises these files",
+            )
+        )
+    forbidden = [path for path in committed if _never_in_git(path)]
+    veto = tuple(f"{path} must never be in git" for path in forbidden[:20])
+    return Examination(gates=tuple(gates), veto=veto)
+
+
+def _is_path(text: str) -> bool:
+    return " " not in text and "." in text.rsplit("/", 1)[-1] and not text.startswith("{")
+
+
+def _never_in_git(path: str) -> bool:
+    if path.startswith((".oodatcaa/work/", ".oodatcaa/worktrees/", "models/runs/", "models/data/")):
+        return True
+    return path.endswith((".safetensors", ".gguf", ".npz"))
