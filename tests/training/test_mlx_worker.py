@@ -71,6 +71,18 @@ def own_signal_handlers() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_worker_outlives_its_test() -> Iterator[None]:
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+    STARTED.clear()
+
+
 Spec = Callable[..., TrainSpec]
 
 
@@ -114,7 +126,8 @@ def start_worker(folder: Path, spec: TrainSpec) -> subprocess.Popen[bytes]:
     (folder / SPEC_FILE).write_text(spec.model_dump_json())
     command = [sys.executable, "-m", "oodatcaa.training.mlx.worker", str(folder)]
     with (folder / "train.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        STARTED.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+    return STARTED[-1]
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -224,6 +237,15 @@ def test_changing_an_option_changes_the_result(
 def test_the_same_spec_gives_the_same_adapter(tmp_path: Path, spec: Spec, reference: Path) -> None:
     run(tmp_path, spec())
     assert same(adapter(tmp_path), adapter(reference))
+
+
+def test_the_seed_decides_where_the_adapter_starts(tmp_path: Path, spec: Spec) -> None:
+    starts = []
+    for seed in (0, 1):
+        # A learning rate that moves nothing: what is left is the random start.
+        run(tmp_path / str(seed), spec({"seed": seed, "iters": 1, "learning_rate": 1e-20}))
+        starts.append(adapter(tmp_path / str(seed)))
+    assert not same(*starts)
 
 
 def test_gradient_checkpointing_only_changes_memory(

@@ -57,6 +57,10 @@ def test_all_problems_of_a_folder_are_told_at_once(store: ModelStore, tmp_path: 
         assert part in told
 
 
+def test_an_empty_folder_lacks_everything(tmp_path: Path) -> None:
+    assert [p.split()[0] for p in models.folder_problems(tmp_path)] == ["config.json", "no", "no"]
+
+
 @pytest.mark.parametrize("name", ["", "nonsense", "a/b/c", "./gone", "/no/such/folder", "x y/z"])
 def test_nonsense_names_are_answered_with_what_is_accepted(store: ModelStore, name: str) -> None:
     with pytest.raises(OodatcaaError) as caught:
@@ -131,6 +135,9 @@ def test_the_hash_follows_the_content(store: ModelStore, tiny: Path, tmp_path: P
 def test_requantising_makes_a_smaller_loadable_model_once(
     store: ModelStore, tiny: Path, tmp_path: Path
 ) -> None:
+    # What a process that was killed here would have left.
+    key = f"{store.model_sha256(tiny)[:16]}-2bit"
+    (tmp_path / "cache" / "tmp" / key / "requantized").mkdir(parents=True)
     made: list[Path] = []
     both = [
         threading.Thread(target=lambda: made.append(store.requantize(tiny, 2))) for _ in range(2)
