@@ -356,7 +356,7 @@ def resume(folder: Path, spec: Spec, options: dict[str, Any], point: Path) -> Wo
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, spec: Spec) -> None:
-    options = {"iters": 120, "save_every": 2, "grad_accumulation_steps": 2}
+    options = {"iters": 60, "save_every": 4, "grad_accumulation_steps": 2}
     process = start_worker(tmp_path / "first", spec(options))
     checkpoints = tmp_path / "first" / CHECKPOINTS_DIR
     wait_for(lambda: len(list(checkpoints.glob("*_state.safetensors"))) >= 2, process)
@@ -369,7 +369,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, spec: Spe
     resumed = resume(tmp_path / "second", spec, options, point)
 
     assert resumed.status is RunStatus.FINISHED
-    assert [p.iteration for p in resumed.train_losses] == list(range(last + 1, 121))
+    assert [p.iteration for p in resumed.train_losses] == list(range(last + 1, 61))
 
 
 def test_a_resumed_run_ends_with_the_very_same_adapter(tmp_path: Path, spec: Spec) -> None:
