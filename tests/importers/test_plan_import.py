@@ -51,6 +51,14 @@ def test_steps_with_code_that_looks_like_tags() -> None:
     assert draft.steps[0].done == "Expiry works."
 
 
+def test_a_tag_inside_a_code_fence_is_code() -> None:
+    fence = "```xml\n<verify>\n<task>\n```\n  </action>"
+    draft, imported = draft_of(TEXT.replace("  </action>", fence, 1))
+    assert len(draft.steps) == 3
+    assert "<verify>\n<task>" in draft.steps[0].action
+    assert "plan.damaged" not in {finding.code for finding in imported.findings}
+
+
 def test_gates_come_from_verify_commands_artifacts_and_criteria() -> None:
     draft, _ = draft_of(TEXT)
     gates = {gate.id: gate for gate in draft.gates}

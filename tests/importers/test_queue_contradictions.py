@@ -185,3 +185,17 @@ def test_a_build_that_belongs_nowhere_and_a_letter_against_its_type() -> None:
     )
     assert "belongs to no story" in messages(imported, "parent.missing")[0]
     assert "the letter of its id counts" in messages(imported, "kind.differs")[0]
+
+
+def test_parents_that_go_round_in_a_circle_get_a_story() -> None:
+    imported = read(
+        {
+            "tasks": [
+                {"id": "T001", "status": "ready", "parent": "T002"},
+                {"id": "T002", "status": "ready", "parent": "T001"},
+            ]
+        }
+    )
+    assert len(messages(imported, "parent.cycle")) == 2
+    assert {"T001", "T002"} <= set(imported.renamed)
+    assert len(imported.subtasks) == 2

@@ -86,6 +86,46 @@ def test_syntax_errors_damage_only_their_own_task() -> None:
     }
 
 
+def test_tasks_that_ran_into_a_list_of_dependencies_come_back() -> None:
+    text = """{"tasks": [
+      {"id": "T001", "title": "a", "status": "done", "depends_on": ["T003",
+      {"id": "T002", "title": "b", "status": "done"},
+      {"id": "T003", "title": "c", "status": "done"}
+    ]}"""
+    imported = read(text)
+    assert set(imported.renamed) == {"T001", "T002", "T003"}
+    assert imported.board.story_by_id["T001"].depends_on == ("T003",)
+
+
+def test_a_lost_quote_in_a_file_of_one_line_swallows_no_other_task() -> None:
+    whole = '{"id": "T002", "title": "b", "status": "done"}'
+    text = f'{{"tasks": [{{"id": "T001", "title": "a, "status": "done"}}, {whole}, {whole}]}}'
+    imported = read(text.replace("T002", "T003", 1))
+    assert set(imported.renamed) == {"T001", "T002", "T003"}
+    assert imported.board.story_by_id["T002"].status.value == "done"
+    assert imported.board.story_by_id["T003"].status.value == "done"
+
+
+def test_of_two_versions_the_undamaged_one_counts() -> None:
+    text = """{"tasks": [
+      {"id": "T001", "title": "older, whole", "status": "done", "updated": "2025-10-01"},
+      {"id": "T001", "title": "newer, broken", "status": , "updated": "2025-10-02"}
+    ]}"""
+    imported = read(text)
+    assert imported.board.story_by_id["T001"].title == "older, whole"
+    assert "newer, broken" in next(f for f in imported.findings if f.code == "id.duplicate").content
+
+
+def test_dependencies_may_be_objects() -> None:
+    task = {"id": "T001", "title": "a", "status": "blocked"}
+    needed = [{"id": "T002", "status": "done", "why": "data"}]
+    other = {"id": "T002", "title": "b", "status": "needs_plan"}
+    imported = read(json.dumps({"tasks": [{**task, "depends_on": needed}, other]}))
+    assert imported.board.story_by_id["T001"].depends_on == ("T002",)
+    assert imported.board.story_by_id["T002"].status.value == "needs_plan"
+    assert any("why" in finding.content for finding in imported.findings)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "}", '{"tasks": 3}', "\0", '"', "{{{{"])
 def test_a_file_without_a_task_says_so(text: str) -> None:
     assert "queue.no_tasks" in {finding.code for finding in read(text).findings}

@@ -62,7 +62,7 @@ def test_sprint_facts() -> None:
     assert sprint.wip_limits == {"planner": 1, "builder": 3, "tester": 2}
     flat = read("flat.json").sprint
     assert flat.goal == "Automate the process"
-    assert flat.created_at == datetime(2025, 10, 3, 6, 45, tzinfo=UTC)
+    assert flat.created_at == datetime(2025, 10, 2, 6, 15, tzinfo=UTC)
     assert read("by_id.json").sprint.number == 5
 
 
@@ -71,7 +71,7 @@ def test_flat_list_with_other_ids_and_right_counters() -> None:
     assert imported.renamed["P001-B02"] == "T001-B02"
     assert statuses(imported)["T002"] == "done"
     assert "counter.wrong" not in codes(imported), "the counters in this file are right"
-    assert imported.board.subtask_by_id["T001-B01"].commit == "0761797"
+    assert imported.board.subtask_by_id["T001-B01"].commit == "1a2b3c4"
     assert imported.board.subtask_by_id["T001-B02"].steps == (5, 6)
     assert imported.board.subtask_by_id["T001-B02"].estimate_minutes == 75
     priorities = next(f for f in imported.findings if f.message.startswith("priority"))
@@ -83,8 +83,8 @@ def test_history_becomes_notes_with_their_times() -> None:
     notes = {(note.subject, note.text): note for note in imported.notes}
     assert ("T002-B01", "tag: P002-B01-complete") in notes
     assert ("T002-B01", "test_result: 9/9 pass") in notes
-    finished = notes["T001-B01", "completed: 2025-10-03T09:19:00+02:00"]
-    assert finished.at == datetime(2025, 10, 3, 7, 19, tzinfo=UTC)
+    finished = notes["T001-B01", "completed: 2025-10-04T09:05:00+02:00"]
+    assert finished.at == datetime(2025, 10, 4, 7, 5, tzinfo=UTC)
     assert finished.kind is EventKind.NOTE
     assert list(imported.notes) == sorted(imported.notes, key=lambda note: note.at)
 
@@ -108,7 +108,7 @@ def test_stray_status_words_go_to_the_state_before_the_claim() -> None:
     failure = imported.board.story_by_id["T005"].failure
     assert failure is not None
     assert failure.summary == "used too much memory"
-    assert imported.board.subtask_by_id["T001-B01"].commit == "65ac473"
+    assert imported.board.subtask_by_id["T001-B01"].commit == "9a8b7c6"
     assert {"status.unknown", "status.missing", "active.no_lease"} <= codes(imported)
 
 

@@ -34,14 +34,17 @@ def read_queue(text: str, *, source: str, now: datetime) -> Imported:
         (side, _scan(side, findings if side.name != BASE else Findings(source), conflict.hunks > 0))
         for side in conflict.sides
     ]
-    read = [(side.name, result.roots, collect(result.roots)) for side, result in sides]
+    read = [
+        (side.name, result.roots, collect(result.roots, damaged=bool(result.damage)))
+        for side, result in sides
+    ]
     found = merge([(name, collected) for name, _, collected in read], findings, now)
-    reader = TaskReader(findings)
+    damaged = bool(conflict.hunks) or any(result.damage for _, result in sides)
+    reader = TaskReader(findings, damaged=damaged)
     tasks = [reader.read(item) for item in found]
     facts = FactReader(findings, now).read([side for side in read if side[0] != BASE])
     placement = Placer(tasks, findings).place()
     links = link(placement, findings)
-    damaged = bool(conflict.hunks) or any(result.damage for _, result in sides)
     counters = CounterCheck(placement, findings, damaged=damaged)
     for story in placement.stories:
         counters.check_story(story)

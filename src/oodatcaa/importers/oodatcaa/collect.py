@@ -54,8 +54,11 @@ class Collected:
     """Entries of task lists that are no tasks."""
 
 
-def collect(roots: list[Node]) -> Collected:
-    """Every task below `roots`, in the file's order."""
+def collect(roots: list[Node], *, damaged: bool = False) -> Collected:
+    """Every task below `roots`, in the file's order.
+
+    In a `damaged` file an object in a list of dependencies may be a task that ran into it.
+    """
     found = Collected()
     front: list[tuple[Node, str, str, str]] = [(root, "", "", "") for root in reversed(roots)]
     while front:
@@ -69,7 +72,7 @@ def collect(roots: list[Node]) -> Collected:
         below = []
         for name, child in node.children():
             is_entry = node.items is not None or (key in TASK_LISTS and task_id is None)
-            if name in LINKS and child.damaged:
+            if name in LINKS and damaged:
                 name = ""  # whole tasks may have run into this list
             within = task_id if task_id and name in NESTING else inside
             below.append((child, key if is_entry else name, name if is_entry else "", within))

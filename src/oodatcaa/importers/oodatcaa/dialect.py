@@ -91,8 +91,9 @@ def text_of(node: Node | None) -> str:
 class TaskReader:
     """Reads found tasks; what is odd about a field goes to `findings`."""
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: Findings, *, damaged: bool = False) -> None:
         self.findings = findings
+        self.damaged = damaged
 
     def read(self, found: Found) -> RawTask:
         task = RawTask(found)
@@ -170,7 +171,8 @@ class TaskReader:
         """Ids out of a list, a comma-separated text, or objects with an id."""
         for item in node.items if node.items is not None else [node]:
             fields = item.fields or {}
-            if node.damaged and looks_like_task({k: c.scalar for k, c in fields.items()}):
+            plain = {name: child.scalar for name, child in fields.items()}
+            if self.damaged and "title" in plain and looks_like_task(plain):
                 continue  # a whole task, swallowed by damage; it is recovered by itself
             text = text_of(fields.get("id", item))
             if text:

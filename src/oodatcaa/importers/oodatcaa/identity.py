@@ -128,7 +128,7 @@ class Placer:
                 )
                 match = ID.fullmatch(current)
                 top = match["story"].upper() if match else current
-                return top if top not in seen else f"{top} (story)"
+                return top if top not in seen else f"{top} (STORY)"
             seen.add(current)
             current = parents[id(self.by_old[current])]
         return current

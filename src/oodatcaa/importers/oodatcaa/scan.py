@@ -18,6 +18,7 @@ from typing import Any
 
 MAX_DEPTH = 60
 _STRING = re.compile(r'"(?:[^"\\\r\n]|\\[^\r\n])*+"?')
+_OBJECT = re.compile(r'\{\s*+"(?:[^"\\\r\n]|\\.)*+"\s*+:')
 _TOKEN = re.compile(r'[^\s,:\[\]{}"]+')
 _SPACE = re.compile(r"[\s]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
@@ -93,17 +94,28 @@ def intact_objects(text: str, is_task: Callable[[dict[str, Any]], bool]) -> list
     """Offsets of the outermost objects that are valid by themselves and hold a task."""
     decoder = json.JSONDecoder()
     found: list[int] = []
-    at = text.find("{")
+    at = _candidate(text, 0)
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            at = text.find("{", at + 1)
+        except ValueError:
+            at = _candidate(text, at + 1)
+            continue
+        except RecursionError:
+            for _ in range(100):  # no task is that deep; going one by one would take minutes
+                at = _candidate(text, at + 1) if at >= 0 else at
             continue
         if _holds_task(value, is_task):
             found.append(at)
-        at = text.find("{", end)
+        at = _candidate(text, end)
     return found
+
+
+def _candidate(text: str, start: int) -> int:
+    """The next place where an object with a key may begin; -1 = none. Sparing the decoder matters:
+    each of its errors counts the lines before it."""
+    match = _OBJECT.search(text, start)
+    return match.start() if match else -1
 
 
 def _holds_task(value: Any, is_task: Callable[[dict[str, Any]], bool]) -> bool:
