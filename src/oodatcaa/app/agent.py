@@ -131,9 +131,7 @@ def _work(
                 name, role, project.objective(), broadcast=broadcast, should_stop=stopping
             )
             WORK[role](
-                Claimed(
-                    project, workshop, desk, broadcast, task, name, role, started, stopping
-                )
+                Claimed(project, workshop, desk, broadcast, task, name, role, started, stopping)
             )
             return True
         except StoppedError:

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable
 
 from oodatcaa.domain.board import Board
-from oodatcaa.domain.negotiation import heartbeat, release
 from oodatcaa.domain.negotiation import claim as claim_rule
+from oodatcaa.domain.negotiation import heartbeat, release
 from oodatcaa.domain.policy import Policy
 from oodatcaa.domain.ports import Store
 from oodatcaa.domain.rounds import Round, lease_key, negotiate
+from oodatcaa.domain.states import tasks_of
 from oodatcaa.domain.task import ProcessLease, Role, Task
 from oodatcaa.errors import RefusedError
 from oodatcaa.kit.process import is_alive, process_identity
@@ -31,7 +32,7 @@ def liveness(board: Board) -> tuple[frozenset[str], frozenset[str]]:
     dead: set[str] = set()
     alive: set[str] = set()
     here = hostname()
-    for task in (*board.stories, *board.subtasks):
+    for task in tasks_of(board):
         lease = task.lease
         if isinstance(lease, ProcessLease) and lease.host == here:
             living = is_alive(lease.pid, lease.process_started_at)
@@ -42,9 +43,7 @@ def liveness(board: Board) -> tuple[frozenset[str], frozenset[str]]:
 def run_negotiation(store: Store, policy: Policy) -> Round:
     """One idempotent round; a round that decides nothing writes nothing."""
     dead, alive = liveness(store.read())
-    return store.transact(
-        lambda board, now: negotiate(board, policy, now, dead=dead, alive=alive)
-    )
+    return store.transact(lambda board, now: negotiate(board, policy, now, dead=dead, alive=alive))
 
 
 def claim(

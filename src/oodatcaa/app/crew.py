@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from oodatcaa.app.claims import run_negotiation
 from oodatcaa.app.project import Project
@@ -136,7 +137,7 @@ class Crew:
         argv = [sys.executable, "-m", "oodatcaa", "agent", member.role.value, "--name", member.name]
         return Child.start(argv, cwd=self.project.root, env=dict(os.environ), log_path=path)
 
-    def _catch_signals(self) -> dict[int, object]:
+    def _catch_signals(self) -> dict[int, Any]:
         def stop(_number: int, _frame: FrameType | None) -> None:
             if self._stopping:  # the second Ctrl-C: the person does not want to wait
                 raise KeyboardInterrupt

@@ -16,14 +16,17 @@ from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.task import Role
 from oodatcaa.domain.training import DatasetRecord, ModelShape, RunRecord, TrainSpec
+from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.machine import describe_machine
 from oodatcaa.roles.desk import Desk, ModelPlace
 from oodatcaa.training import datasets
-from oodatcaa.training.backend import MlxBackend
+from oodatcaa.training.backend import PLOT_FILE, MlxBackend
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.probes import ProbedBackend
+from oodatcaa.training.reservation import Reservation
 from oodatcaa.training.runs import RunStore
 from oodatcaa.training.shapes import read_shape
+from oodatcaa.views.plots import can_plot
 
 PINNED = ("mlx", "mlx-lm", "mkl", "numpy", "tokenizers", "transformers", "safetensors")
 
@@ -33,10 +36,10 @@ class ModelShelf:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._store = ModelStore()
-        self._say = say
+        self.say = say
 
     def place(self, name: str) -> ModelPlace:
-        found = self._store.resolve(name, say=self._say)
+        found = self._store.resolve(name, say=self.say)
         return ModelPlace(
             name=name if name != "demo" else found.title,
             path=found.path_or_hub,
@@ -45,37 +48,33 @@ class ModelShelf:
         )
 
     def resolve(self, model: str) -> Path:
-        return Path(self._store.resolve(model, say=self._say).path_or_hub)
+        return Path(self._store.resolve(model, say=self.say).path_or_hub)
 
     def shape(self, path: str) -> ModelShape:
         return read_shape(Path(path))
 
 
 class DataShelf:
-    """`roles.desk.Datasets` over models/data."""
+    """`roles.desk.Datasets` over models/data; a relative source is meant from the project."""
 
     def __init__(self, root: Path, project_root: Path) -> None:
-        self._root = root
+        self._store = datasets.DataStore(root)
         self._project = project_root
 
+    def _place(self, source: str) -> str:
+        return source if source == "demo" else str(self._project / source)
+
     def build(self, source: str, *, model_path: str, seed: int) -> DatasetRecord:
-        if source == "demo":
-            return datasets.build_stdlib(self._root, seed=seed, model_path=Path(model_path))
-        folder = self._project / source
-        return datasets.load_user_data(folder, self._root, model_path=Path(model_path))
+        return self._store.build(self._place(source), model_path=model_path, seed=seed)
 
     def problems(self, path: str) -> tuple[str, ...]:
-        return datasets.find_problems(Path(path))
+        return self._store.problems(path)
 
     def longest(self, source: str, model_path: str) -> int | None:
-        if source == "demo":
-            return None
-        stats = datasets.token_lengths(self._project / source, Path(model_path))
-        lengths = [split.tokens_max for split in stats.values() if split.tokens_max is not None]
-        return max(lengths, default=None)
+        return self._store.longest(self._place(source), model_path)
 
     def write_probe(self, folder: Path, examples: int, tokens: int) -> str:
-        return str(datasets.write_probe_data(folder, examples=examples, tokens=tokens))
+        return self._store.write_probe(folder, examples, tokens)
 
 
 class RunShelf:
@@ -97,25 +96,18 @@ class RunShelf:
         return (found.apply(spec), found.run_id) if found is not None else None
 
     def plot(self, run_id: str, path: Path) -> bool:
-        from oodatcaa.training.metrics import read_memory, read_metrics
-        from oodatcaa.training.protocol import METRICS_FILE
-        from oodatcaa.views.plots import plot_run
-
-        folder = self.folder(run_id)
-        return plot_run(
-            self.read(run_id), read_metrics(folder / METRICS_FILE), read_memory(folder), path
-        )
+        source = self.folder(run_id) / PLOT_FILE
+        if not source.exists():
+            return False
+        write_atomic(path, source.read_bytes())
+        return True
 
 
 class StoryWorkspace:
     """`roles.desk.Workspace`: the story's worktree, committed to with the crew's git policy."""
 
     def __init__(self, project: Project, story: str, branch: str, base: str) -> None:
-        from oodatcaa.vcs import GitPolicy
-
         self._repo = project.repo
-        git = project.config.git
-        self._policy = GitPolicy(sign=git.sign, hooks=git.hooks)
         self._path = self._repo.story_worktree(story, branch, base)
 
     @property
@@ -129,9 +121,7 @@ class StoryWorkspace:
 
     def commit(self, paths: Sequence[str], message: str) -> str | None:
         everything = list(paths) == ["."]
-        return self._repo.commit_files(
-            self._path, None if everything else paths, message, policy=self._policy
-        )
+        return self._repo.commit_files(self._path, None if everything else paths, message)
 
 
 class Workshop:
@@ -144,8 +134,14 @@ class Workshop:
     def runs(self) -> RunStore:
         return RunStore(self.project.models / "runs")
 
+    def training(self, shelf: ModelShelf) -> MlxBackend:
+        def waiting(holders: tuple[Reservation, ...]) -> None:
+            shelf.say("waiting for memory: " + "; ".join(item.describe() for item in holders))
+
+        return MlxBackend(self.runs, shelf, on_wait=waiting)
+
     def backends(self, shelf: ModelShelf, objective: Objective) -> dict[str, TrainingBackend]:
-        made: dict[str, TrainingBackend] = {"mlx": MlxBackend(self.runs, shelf)}
+        made: dict[str, TrainingBackend] = {"mlx": self.training(shelf)}
         for name in ("axolotl", "hf"):
             made[name] = ProbedBackend(name)
         ordered = [*objective.backends, *(name for name in made if name not in objective.backends)]
@@ -164,7 +160,7 @@ class Workshop:
         say = broadcast.say if broadcast else (lambda _: None)
         shelf = ModelShelf(say)
         backends = self.backends(shelf, objective)
-        training = MlxBackend(self.runs, shelf)
+        training = self.training(shelf)
         return Desk(
             agent=agent,
             objective=objective,
@@ -179,6 +175,7 @@ class Workshop:
             profile_tokens=project.config.training.profile_tokens,
             now=lambda: datetime.now(UTC),
             plan_of=self.newest_plan,
+            plan_version=project.plans.load,
             inventory=self.inventory,
             read_board=project.store.read,
             git_state=self.git_state,
@@ -186,6 +183,7 @@ class Workshop:
             say=say,
             on_progress=broadcast.progress if broadcast else None,
             should_stop=should_stop,
+            can_plot=can_plot(),
             pins=pins,
         )
 

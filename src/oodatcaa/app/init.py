@@ -30,9 +30,7 @@ class Initialised:
         return "oodatcaa sprint new"
 
 
-def init_project(
-    start: Path, *, commit: bool, objective: str | None = None
-) -> Initialised:
+def init_project(start: Path, *, commit: bool, objective: str | None = None) -> Initialised:
     """Raises OodatcaaError outside a git repository, or when a hook or signing refuses the commit;
     the written files stay."""
     project = open_project(start)
@@ -71,7 +69,7 @@ def _commit(project: Project, paths: list[str]) -> str | None:
     from oodatcaa.vcs import GitPolicy
 
     # A person typed this and is there to see: their hooks run and their signing key is used.
-    person = GitPolicy(sign=True, hooks=True)
+    person = GitPolicy.as_the_user()
     message = "chore: set up the crew (oodatcaa init)"
     if project.repo.head().kind == "unborn":
         return project.repo.first_commit(paths, message, policy=person)

@@ -14,7 +14,7 @@ from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import Failure, Integration, Story
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.vcs import GitPolicy, TargetDirty, TargetMoved
+from oodatcaa.vcs import TargetDirty, TargetMoved
 from oodatcaa.vcs.integration import MergeCandidate
 from oodatcaa.views.changelog import changelog_entry, insert_changelog
 
@@ -31,7 +31,9 @@ def integrate(claimed: Claimed, story: Story, plan: Plan, gates: tuple[GateSpec,
             claimed.broadcast.say(f"{story.id} {error.message}; merging again ({tries})")
         except (TargetDirty, OodatcaaError) as error:
             hint = f"; {error.hint}" if error.hint else ""
-            return _failed(claimed, story, plan, f"{error.message}{hint}", human=True, code=error.code)
+            return _failed(
+                claimed, story, plan, f"{error.message}{hint}", human=True, code=error.code
+            )
     return _failed(
         claimed, story, plan, "the target moved during every try", human=True, code="merge"
     )
@@ -54,9 +56,7 @@ def _integrate(claimed: Claimed, story: Story, plan: Plan, gates: tuple[GateSpec
         problems = verdict_of(evidence, gates)
         if problems:
             summary = f"gates are not green after the merge: {problems[0]}"
-            return _failed(
-                claimed, story, plan, summary, human=False, code="gate", lines=problems
-            )
+            return _failed(claimed, story, plan, summary, human=False, code="gate", lines=problems)
         merge_commit = candidate.merge or candidate.sha
         _record(claimed, story, plan, candidate, evidence, merge_commit)
         claimed.stop_if_asked()
@@ -156,8 +156,7 @@ def _prove(
     number = claimed.project.sprint().number
     if repo.try_resolve(f"refs/tags/{tag}") not in (None, head):
         tag = f"sprint-{number}-{tag}"
-    git = claimed.project.config.git
-    repo.tag(tag, head, f"{story.id}: {story.title}", policy=GitPolicy(git.sign, git.hooks))
+    repo.tag(tag, head, f"{story.id}: {story.title}")
     present = set(repo.paths_at(head))
     problems = [
         *([] if repo.is_ancestor(repo.resolve(plan.branch), target) else ["branch not in target"]),
@@ -177,7 +176,11 @@ def _prove(
             integration=integration,
         )
     )
-    claimed.project.repo.remove_story_worktree(story.id)
+    try:
+        repo.remove_story_worktree(story.id)
+    except OodatcaaError as error:
+        # The story is integrated; a worktree with leftovers stays for a person to look at.
+        claimed.broadcast.say(f"{story.id} worktree kept: {error.message}")
     claimed.report(
         "complete",
         plan,
@@ -203,9 +206,7 @@ def _failed(
     code: str,
     lines: tuple[str, ...] = (),
 ) -> str:
-    failure = Failure(
-        kind=code, task=story.id, summary=summary, gates=lines, at=datetime.now(UTC)
-    )
+    failure = Failure(kind=code, task=story.id, summary=summary, gates=lines, at=datetime.now(UTC))
     claimed.project.store.transact(
         lambda board, now: submission.integration_failed(
             board,
@@ -217,5 +218,7 @@ def _failed(
             human=human,
         )
     )
-    claimed.report("needs a person" if human else "needs adaptation", plan, summary=(summary, *lines))
+    claimed.report(
+        "needs a person" if human else "needs adaptation", plan, summary=(summary, *lines)
+    )
     return "needs_human" if human else "needs_adapt"

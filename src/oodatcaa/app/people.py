@@ -144,7 +144,9 @@ def _submit_plan_file(project: Project, task: Task, owner: str, path: Path | Non
     try:
         plan = Plan.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise OodatcaaError("submit.no_plan", f"there is no file {path}", hint="check it") from error
+        raise OodatcaaError(
+            "submit.no_plan", f"there is no file {path}", hint="check it"
+        ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         lines = (
             [
@@ -182,9 +184,7 @@ def cancel_task(project: Project, task: str, by: str, why: str) -> Task:
     )
 
 
-def waive_gate(
-    project: Project, story: str, gate: str, by: str, why: str, hours: float
-) -> Story:
+def waive_gate(project: Project, story: str, gate: str, by: str, why: str, hours: float) -> Story:
     """One gate of a story does not have to pass for `hours`; written down with who and why."""
     return project.store.transact(
         lambda board, now: people.waive(

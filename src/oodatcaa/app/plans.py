@@ -23,9 +23,7 @@ def read_record(path: Path, kind: type[R]) -> R:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
-        raise StateError(
-            "record.unreadable", f"{path}: {first}", hint="oodatcaa doctor"
-        ) from error
+        raise StateError("record.unreadable", f"{path}: {first}", hint="oodatcaa doctor") from error
 
 
 class PlanFiles:

@@ -55,9 +55,10 @@ class Project:
 
     @cached_property
     def repo(self) -> Repository:
-        from oodatcaa.vcs.repository import Repository
+        from oodatcaa.vcs import GitPolicy, Repository
 
-        return Repository.discover(self.root)
+        git = self.config.git
+        return Repository.discover(self.root, GitPolicy(sign=git.sign, hooks=git.hooks))
 
     @cached_property
     def plans(self) -> PlanFiles:

@@ -232,10 +232,10 @@ def finish_build(claimed: Claimed, plan: Plan, result: BuildResult) -> None:
 
 def do_test(claimed: Claimed) -> None:
     assert isinstance(claimed.task, Subtask)
-    plan, story, subtask = claimed.plan(), claimed.story(), claimed.task
+    plan, subtask = claimed.plan(), claimed.task
     repo = claimed.project.repo
     commit = repo.resolve(plan.branch)
-    examination = examine(plan, story, repo.paths_at(commit))
+    examination = examine(plan, repo.paths_at(commit))
     evidence = Checker(claimed.project, claimed.desk).run(
         examination.gates, plan, subtask, commit, say=claimed.broadcast.say
     )

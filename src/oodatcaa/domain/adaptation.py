@@ -7,7 +7,7 @@ only proposed when its estimate fits; whether it really does is for the memory g
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +17,8 @@ from oodatcaa.domain.plan import AdaptationNote
 from oodatcaa.domain.task import Failure
 from oodatcaa.domain.training import GB, MemoryEstimate, QLoRA
 
-Estimator = Callable[[QLoRA], MemoryEstimate]
+Estimator = Callable[[QLoRA, str], MemoryEstimate]
+"""(params, backend) -> what a training step of that backend would need at its peak."""
 
 MARGIN = 0.9
 """An estimate must stay below this share of the limit before it is worth a try. The estimate
@@ -36,28 +37,18 @@ MAX_LEARNING_RATE = 1e-3
 
 
 class Adaptation(Record):
-    """What the next plan version changes. `params` and `backend` are complete, not a difference."""
+    """What the next plan version changes. `params` and `backend` are complete, not a difference;
+    `note` says what was changed and why, for the plan."""
 
     kind: Literal["memory", "start_over", "metric"]
     params: QLoRA
     backend: NonEmpty
-    rungs: tuple[NonEmpty, ...]
-    tried: tuple[NonEmpty, ...] = ()
-    before_bytes: int | None = None
-    after_bytes: int | None = None
-    limit_bytes: int | None = None
+    note: AdaptationNote
 
-    def note(self, round: int, trigger: str) -> AdaptationNote:
-        """For the plan; `round` is the number of this adaptation, 1 for the first."""
-        return AdaptationNote(
-            round=round,
-            trigger=trigger,
-            rungs=self.rungs,
-            tried=self.tried,
-            before_bytes=self.before_bytes,
-            after_bytes=self.after_bytes,
-            limit_bytes=self.limit_bytes,
-        )
+    @property
+    def start_over(self) -> bool:
+        """Nothing changed: every build is to be done again."""
+        return self.kind == "start_over"
 
 
 class GiveUp(Record):
@@ -81,7 +72,7 @@ class _Ladder:
     taken: list[str] = field(default_factory=list)
 
     def bytes_of(self, params: QLoRA) -> int:
-        return round(self.estimate(params).total_bytes * self.correction)
+        return round(self.estimate(params, self.backend).total_bytes * self.correction)
 
 
 def adapt_memory(
@@ -97,7 +88,8 @@ def adapt_memory(
     margin: float = MARGIN,
     total_layers: int | None = None,
     measured_bytes: int | None = None,
-    estimators: Mapping[str, Estimator] | None = None,
+    round: int = 1,
+    trigger: str = "the memory gate stopped it",
 ) -> Adaptation | GiveUp:
     """The first rung of the ladder whose estimate is at most `margin * limit_bytes`.
 
@@ -108,7 +100,8 @@ def adapt_memory(
     tokens of the longest example (None = unknown: sequences stay). `tried` params failed before
     although their estimate fitted, so what is proposed must be estimated below every one of them.
     `measured_bytes`, what a run with `params` really needed, corrects all estimates when it is
-    the larger number. `estimators` estimate for other backends; one without is passed over.
+    the larger number. Name only `backends` that can train here: the next one is asked for its
+    estimate, with the params as they were asked for. `round` and `trigger` go into the note.
     """
     first = _ladder(params, backend, estimate, margin * limit_bytes, measured_bytes)
     before = first.bytes_of(params)
@@ -117,19 +110,15 @@ def adapt_memory(
     rungs = _Rungs(data_longest, bits, total_layers)
     found = _walk(first, rungs, lowest if tried else None)
     ladders = [first]
-    for name in _next_backends(backend, backends):
-        if found is not None:
-            break
-        other = (estimators or {}).get(name)
-        if other is None:
-            first.lines.append(f"backend {name}: no estimate on this machine, not considered")
-            continue
-        ladder = _ladder(params, name, other, margin * limit_bytes, None)
+    for name in _next_backends(backend, backends) if found is None else ():
+        ladder = _ladder(params, name, estimate, margin * limit_bytes, None)
         ladder.taken.append(f"backend {backend} -> {name}")
         asked = ladder.bytes_of(params)
         ladder.lines.append(f"backend {name}: {_describe(params)}: {_gb(asked)}")
         ladders.append(ladder)
         found = params if asked <= ladder.ceiling else _walk(ladder, rungs, None)
+        if found is not None:
+            break
     lines = tuple(line for ladder in ladders for line in ladder.lines)
     last = ladders[-1]
     if found is None:
@@ -139,22 +128,22 @@ def adapt_memory(
             tried=lines,
             hint="choose a smaller model, raise memory_limit, or shorten the data",
         )
-    return Adaptation(
-        kind="memory",
-        params=found,
-        backend=last.backend,
+    note = AdaptationNote(
+        round=round,
+        trigger=trigger,
         rungs=tuple(last.taken),
         tried=lines,
         before_bytes=before,
         after_bytes=last.bytes_of(found),
         limit_bytes=limit_bytes,
     )
+    return Adaptation(kind="memory", params=found, backend=last.backend, note=note)
 
 
 def _ladder(
     params: QLoRA, backend: str, estimate: Estimator, ceiling: float, measured: int | None
 ) -> _Ladder:
-    estimated = estimate(params).total_bytes
+    estimated = estimate(params, backend).total_bytes
     correction = max(1.0, measured / estimated) if measured and estimated > 0 else 1.0
     ladder = _Ladder(params, backend, estimate, correction, ceiling)
     if correction > 1.0:
@@ -312,19 +301,18 @@ def adapt_failure(
     budget_seconds: float | None = None,
     margin: float = MARGIN,
     total_layers: int | None = None,
-    estimators: Mapping[str, Estimator] | None = None,
 ) -> Adaptation | GiveUp:
-    """What to change after `failure`. `round` counts the adaptations made already, `notes` are
-    those of the story's earlier plans, `tried` their params.
+    """What to change after `failure`. `round` is the number of this adaptation, 1 for the first;
+    `notes` are those of the story's earlier plans, `tried` their params.
 
     memory_gate (or a failed bound on peak_memory): the memory ladder. not_finite: a quarter of
     the learning rate. A test loss that does not fall enough: twice the iterations if the budget
     allows, else twice the learning rate. disk_full and bad_input: a person. Everything else (a
     crash, a conflict, a failed command): the same plan once more, then a person.
     """
-    if round >= max_rounds:
+    if round > max_rounds:
         return GiveUp(
-            reason=f"{round} of {max_rounds} adaptation rounds are used up; the last failure: "
+            reason=f"{round - 1} of {max_rounds} adaptation rounds are used up; the last failure: "
             f"{failure.summary}",
             hint=f"oodatcaa approve {failure.task.split('-')[0]} allows one more round",
         )
@@ -342,7 +330,8 @@ def adapt_failure(
             margin=margin,
             total_layers=total_layers,
             measured_bytes=failure.needed_bytes if failure.layer in ("during", "after") else None,
-            estimators=estimators,
+            round=round,
+            trigger=_trigger(failure),
         )
     if failure.kind in ("disk_full", "bad_input"):
         return GiveUp(
@@ -350,15 +339,15 @@ def adapt_failure(
             hint="mend it, then: oodatcaa approve " + failure.task.split("-")[0],
         )
     if failure.kind == "not_finite" or "not_finite" in " ".join(failure.gates):
-        return _metric(backend, _scaled_rate(params, 0.25))
+        return _changed(failure, round, backend, *_scaled_rate(params, 0.25))
     if metrics & {"test_loss_drop", "test_loss"}:
-        return _learn_more(params, backend, failure, seconds_per_iteration, budget_seconds)
+        return _learn_more(failure, round, params, backend, seconds_per_iteration, budget_seconds)
     if metrics & {"tokens_per_second", "train_minutes"}:
         return GiveUp(
             reason=f"too slow: {failure.summary}; speed is not bought with a worse adapter",
             hint="choose smaller parameters or another bound in OBJECTIVE.md",
         )
-    return _start_over(params, backend, failure, notes)
+    return _start_over(failure, round, params, backend, notes)
 
 
 def failed_metrics(failure: Failure) -> frozenset[str]:
@@ -367,9 +356,9 @@ def failed_metrics(failure: Failure) -> frozenset[str]:
     return frozenset(words & METRICS.keys())
 
 
-def _metric(backend: str, change: tuple[QLoRA, str]) -> Adaptation:
-    changed, rung = change
-    return Adaptation(kind="metric", params=changed, backend=backend, rungs=(rung,))
+def _trigger(failure: Failure) -> str:
+    layer = f" ({failure.layer})" if failure.layer else ""
+    return f"{failure.kind}{layer}: {failure.summary}"
 
 
 def _scaled_rate(params: QLoRA, factor: float) -> tuple[QLoRA, str]:
@@ -378,10 +367,16 @@ def _scaled_rate(params: QLoRA, factor: float) -> tuple[QLoRA, str]:
     return changed, f"learning rate {params.learning_rate:g} -> {rate:g}"
 
 
+def _changed(failure: Failure, round: int, backend: str, params: QLoRA, rung: str) -> Adaptation:
+    note = AdaptationNote(round=round, trigger=_trigger(failure), rungs=(rung,))
+    return Adaptation(kind="metric", params=params, backend=backend, note=note)
+
+
 def _learn_more(
+    failure: Failure,
+    round: int,
     params: QLoRA,
     backend: str,
-    failure: Failure,
     seconds_per_iteration: float | None,
     budget_seconds: float | None,
 ) -> Adaptation | GiveUp:
@@ -390,10 +385,11 @@ def _learn_more(
     seconds = None if seconds_per_iteration is None else 2 * params.iters * seconds_per_iteration
     if seconds is None or budget_seconds is None or seconds <= budget_seconds:
         changed = params.evolve(iters=2 * params.iters)
-        return _metric(backend, (changed, f"iterations {params.iters} -> {changed.iters}"))
+        rung = f"iterations {params.iters} -> {changed.iters}"
+        return _changed(failure, round, backend, changed, rung)
     if params.learning_rate < MAX_LEARNING_RATE:
         factor = min(2.0, MAX_LEARNING_RATE / params.learning_rate)
-        return _metric(backend, _scaled_rate(params, factor))
+        return _changed(failure, round, backend, *_scaled_rate(params, factor))
     return GiveUp(
         reason=f"{failure.summary}; twice the iterations would take {seconds / 60:.0f} min, more "
         f"than the budget of {budget_seconds / 60:.0f} min, and the learning rate is at its top",
@@ -402,11 +398,12 @@ def _learn_more(
 
 
 def _start_over(
-    params: QLoRA, backend: str, failure: Failure, notes: tuple[AdaptationNote, ...]
+    failure: Failure, round: int, params: QLoRA, backend: str, notes: tuple[AdaptationNote, ...]
 ) -> Adaptation | GiveUp:
     if any(START_OVER in note.rungs for note in notes):
         return GiveUp(
             reason=f"{failure.kind}: {failure.summary}; it failed again after a start-over",
             hint=f"oodatcaa show {failure.task}",
         )
-    return Adaptation(kind="start_over", params=params, backend=backend, rungs=(START_OVER,))
+    note = AdaptationNote(round=round, trigger=_trigger(failure), rungs=(START_OVER,))
+    return Adaptation(kind="start_over", params=params, backend=backend, note=note)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from oodatcaa.domain.board import Board, Event, EventKind
-from oodatcaa.domain.lifecycle import S, is_cancelled, is_done, move, put
+from oodatcaa.domain.board import Board, Event
+from oodatcaa.domain.lifecycle import S, is_cancelled, is_done, move, moved_event, put
 from oodatcaa.domain.negotiation import held_task
-from oodatcaa.domain.task import Story, StoryStatus, Subtask, SubtaskKind, Task
+from oodatcaa.domain.task import Story, StoryStatus, Subtask, SubtaskKind
 from oodatcaa.errors import RefusedError
 
 
@@ -36,31 +36,6 @@ def held_subtask(
             hint=f"oodatcaa show {subtask}",
         )
     return held
-
-
-def moved_event(
-    before: Task,
-    after: Task,
-    actor: str,
-    now: datetime,
-    text: str,
-    *,
-    details: tuple[str, ...] = (),
-    evidence: tuple[str, ...] = (),
-) -> Event:
-    return Event(
-        kind=EventKind.TRANSITION,
-        at=now,
-        actor=actor,
-        role=before.lease.role if before.lease else None,
-        subject=after.id,
-        before=before.status.value,
-        after=after.status.value,
-        attempt=before.attempt or None,
-        text=text,
-        details=details,
-        evidence=evidence,
-    )
 
 
 def settle(

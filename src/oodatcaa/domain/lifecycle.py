@@ -10,7 +10,7 @@ from collections import Counter
 from datetime import datetime
 from typing import Any, overload
 
-from oodatcaa.domain.board import Board, Offer
+from oodatcaa.domain.board import Board, Event, EventKind, Offer
 from oodatcaa.domain.policy import Policy
 from oodatcaa.domain.states import (
     ACTIVE,
@@ -61,6 +61,7 @@ __all__ = [
     "legal",
     "mermaid",
     "move",
+    "moved_event",
     "put",
     "role_holding",
     "role_wanted",
@@ -95,6 +96,33 @@ def move(task: Task, to: Status, now: datetime, **changes: Any) -> Task:
     if isinstance(task, Story):
         values["paused_from"] = task.status if to is S.NEEDS_HUMAN else None
     return task.evolve(**{**values, **changes})
+
+
+def moved_event(
+    before: Task,
+    after: Task,
+    actor: str,
+    now: datetime,
+    text: str,
+    *,
+    kind: EventKind = EventKind.TRANSITION,
+    details: tuple[str, ...] = (),
+    evidence: tuple[str, ...] = (),
+) -> Event:
+    """The history's entry for `before` becoming `after`."""
+    return Event(
+        kind=kind,
+        at=now,
+        actor=actor,
+        role=before.lease.role if before.lease else None,
+        subject=after.id,
+        before=before.status.value,
+        after=after.status.value,
+        attempt=before.attempt or None,
+        text=text,
+        details=details,
+        evidence=evidence,
+    )
 
 
 def initial_story(now: datetime, **fields: Any) -> Story:

@@ -18,6 +18,7 @@ from oodatcaa.domain.lifecycle import (
     give_back,
     is_finished,
     move,
+    moved_event,
     put,
     role_wanted,
     wip,
@@ -34,6 +35,7 @@ from oodatcaa.domain.rounds import (
     negotiate,
     offers_for,
     ranked,
+    renewed_for_owner,
     rounds_allowed,
     waiting,
 )
@@ -43,7 +45,6 @@ from oodatcaa.domain.task import (
     ManualLease,
     ProcessLease,
     Role,
-    Story,
     Subtask,
     Task,
 )
@@ -165,7 +166,7 @@ def _reclaim(
             f"{lease.claimed_at:%Y-%m-%d %H:%M:%S} UTC; one owner holds one task",
             hint=f"finish it, or: oodatcaa release {held.id}",
         )
-    renewed = held.evolve(lease=lease.evolve(heartbeat_at=now))
+    renewed = held.evolve(lease=lease.evolve(heartbeat_at=now, courtesy=False))
     return Decision(settled.board.with_task(renewed), renewed, settled.events)
 
 
@@ -234,13 +235,12 @@ def _grant(
     lease = _lease(policy, now, who, attempt)
     held = move(task, to[who.role], now, lease=lease, attempt=attempt)
     board = put(settled.board, held)
-    if isinstance(held, Story) and who.role is Role.REFINER:
-        followers = [
-            move(item, B.ADAPTING, now, reason=item.reason)
-            for item in board.subtasks_of(held.id)
-            if item.status is B.NEEDS_ADAPT
-        ]
-        board = put(board, *followers)
+    followers: list[Event] = []
+    for item in board.subtasks_of(held.id) if who.role is Role.REFINER else ():
+        if item.status is B.NEEDS_ADAPT:
+            follows = move(item, B.ADAPTING, now, reason=item.reason)
+            board = put(board, follows)
+            followers.append(moved_event(item, follows, who.owner, now, f"with {held.id}"))
     offers = offers_for(board, policy)
     board = board if offers == board.offers else board.evolve(offers=offers)
     event = Event(
@@ -255,7 +255,7 @@ def _grant(
         text=f"{who.owner} claimed {held.id} (attempt {attempt})",
         details=(f"{lease.kind} lease on {who.host}, {lease.ttl_seconds} s to live",),
     )
-    return Decision(board, held, (*settled.events, event))
+    return Decision(board, held, (*settled.events, event, *followers))
 
 
 def _lease(policy: Policy, now: datetime, who: _Claimant, attempt: int) -> Lease:
@@ -308,9 +308,11 @@ def heartbeat(
     """Renew the lease; no event. Raises RefusedError `lease.lost` when it is no longer held."""
     held = held_task(board, task, owner, attempt, code="lease.lost")
     assert held.lease is not None
-    if now <= held.lease.heartbeat_at:
+    if now <= held.lease.heartbeat_at and not held.lease.courtesy:
         return Decision(board, held)
-    renewed = held.evolve(lease=held.lease.evolve(heartbeat_at=now))
+    renewed = held.evolve(
+        lease=held.lease.evolve(heartbeat_at=max(now, held.lease.heartbeat_at), courtesy=False)
+    )
     return Decision(board.with_task(renewed), renewed)
 
 
@@ -325,20 +327,13 @@ def release(
     assert held.lease is not None
     free = move(held, give_back(held), now)
     board = put(board, free)
-    if isinstance(free, Story):
-        board = put(board, *free_adapting(board, free, now))
-    event = Event(
-        kind=EventKind.RELEASE,
-        at=now,
-        actor=owner,
-        role=held.lease.role,
-        subject=task,
-        before=held.status.value,
-        after=free.status.value,
-        attempt=attempt,
-        text=f"{owner} gave {task} back: {why}",
+    event = moved_event(
+        held, free, owner, now, f"{owner} gave {task} back: {why}", kind=EventKind.RELEASE
     )
-    return Decision(board, free, (event,))
+    if isinstance(free, Subtask):
+        return Decision(board, free, (event,))
+    board, freed = free_adapting(board, free, owner, now)
+    return Decision(board, free, (event, *freed))
 
 
 def renew_after_sleep(
@@ -346,13 +341,16 @@ def renew_after_sleep(
 ) -> Decision[tuple[str, ...]]:
     """Renew every lease whose local owner is known to be alive (task ids or `lease_key`s).
 
-    The clock jumps when a machine wakes up; a living owner must not lose its task to that. The
-    value names the renewed tasks. No event: only leases change.
+    The clock jumps when a machine wakes up; a living owner must not lose its task to that. It is
+    done once per lease until the owner renews it itself. The value names the renewed tasks. No
+    event: only leases change.
     """
     renewed: list[str] = []
     for task in tasks_of(board):
-        if is_expired(task, now) and {task.id, lease_key(task)} & alive and task.lease:
-            board = board.with_task(task.evolve(lease=task.lease.evolve(heartbeat_at=now)))
+        if task.lease is None or task.lease.courtesy or not is_expired(task, now):
+            continue
+        if {task.id, lease_key(task)} & alive:
+            board = board.with_task(renewed_for_owner(task, now))
             renewed.append(task.id)
     return Decision(board, tuple(renewed))
 

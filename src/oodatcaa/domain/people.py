@@ -13,6 +13,7 @@ from oodatcaa.domain.lifecycle import (
     is_done,
     is_finished,
     move,
+    moved_event,
     put,
     undone,
     waiting_status,
@@ -30,24 +31,10 @@ def _story(board: Board, story: str) -> Story:
 
 
 def _by_hand(
-    before: Task,
-    after: Task,
-    by: str,
-    now: datetime,
-    text: str,
-    details: tuple[str, ...] = (),
+    before: Task, after: Task, by: str, now: datetime, text: str, details: tuple[str, ...] = ()
 ) -> Event:
-    return Event(
-        kind=EventKind.MANUAL,
-        at=now,
-        actor=by,
-        subject=after.id,
-        before=before.status.value,
-        after=after.status.value,
-        attempt=before.attempt or None,
-        text=text,
-        details=details,
-    )
+    event = moved_event(before, after, by, now, text, kind=EventKind.MANUAL, details=details)
+    return event.evolve(role=None)
 
 
 def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> Decision[Story]:
@@ -76,18 +63,21 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
     approved = move(paused_now, to, now, **changes)
     after = put(board, approved)
     details = [f"works without {item}, which was cancelled" for item in gone]
+    follow: list[Event] = []
     if to is S.PLANNING_COMPLETE:
         for item in after.subtasks_of(story):
             if item.status is B.NEEDS_HUMAN:
                 waits = undone(after, item.depends_on)
                 status = waiting_status(item.kind, blocked=bool(waits))
                 reason = blocked_reason(after, item) if waits else ""
-                after = put(after, move(item, status, now, reason=reason))
-                details.append(f"{item.id} can be worked on again")
+                free = move(item, status, now, reason=reason)
+                after = put(after, free)
+                follow.append(_by_hand(item, free, by, now, f"{item.id} goes on with {story}"))
     if approved.extra_rounds != paused.extra_rounds:
         details.append("one more adaptation round is allowed")
     text = f"{by} approved {story}: {why}"
-    return Decision(after, approved, (_by_hand(paused, approved, by, now, text, tuple(details)),))
+    event = _by_hand(paused, approved, by, now, text, tuple(details))
+    return Decision(after, approved, (event, *follow))
 
 
 def _goes_on_to(board: Board, story: Story) -> StoryStatus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
-from oodatcaa.domain.handover import held_story, moved_event, settle
+from oodatcaa.domain.handover import held_story, settle
 from oodatcaa.domain.lifecycle import (
     B,
     S,
@@ -14,6 +14,7 @@ from oodatcaa.domain.lifecycle import (
     is_done,
     is_finished,
     move,
+    moved_event,
     put,
     waiting_status,
 )
@@ -47,14 +48,13 @@ def submit_plan(
     events = [_planned_event(held, planned, plan, now)]
     after = put(board, planned)
     for item in board.subtasks_of(story):
-        if item.id in plan.keeps:
-            after = put(after, item)
-        elif not is_finished(item):
+        if item.id not in plan.keeps and not is_finished(item):
             gone = move(item, B.CANCELLED, now, reason=f"replaced by plan v{plan.version}")
             after = put(after, gone)
             text = f"{item.id} is replaced by plan v{plan.version}"
             events.append(moved_event(item, gone, owner, now, text))
-    after = _place(after, planned, plan, now)
+    after, kept = _place(after, planned, plan, owner, now)
+    events += kept
     after, settled = settle(after, story, owner, now)
     final = after.story_by_id[story]
     return Decision(after, final, (*events, *settled))
@@ -92,6 +92,7 @@ def _check_plan(board: Board, story: Story, plan: Plan) -> None:
 
 
 def _subtask_problems(board: Board, story: Story, plan: Plan) -> list[str]:
+    """Everything about the plan's subtasks that does not fit those that exist already."""
     problems: list[str] = []
     for kept in plan.keeps:
         item = board.subtask_by_id.get(kept)
@@ -101,26 +102,57 @@ def _subtask_problems(board: Board, story: Story, plan: Plan) -> list[str]:
             problems.append(f"{kept} can not be kept: it was cancelled")
     for wanted in plan.subtasks:
         item = board.subtask_by_id.get(wanted.id)
-        if item is None:
-            continue
-        if wanted.id not in plan.keeps:
+        if item is not None and wanted.id not in plan.keeps:
             problems.append(f"{wanted.id} exists already ({item.status.value})")
-        elif item.lease is not None and wanted.depends_on != item.depends_on:
+        elif item is not None and item.lease and wanted.depends_on != item.depends_on:
             problems.append(f"{wanted.id} is being worked on; keep it with its dependencies")
-    live = [item for item in plan.subtasks if item.kind is SubtaskKind.TEST]
-    tests = [board.subtask_by_id.get(item.id) for item in live]
-    if all(test is not None and is_done(test) for test in tests):
+    if problems:
+        return problems
+    return _graph_problems(board, _needs_after(board, plan))
+
+
+def _needs_after(board: Board, plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Unfinished subtask -> what it depends on, as the plan leaves them."""
+    needs = {item: board.subtask_by_id[item].depends_on for item in plan.keeps}
+    needs |= {item.id: item.depends_on for item in plan.subtasks}
+    return {item: wanted for item, wanted in needs.items() if not _done(board, item)}
+
+
+def _graph_problems(board: Board, needs: dict[str, tuple[str, ...]]) -> list[str]:
+    """Work that can never start, and work that nobody would verify."""
+    problems = [
+        f"{item} depends on {needed}, which is neither done nor kept"
+        for item, wanted in needs.items()
+        for needed in wanted
+        if needed not in needs and not _done(board, needed)
+    ]
+    below = {item: _everything_below(item, needs) for item in needs}
+    problems += [f"{item} depends on itself" for item in needs if item in below[item]]
+    tests = [item for item in needs if _is_test(item)]
+    if not tests:
         problems.append("every test subtask is done already: nobody would verify the new work")
-    replaced = {item.id for item in board.subtasks_of(story.id) if item.id not in plan.keeps} - {
-        item.id for item in plan.subtasks
-    }
-    for kept in plan.keeps:
-        item = board.subtask_by_id.get(kept)
-        if item is None or kept in {wanted.id for wanted in plan.subtasks} or is_done(item):
-            continue
-        lost = [d for d in item.depends_on if d in replaced and not _done(board, d)]
-        problems += [f"{kept} is kept, but depends on {needed}, which is not" for needed in lost]
+    verified = frozenset().union(*(below[test] for test in tests))
+    problems += [
+        f"{item} is verified by no test subtask: none depends on it"
+        for item in needs
+        if tests and not _is_test(item) and item not in verified
+    ]
     return problems
+
+
+def _is_test(subtask: str) -> bool:
+    return subtask.split("-")[1].startswith("T")
+
+
+def _everything_below(start: str, needs: dict[str, tuple[str, ...]]) -> frozenset[str]:
+    found: set[str] = set()
+    front = list(needs.get(start, ()))
+    while front:
+        item = front.pop()
+        if item not in found:
+            found.add(item)
+            front += needs.get(item, ())
+    return frozenset(found)
 
 
 def _done(board: Board, subtask: str) -> bool:
@@ -140,45 +172,40 @@ def free_subtask_id(board: Board, story: str, kind: SubtaskKind, taken: int = 0)
     return f"{story}-{letter}{max(used, default=0) + 1 + taken:02d}"
 
 
-def _place(board: Board, story: Story, plan: Plan, now: datetime) -> Board:
-    """Create the plan's subtasks, and put the kept ones where they can go on."""
+def _place(
+    board: Board, story: Story, plan: Plan, owner: str, now: datetime
+) -> tuple[Board, list[Event]]:
+    """Create the plan's subtasks, and put the kept ones where they can go on.
+
+    What is done stays as it was done, whatever the plan says about it now.
+    """
     for wanted in plan.subtasks:
         old = board.subtask_by_id.get(wanted.id)
+        fields = {
+            "title": wanted.title,
+            "steps": wanted.steps,
+            "depends_on": wanted.depends_on,
+            "estimate_minutes": wanted.estimate_minutes,
+            "plan_version": plan.version,
+        }
         if old is None:
-            new = initial_subtask(
-                board,
-                now,
-                id=wanted.id,
-                story=story.id,
-                kind=wanted.kind,
-                plan_version=plan.version,
-                steps=wanted.steps,
-                title=wanted.title,
-                estimate_minutes=wanted.estimate_minutes,
-                depends_on=wanted.depends_on,
-            )
-            board = put(board, new)
-        else:
-            board = put(
-                board,
-                old.evolve(
-                    title=wanted.title,
-                    steps=wanted.steps,
-                    depends_on=wanted.depends_on,
-                    estimate_minutes=wanted.estimate_minutes,
-                    plan_version=plan.version,
-                ),
-            )
+            ids = {"id": wanted.id, "story": story.id, "kind": wanted.kind}
+            board = put(board, initial_subtask(board, now, **ids, **fields))
+        elif not is_done(old):
+            board = put(board, old.evolve(**fields))
+    events: list[Event] = []
     for kept in plan.keeps:
         item = board.subtask_by_id[kept]
         if is_done(item) or item.lease is not None:
             continue
         waits = _waits_for(board, item.depends_on)
         to = waiting_status(item.kind, blocked=bool(waits))
-        changes = {"reason": waits, "failure": None}
         if item.status is not to:
-            board = put(board, move(item, to, now, **changes))
-    return board
+            after = move(item, to, now, reason=waits, failure=None)
+            board = put(board, after)
+            text = f"{kept} is kept by plan v{plan.version}"
+            events.append(moved_event(item, after, owner, now, text))
+    return board, events
 
 
 def _waits_for(board: Board, depends_on: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ from oodatcaa.domain.lifecycle import (
     is_cancelled,
     is_finished,
     move,
+    moved_event,
     put,
     role_wanted,
     undone,
@@ -69,18 +70,8 @@ class _Work:
     def moved(self, before: Task, after: Task, text: str, kind: EventKind) -> None:
         """Put `after` on the board and write down how it came about."""
         self.board = put(self.board, after)
-        self.events.append(
-            Event(
-                kind=kind,
-                at=self.now,
-                actor=NEGOTIATOR,
-                subject=after.id,
-                before=before.status.value,
-                after=after.status.value,
-                attempt=before.attempt or None,
-                text=text,
-            )
-        )
+        event = moved_event(before, after, NEGOTIATOR, self.now, text, kind=kind)
+        self.events.append(event.evolve(role=None))
 
 
 def lease_key(task: Task) -> str:
@@ -98,7 +89,8 @@ def negotiate(
     alive: frozenset[str] = frozenset(),
 ) -> Decision[Round]:
     """One round. `dead` and `alive` name tasks (or `lease_key`s) whose owner process is known to
-    have ended, or to run; what is in neither is judged by its time to live alone.
+    have ended, or to run; what is in neither is judged by its time to live alone. An owner that
+    runs but gives no sign for two times to live in a row loses its task all the same.
 
     Deciding nothing returns the same board and no events. Never raises for a sound board.
     """
@@ -206,6 +198,13 @@ def is_expired(task: Task, now: datetime) -> bool:
     return lease is not None and now > lease.heartbeat_at + timedelta(seconds=lease.ttl_seconds)
 
 
+def renewed_for_owner(task: Task, now: datetime) -> Task:
+    """Renew a lease on behalf of an owner that is known to be alive: once, until the owner itself
+    gives a sign. A process that hangs is alive too, and must not hold its task for ever."""
+    assert task.lease is not None
+    return task.evolve(lease=task.lease.evolve(heartbeat_at=now, courtesy=True))
+
+
 def _recover(work: _Work, policy: Policy, dead: frozenset[str], alive: frozenset[str]) -> None:
     for task in tasks_of(work.board):
         if task.lease is None:
@@ -214,9 +213,8 @@ def _recover(work: _Work, policy: Policy, dead: frozenset[str], alive: frozenset
             why = f"its process on {task.lease.host} is gone"
         elif not is_expired(task, work.now):
             continue
-        elif _named(task, alive):
-            lease = task.lease.evolve(heartbeat_at=work.now)
-            work.board = work.board.with_task(task.evolve(lease=lease))
+        elif _named(task, alive) and not task.lease.courtesy:
+            work.board = work.board.with_task(renewed_for_owner(task, work.now))
             work.renewed.append(task.id)
             continue
         else:
@@ -241,17 +239,22 @@ def _take_back(work: _Work, policy: Policy, task: Task, why: str) -> None:
                 stuck = move(story, S.NEEDS_HUMAN, work.now, reason=f"{task.id}: {reason}")
                 work.moved(story, stuck, f"{task.id} is stuck", EventKind.TRANSITION)
     if isinstance(task, Story):
-        for item in free_adapting(work.board, task, work.now):
-            work.board = put(work.board, item)
+        work.board, events = free_adapting(work.board, task, NEGOTIATOR, work.now)
+        work.events += events
 
 
-def free_adapting(board: Board, story: Story, now: datetime) -> tuple[Subtask, ...]:
-    """The story's `adapting` subtasks, back in `needs_adapt`: they follow the story's lease."""
-    return tuple(
-        move(item, B.NEEDS_ADAPT, now, reason=item.reason)
-        for item in board.subtasks_of(story.id)
-        if item.status is B.ADAPTING
-    )
+def free_adapting(
+    board: Board, story: Story, actor: str, now: datetime
+) -> tuple[Board, tuple[Event, ...]]:
+    """Put the story's `adapting` subtasks back in `needs_adapt`: they follow the story's lease."""
+    events: list[Event] = []
+    for item in board.subtasks_of(story.id):
+        if item.status is B.ADAPTING:
+            free = move(item, B.NEEDS_ADAPT, now, reason=item.reason)
+            board = put(board, free)
+            text = f"{story.id} is no longer being adapted"
+            events.append(moved_event(item, free, actor, now, text))
+    return board, tuple(events)
 
 
 def _unblock(work: _Work) -> None:

@@ -11,12 +11,12 @@ from datetime import datetime
 
 from oodatcaa.domain.board import Board, Decision
 from oodatcaa.domain.evidence import Evidence, GateSpec, Verdict, verdict_of
-from oodatcaa.domain.handover import held_story, held_subtask, moved_event, settle
+from oodatcaa.domain.handover import held_story, held_subtask, settle
 from oodatcaa.domain.lifecycle import (
     B,
     S,
-    is_done,
     move,
+    moved_event,
     put,
 )
 from oodatcaa.domain.negotiation import held_task
@@ -87,18 +87,9 @@ def submit_test(
     """Accept a verification: `done` when all criteria and gates hold at `commit`. The last
     subtask that becomes done makes the story `ready_for_integrator` with that commit.
 
-    Raises RefusedError like `submit_build`, and submission.untested_commit when `commit` is not
-    one that a build of this story handed in: merging it would merge something else.
+    Raises RefusedError like `submit_build`.
     """
     held = held_subtask(board, subtask, owner, attempt, SubtaskKind.TEST)
-    built = {item.commit for item in board.subtasks_of(held.story) if is_done(item)} - {""}
-    if failure is None and built and commit not in built:
-        raise RefusedError(
-            "submission.untested_commit",
-            f"{commit[:12]} was checked, but the builds of {held.story} handed in "
-            + ", ".join(sorted(item[:12] for item in built)),
-            hint=f"oodatcaa show {held.story}",
-        )
     return _judge(board, now, held, commit, artefacts, evidence, gates, failure)
 
 
@@ -256,7 +247,7 @@ def _stop(
     to = S.NEEDS_HUMAN if human else S.NEEDS_ADAPT
     stopped = move(held, to, now, reason=reason or "no reason was given", failure=failure)
     board = put(board, stopped)
-    board = put(board, *free_adapting(board, stopped, now))
+    board, freed = free_adapting(board, stopped, actor, now)
     event = moved_event(
         held,
         stopped,
@@ -266,7 +257,7 @@ def _stop(
         details=failure.gates if failure else (),
         evidence=failure.evidence if failure else (),
     )
-    return Decision(board, stopped, (event,))
+    return Decision(board, stopped, (event, *freed))
 
 
 def submit_integration(

@@ -73,6 +73,10 @@ class _Lease(Record):
     ttl_seconds: PositiveInt
     claimed_at: Utc
     heartbeat_at: Utc
+    courtesy: bool = Field(
+        default=False,
+        description="last renewed on behalf of a living owner that had not renewed it itself",
+    )
 
 
 class ProcessLease(_Lease):

@@ -128,6 +128,7 @@ class Desk:
     profile_tokens: int
     now: Callable[[], datetime]
     plan_of: Callable[[str], Plan | None]
+    plan_version: Callable[[str, int], Plan]
     inventory: Callable[[], Inventory]
     read_board: Callable[[], Board]
     git_state: Callable[[], tuple[str, bool]]
@@ -135,6 +136,7 @@ class Desk:
     say: Callable[[str], None] = _silent
     on_progress: Callable[[TrainProgress], None] | None = None
     should_stop: Callable[[], bool] = _never
+    can_plot: bool = True
     pins: Callable[[], dict[str, str]] = field(default=dict)
 
 

@@ -16,7 +16,7 @@ from oodatcaa.domain.training import (
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.desk import Desk
-from oodatcaa.roles.planner import PlanInputs, adapted_plan, plan_story
+from oodatcaa.roles.planner import PlanInputs, adapted_plan, plan_story, planned_params
 
 
 def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
@@ -38,9 +38,7 @@ def make_adapted_plan(
 ) -> Plan:
     origin = f"{story.id} plan v{story.plan_version + 1} (adapted)"
     inputs = gather(desk, board, story, params, backend, origin)
-    return adapted_plan(
-        previous, inputs, params=params, backend=backend, note=note, keeps=keeps
-    )
+    return adapted_plan(previous, inputs, params=params, backend=backend, note=note, keeps=keeps)
 
 
 def inherited(desk: Desk, board: Board, story: Story) -> tuple[QLoRA, str, str]:
@@ -68,12 +66,12 @@ def gather(
     desk.say(f"{story.id} gathering facts for the plan")
     shape, model_error, place = _model(desk)
     by_kind = {item.kind: item.id for item in board.stories}
-    dataset = desk.facts.get(
-        by_kind.get(StoryKind.DATA, ""), records.DATASET, records.DatasetFacts
-    )
+    dataset = desk.facts.get(by_kind.get(StoryKind.DATA, ""), records.DATASET, records.DatasetFacts)
     training = desk.facts.get(
         by_kind.get(StoryKind.TRAIN, ""), records.TRAINING, records.TrainingFacts
     )
+    data = dataset.dataset if dataset else None
+    planned = planned_params(params, data) if story.kind is StoryKind.TRAIN else params
     return PlanInputs(
         story=story,
         board=board,
@@ -87,14 +85,16 @@ def gather(
         machine=desk.machine,
         shape=shape,
         model_error=model_error,
-        estimate=_estimate(desk, backend, place, params),
+        estimate=_estimate(desk, backend, place, planned),
+        estimated_for=planned,
         inference=_inference(desk, by_kind.get(StoryKind.FRAMEWORK)),
         params=params,
         params_from=origin,
         backend=backend,
-        dataset=dataset.dataset if dataset else None,
+        dataset=data,
         run=desk.runs.read(training.run_id) if training else None,
         run_dir=training.run_dir if training else "",
+        plotting=desk.can_plot,
         dependency_notes=tuple(
             f"{item.id} {item.title}: {item.status.value}"
             for item in board.stories

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from oodatcaa.domain.adaptation import Adaptation, GiveUp, adapt_failure
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.plan import Plan
-from oodatcaa.domain.task import Story, SubtaskStatus
+from oodatcaa.domain.task import Story
 from oodatcaa.domain.training import MemoryEstimate, QLoRA, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.desk import Desk
+from oodatcaa.roles.planner import keepable
 from oodatcaa.roles.planning import make_adapted_plan
 
 
@@ -20,7 +23,8 @@ def refine(desk: Desk, board: Board, story: Story) -> Plan | GiveUp:
     decided = _decide(desk, story, previous)
     if isinstance(decided, GiveUp):
         return decided
-    keeps = () if decided.start_over else _still_good(board, story, previous)
+    note = decided.note(story.adapt_round + 1, story.failure.summary)
+    keeps = keepable(previous, board, params=decided.params, backend=decided.backend)
     return make_adapted_plan(
         desk,
         board,
@@ -28,8 +32,8 @@ def refine(desk: Desk, board: Board, story: Story) -> Plan | GiveUp:
         previous,
         params=decided.params,
         backend=decided.backend,
-        note=decided.note,
-        keeps=keeps,
+        note=note,
+        keeps=() if decided.kind == "start_over" else keeps,
     )
 
 
@@ -38,28 +42,41 @@ def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
     model = desk.models.place(previous.model)
     shape = desk.models.shape(model.path)
 
-    def estimate(params: QLoRA, backend: str) -> MemoryEstimate:
-        spec = TrainSpec(
-            backend=backend,
-            model=model.path,
-            data_dir="-",
-            params=params,
-            memory_limit_bytes=previous.memory_limit_bytes,
+    def estimator(backend: str) -> Callable[[QLoRA], MemoryEstimate]:
+        return lambda params: desk.backends[backend].estimate(
+            TrainSpec(
+                backend=backend,
+                model=model.path,
+                data_dir="-",
+                params=params,
+                memory_limit_bytes=previous.memory_limit_bytes,
+            )
         )
-        return desk.backends[backend].estimate(spec)
 
+    usable = _usable(desk, previous)
+    earlier = _earlier(desk, story)
     return adapt_failure(
         story.failure,
-        round=story.adapt_round + 1,
+        round=story.adapt_round,
         max_rounds=desk.objective.budget.adapt_rounds,
         params=previous.params,
         backend=previous.backend,
-        backends=_usable(desk, previous),
-        limit_bytes=previous.memory_limit_bytes,
-        estimate=estimate,
+        backends=usable,
+        limit_bytes=min(previous.memory_limit_bytes, desk.machine.memory_bytes),
+        estimate=estimator(previous.backend),
         data_longest=_longest(desk, model.path),
         bits=previous.params.quantize_bits or shape.bits,
+        tried=tuple(plan.params for plan in earlier),
+        notes=tuple(plan.adaptation for plan in earlier if plan.adaptation is not None),
+        budget_seconds=desk.objective.budget.minutes * 60.0,
+        total_layers=shape.num_layers,
+        estimators={name: estimator(name) for name in usable},
     )
+
+
+def _earlier(desk: Desk, story: Story) -> tuple[Plan, ...]:
+    """The story's plans so far, oldest first."""
+    return tuple(desk.plan_version(story.id, n) for n in range(1, story.plan_version + 1))
 
 
 def _usable(desk: Desk, previous: Plan) -> tuple[str, ...]:
@@ -78,14 +95,3 @@ def _longest(desk: Desk, model_path: str) -> int | None:
     except OodatcaaError as error:
         desk.say(f"the data's longest example is not known: {error}")
         return None
-
-
-def _still_good(board: Board, story: Story, previous: Plan) -> tuple[str, ...]:
-    """Build subtasks that are done and whose result the adaptation does not touch."""
-    done = {
-        item.id
-        for item in board.subtasks_of(story.id)
-        if item.status is SubtaskStatus.DONE and item.id.split("-")[1].startswith("B")
-    }
-    named = {*previous.keeps, *(subtask.id for subtask in previous.subtasks)}
-    return tuple(sorted(done & named))

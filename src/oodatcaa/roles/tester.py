@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.plan import Plan
-from oodatcaa.domain.task import Story
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Examination:
     veto: tuple[str, ...]
 
 
-def examine(plan: Plan, story: Story, committed: tuple[str, ...]) -> Examination:
+def examine(plan: Plan, committed: tuple[str, ...]) -> Examination:
     """Every acceptance criterion and quality gate, plus: all promised documents are there.
 
     `committed` are the paths at the submitted commit. Vetoes what no gate would notice: live

@@ -209,7 +209,8 @@ class Journal:
         except _NotYet:
             os.close(handle)
             raise
-        if head.seq != self.replica.seq or head.revision != self.replica.revision:
+        same = (head.seq, head.revision) == (self.replica.seq, self.replica.revision)
+        if not same or head.since != self.since:  # a sprint was closed: the base is another board
             os.close(handle)
             self._close_handle()
             return self._load()

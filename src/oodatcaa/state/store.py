@@ -107,7 +107,8 @@ class QueueStore:
             old = replica.board
             decision = self._decide(decide, now)
             change = difference(old, decision.board)
-            if not change.empty or decision.events:
+            stale = decision.board.revision != old.revision
+            if not change.empty or decision.events or stale:
                 refuse_inconsistent(old, decision.board, change)
                 self._commit(change, decision.events, now, read)
                 self._write_views()
@@ -175,7 +176,9 @@ class QueueStore:
         Raises StateError `queue.views_behind` when that can not be done; the state is safe.
         """
         with self._mutex:
-            if self._journal.exists and self._view.behind and not self._deciding:
+            behind = self._view.behind or self._view_error is not None
+            if self._journal.exists and behind and not self._deciding:
+                self._view_error = None
                 with self._writing():
                     self._write_views(final=True)
             self._lock.settle()
@@ -222,7 +225,7 @@ class QueueStore:
             if not self._lock.lingering:
                 self._make_folder()
                 self._journal.follow(locked=False)  # the bulk of the reading, outside the lock
-            fresh = self._lock.acquire(self._lock_seconds, self._read_ahead)
+            fresh = self._take_lock()
             try:
                 self._recover(fresh)
                 yield
@@ -242,11 +245,20 @@ class QueueStore:
         try:
             self.work_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StateError(
-                "queue.unwritable",
-                f"{self.work_dir} can not be made: {error.strerror}",
-                hint="make the folder above it writable, then repeat the command",
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _take_lock(self) -> bool:
+        try:
+            return self._lock.acquire(self._lock_seconds, self._read_ahead)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StateError:
+        return StateError(
+            "queue.unwritable",
+            f"{self.work_dir} can not be written: {error.strerror or error}",
+            hint="make the folder and its files writable, then repeat the command",
+        )
 
     def _read_ahead(self) -> None:
         """While others write: so that little is left to read under the lock."""

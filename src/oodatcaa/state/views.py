@@ -32,6 +32,7 @@ class QueueView:
         self._journal = journal
         self._renderer = Renderer()
         self._known: _Stat | None = None
+        self._dealt_with: _Stat | None = None
         self._seq = -1
         self._exact = False
         self._seen_at = 0.0
@@ -54,6 +55,7 @@ class QueueView:
             return False
         if status == self._known:
             return False
+        self._dealt_with = status
         data = self.path.read_bytes()
         marker = self._written(hashlib.sha256(data).hexdigest())
         if marker is None:
@@ -92,11 +94,20 @@ class QueueView:
         temp = temp_of(self.path)
         write_temp(temp, rendered.data, "snapshot")
         self._journal.mark(Marker(seq=replica.seq, sha256=rendered.sha256))
+        if self._just_touched():
+            return  # somebody wrote it since we looked: the next transaction settles that
         replace(temp, self.path, "snapshot", durable=False)
         self._remember(_stat(self.path), replica.seq, exact)
 
+    def _just_touched(self) -> bool:
+        try:
+            return _stat(self.path) != self._dealt_with
+        except FileNotFoundError:
+            return False
+
     def _remember(self, status: _Stat, seq: int, exact: bool) -> None:
         self._known, self._seq, self._exact = status, seq, exact
+        self._dealt_with = status
         self._seen_at = time.monotonic()
 
 

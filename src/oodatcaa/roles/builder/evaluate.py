@@ -50,7 +50,9 @@ def evaluate(bench: Bench) -> StepOutcome:
         facts=(f"{line} on {result.examples} examples",),
         metrics=(
             Metric(name="test loss, base", value=f"{result.base_loss:.3f}", source="measured"),
-            Metric(name="test loss, adapter", value=f"{result.adapter_loss:.3f}", source="measured"),
+            Metric(
+                name="test loss, adapter", value=f"{result.adapter_loss:.3f}", source="measured"
+            ),
         ),
     )
 

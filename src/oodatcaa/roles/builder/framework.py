@@ -193,9 +193,7 @@ def _measure_probe(
 
 def document_installation(bench: Bench) -> StepOutcome:
     facts = _framework_facts(bench)
-    text = docs.installation_guide(
-        bench.plan, facts.probes, facts.machine, pins=bench.desk.pins()
-    )
+    text = docs.installation_guide(bench.plan, facts.probes, facts.machine, pins=bench.desk.pins())
     return StepOutcome(
         facts=("every command of the guide is listed with the versions found here",),
         files=(bench.write(f"{DOCS}/installation.md", text),),

@@ -63,17 +63,13 @@ def model_card(bench: Bench) -> StepOutcome:
     return StepOutcome(
         facts=(f"adapter {record.adapter_sha256[:16]} of run {run.run_id}",),
         files=files,
-        artefacts=(
-            Artefact(kind=ArtefactKind.RUN, ref=run.run_id, sha256=record.adapter_sha256),
-        ),
+        artefacts=(Artefact(kind=ArtefactKind.RUN, ref=run.run_id, sha256=record.adapter_sha256),),
     )
 
 
 def document_publication(bench: Bench) -> StepOutcome:
     folder = bench.workspace.path / DOCS
-    present = sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
-    )
+    present = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     text = docs.publication_index(bench.desk.objective.title, tuple(present))
     return StepOutcome(
         facts=(f"{len(present)} documents and records indexed",),

@@ -37,7 +37,9 @@ def train(bench: Bench) -> StepOutcome:
     run = backend.train(spec, on_progress=desk.on_progress, should_stop=desk.should_stop)
     folder = desk.runs.folder(run.run_id)
     if run.status is not RunStatus.FINISHED:
-        return StepOutcome(facts=(f"run {run.run_id}: {run.status.value}",), failure=_why(bench, run))
+        return StepOutcome(
+            facts=(f"run {run.run_id}: {run.status.value}",), failure=_why(bench, run)
+        )
     facts = records.TrainingFacts(
         run_id=run.run_id,
         run_dir=str(folder),

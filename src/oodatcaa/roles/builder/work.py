@@ -88,9 +88,7 @@ def build(
 def _execute(bench: Bench) -> StepOutcome:
     step = bench.step
     executor = (
-        DOCUMENTS.get(step.document)
-        if step.kind is StepKind.DOCUMENT
-        else EXECUTORS.get(step.kind)
+        DOCUMENTS.get(step.document) if step.kind is StepKind.DOCUMENT else EXECUTORS.get(step.kind)
     )
     if executor is None:
         return _failed(bench, "plan", f"step {step.number}: nobody can do {step.kind.value}")
@@ -107,7 +105,5 @@ def _execute(bench: Bench) -> StepOutcome:
 
 
 def _failed(bench: Bench, kind: str, summary: str) -> StepOutcome:
-    failure = Failure(
-        kind=kind, task=bench.subtask.id, summary=summary, at=bench.desk.now()
-    )
+    failure = Failure(kind=kind, task=bench.subtask.id, summary=summary, at=bench.desk.now())
     return StepOutcome(failure=failure)
