@@ -12,8 +12,10 @@ from hypothesis import strategies as some
 from oodatcaa.domain.board import Decision, Event, EventKind
 from oodatcaa.domain.ports import Logged
 from oodatcaa.domain.task import Role
+from oodatcaa.kit import faults
 from oodatcaa.state import dialect
 from oodatcaa.state.log import read_log, rotations
+from oodatcaa.state.snapshot import QUEUE_FILE
 from oodatcaa.state.store import QueueStore
 from queue_making import START, begin, claim, event
 
@@ -146,3 +148,17 @@ def test_notes_that_people_add_stay_where_they_are(tmp_path: Path) -> None:
         text = path.read_text()
         assert text.count("I looked at this by hand.\n\n## ") == 1
         assert list(read_log(tmp_path)) == list(store.history())
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_an_entry_that_could_not_be_written_is_never_skipped(tmp_path: Path, edited: bool) -> None:
+    with filled(tmp_path, 2) as store:
+        faults.arm(",".join(f"log.half_written:{count}:ENOSPC" for count in range(1, 6)))
+        note(store, "first")
+        if edited:
+            path = tmp_path / QUEUE_FILE
+            path.write_text(path.read_text().replace("Build 2", "Bau 2"))
+        note(store, "second")
+        faults.arm("")
+    assert list(read_log(tmp_path)) == list(QueueStore(tmp_path).history())
+    assert len(list(read_log(tmp_path))) == 5 + edited

@@ -160,6 +160,7 @@ def test_an_unreadable_file_is_set_aside(
 def test_an_old_file_restored_over_the_new_one_changes_nothing(store: QueueStore) -> None:
     old = (store.work_dir / QUEUE_FILE).read_bytes()
     store.transact(release("T001-B01", "a", SubtaskStatus.DONE))
+    store.close()
     (store.work_dir / QUEUE_FILE).write_bytes(old)
     assert QueueStore(store.work_dir).read().subtasks[0].status is SubtaskStatus.DONE
     assert "would be lost" in rejected(store)[0].with_suffix(".errors.txt").read_text()

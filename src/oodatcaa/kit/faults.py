@@ -23,9 +23,6 @@ class _Fault:
     error: int | None
 
     def strike(self) -> None:
-        self.remaining -= 1
-        if self.remaining != 0:
-            return
         if self.error is None:
             os.kill(os.getpid(), signal.SIGKILL)
         else:
@@ -50,8 +47,11 @@ def reach(name: str) -> None:
     """Mark a point in an I/O sequence. Does nothing unless a test armed it."""
     if _armed:
         _passed[name] = _passed.get(name, 0) + 1
-        for fault in _armed:
-            if fault.name == name:
+        here = [fault for fault in _armed if fault.name == name]
+        for fault in here:
+            fault.remaining -= 1
+        for fault in here:
+            if fault.remaining == 0:
                 fault.strike()
 
 

@@ -8,7 +8,7 @@ A file over the limit is renamed into `archive/` as a whole, so the oldest entri
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -59,9 +59,14 @@ class AgentLog:
             self._noted = not tail.endswith(b"\n\n")
         return self._last != expected
 
-    def append(self, entries: Iterable[Logged]) -> None:
-        """Write the entries of a transaction that is durable in the journal."""
-        entries = tuple(entries)
+    def append(self, entries: Sequence[Logged], previous: Place | None) -> bool:
+        """Write the entries of a transaction that is durable in the journal.
+
+        False, with nothing written, when the entry before (`previous`) is not there yet: a gap
+        could never be seen again. `complete` is needed then.
+        """
+        if self.incomplete(previous):
+            return False
         if not self._open():
             self._fresh((entries[0].seq - 1, 0))
         text = "".join(dialect.render(entry) for entry in entries)
@@ -71,6 +76,7 @@ class AgentLog:
         self._last = (entries[-1].seq, entries[-1].index)
         if self._size > self._limit:
             self._rotate()
+        return True
 
     def complete(self, history: Iterable[Logged], *, since: int) -> None:
         """Append what the log lacks of `history` (all events later than `since`)."""
@@ -90,6 +96,7 @@ class AgentLog:
         elif not text.endswith("\n\n"):
             lacking = "\n\n" + lacking  # after a person's note
         self._write(lacking.encode("utf-8", "surrogatepass"))
+        self._noted = False
         self._last = (missing[-1].seq, missing[-1].index) if missing else place
 
     def sync(self) -> None:

@@ -164,7 +164,7 @@ class QueueStore:
             self._journal.rebase(start, since=replica.seq, then=closing)
             self._archive.finish(self._journal.since)
             self._view.committed()
-            self._append_to_log(closing)
+            self._append_to_log(closing, None)
             self._write_views()
             return self._archive.target(number), decision.value
 
@@ -295,16 +295,22 @@ class QueueStore:
         seq, revision = journal.replica.seq + 1, journal.replica.revision + 1
         clock = read if behind > 0 else None
         done = Transaction.of(change, events, seq=seq, revision=revision, at=now, clock=clock)
+        previous = journal.expected_entry
         journal.commit(done)
         self._view.committed()
-        self._append_to_log(done)
+        self._append_to_log(done, previous)
 
-    def _append_to_log(self, done: Transaction) -> None:
+    def _append_to_log(self, done: Transaction, previous: tuple[int, int] | None) -> None:
         if done.events:
             entries = [
                 Logged(seq=done.seq, index=n, event=event) for n, event in enumerate(done.events)
             ]
-            self._try_view(lambda: self._log.append(entries))
+
+            def append() -> None:
+                if not self._log.append(entries, previous):
+                    self._complete_log()
+
+            self._try_view(append)
 
     def _complete_log(self) -> None:
         since = self._journal.since

@@ -1,0 +1,317 @@
+"""Full disks, folders that can not be written, clocks that jump, damaged files."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from oodatcaa.domain.board import Board, Decision
+from oodatcaa.domain.task import ProcessLease, Role, SubtaskStatus
+from oodatcaa.errors import StateError
+from oodatcaa.kit import faults
+from oodatcaa.kit.process import process_identity
+from oodatcaa.state.liveness import dead_process_leases
+from oodatcaa.state.log import read_log
+from oodatcaa.state.snapshot import QUEUE_FILE
+from oodatcaa.state.store import QueueStore
+from queue_making import START, begin, board, claim, event
+
+
+@pytest.fixture(autouse=True)
+def disarm() -> Iterator[None]:
+    yield
+    faults.arm("")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    with QueueStore(tmp_path / "work") as store:
+        store.transact(begin(6))
+    return tmp_path / "work"
+
+
+def note(store: QueueStore, text: str = "more") -> None:
+    store.transact(lambda old, now: Decision(old, None, (event(now, text=text),)))
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize(
+    "point",
+    ["journal.before_write", "journal.half_written", "journal.after_write", "journal.before_fsync"],
+)
+def test_a_commit_that_fails_changes_nothing(work: Path, point: str, error: str) -> None:
+    store, reader = QueueStore(work), QueueStore(work)
+    assert reader.read().revision == 1
+    faults.arm(f"{point}:1:{error}")
+    with pytest.raises(StateError) as caught:
+        store.transact(claim("a"))
+    faults.arm("")
+    assert caught.value.code == "queue.write_failed"
+    assert "nothing was changed" in caught.value.message
+    for one in (store, reader, QueueStore(work)):
+        assert one.read() == board(6, revision=1)
+    assert store.transact(claim("b")) == "T001-B01"
+    assert reader.transact(claim("c")) == "T001-B02"
+    assert len(list(read_log(work))) == 3
+
+
+def test_a_reader_that_saw_a_line_which_was_taken_back(work: Path) -> None:
+    store, reader = QueueStore(work), QueueStore(work)
+
+    def peek(old: Board, now: datetime) -> Decision[None]:
+        return Decision(old, None, (event(now, text="x" * 3000),))
+
+    real = os.fsync
+    seen = []
+
+    def fail(_: int) -> None:
+        seen.append(reader.read().revision)
+        os.fsync = real
+        raise OSError(5, "the disk is gone")
+
+    os.fsync = fail  # type: ignore[assignment]
+    try:
+        with pytest.raises(StateError):
+            store.transact(peek)
+    finally:
+        os.fsync = real
+    assert seen == [2]
+    assert reader.read().revision == 1
+    note(store)
+    assert reader.read().revision == 2
+    assert [one.event.text for one in reader.history()] == ["it begins", "more"]
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "log.before_write",
+        "log.half_written",
+        "snapshot.before_write",
+        "snapshot.before_rename",
+        "marker.before_write",
+        "marker.half_written",
+    ],
+)
+def test_a_view_that_fails_does_not_undo_the_commit(work: Path, point: str) -> None:
+    store = QueueStore(work)
+    faults.arm(f"{point}:1:ENOSPC,{point}:2:ENOSPC")
+    assert store.transact(claim("a")) == "T001-B01"
+    with pytest.raises(StateError) as caught:
+        store.flush()
+    faults.arm("")
+    assert caught.value.code == "queue.views_behind"
+    note(store)
+    store.close()
+    assert [one.seq for one in read_log(work)] == [1, 2, 3]
+    assert json.loads((work / QUEUE_FILE).read_text())["revision"] == 3
+    assert not list(work.glob("*rejected*"))
+
+
+def _fill_up(work: Path, limit: int, out: object) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    store = QueueStore(work)
+    done = 0
+    try:
+        for _ in range(200):
+            note(store, "y" * 400)
+            done += 1
+    except StateError as error:
+        out.put((done, error.code))  # type: ignore[attr-defined]
+
+
+def test_real_short_writes_when_the_journal_may_not_grow(work: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    out = context.Queue()
+    limit = (work / "queue.journal").stat().st_size + 20_123
+    process = context.Process(target=_fill_up, args=(work, limit, out))
+    process.start()
+    done, code = out.get(timeout=60)
+    process.join()
+    assert code == "queue.write_failed"
+    assert done > 5
+    store = QueueStore(work)
+    assert store.read().revision == 1 + done
+    assert len(list(store.history())) == 1 + done
+    note(store)
+    assert len(list(read_log(work))) == 2 + done
+
+
+def _look_and_touch(work: Path, out: object) -> None:
+    if os.getuid() == 0:
+        os.setuid(65534)
+    store = QueueStore(work)
+    said: list[object] = [store.read().revision, len(list(store.history()))]
+    try:
+        note(store)
+    except StateError as error:
+        said.append(error.code)
+    out.put(said)  # type: ignore[attr-defined]
+
+
+def test_a_read_only_folder_can_be_read() -> None:
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as made:
+        work = Path(made) / "work"
+        with QueueStore(work) as store:
+            store.transact(begin(3))
+        for path in work.iterdir():
+            path.chmod(0o444)
+        for folder in (work, work.parent):
+            folder.chmod(0o555)
+        out = context.Queue()
+        process = context.Process(target=_look_and_touch, args=(work, out))
+        process.start()
+        said = out.get(timeout=60)
+        process.join()
+        for folder in (work.parent, work):
+            folder.chmod(0o755)
+    assert said == [1, 1, "queue.unwritable"]
+
+
+def test_time_stands_still_while_the_clock_is_behind(tmp_path: Path) -> None:
+    times = [START, START + timedelta(hours=1), START - timedelta(days=2), START, START]
+    times.append(START + timedelta(hours=2))
+    queue = iter(times)
+    store = QueueStore(tmp_path, clock=lambda: next(queue))
+    for _ in times:
+        note(store)
+    stamps = [one.event.at for one in store.history()]
+    assert stamps == sorted(stamps)
+    assert stamps[-1] == times[-1]
+    said = [one.event.text for one in store.history() if one.event.actor == "clock"]
+    assert said == ["the machine's clock went back by 176400 s; times stand still until it is past"]
+
+
+def damage(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        (b'"head":1', b'"head":2', ":1:1 "),
+        (b'"offers":[]', b'"offers":[[', ":2:112 "),
+        (b'"it begins"', b'"it began!"', ":3:1 "),
+        (b'"snap":{"seq":1', b'"snap":{"seq":2', ":4:1 "),
+        (b'"seq":2,"revision":2', b'"seq":2,revision":2', ":5:27 "),
+    ],
+)
+def test_a_damaged_journal_names_the_place_and_is_never_empty(
+    work: Path, old: bytes, new: bytes, place: str
+) -> None:
+    with QueueStore(work) as store:
+        note(store)
+    damage(work / "queue.journal", old, new)
+    kept = (work / "queue.journal").read_bytes()
+    for attempt in (QueueStore(work).read, lambda: QueueStore(work).transact(claim("a"))):
+        with pytest.raises(StateError) as caught:
+            attempt()
+        assert caught.value.code == "queue.journal_unreadable"
+        assert f"queue.journal{place}" in caught.value.message
+        assert "oodatcaa doctor --repair" in caught.value.hint
+    assert (work / "queue.journal").read_bytes() == kept
+
+
+def test_a_torn_last_line_is_cut_off(work: Path) -> None:
+    journal = work / "queue.journal"
+    whole = journal.read_bytes()
+    for tail in (b'{"crc":"0', b'{"crc":"00000000","seq":2\0\0\0\n', b"\0" * 100):
+        journal.write_bytes(whole + tail)
+        assert QueueStore(work).read().revision == 1
+        assert journal.read_bytes() == whole + tail, "a reader changes nothing"
+    with QueueStore(work) as store:
+        note(store)
+    assert whole in journal.read_bytes()
+    assert QueueStore(work).read().revision == 2
+
+
+def test_a_journal_that_is_gone_or_older_is_never_taken_silently(work: Path) -> None:
+    journal = work / "queue.journal"
+    old = journal.read_bytes()
+    store = QueueStore(work)
+    for _ in range(3):
+        note(store)
+    journal.rename(work / "kept")
+    with pytest.raises(StateError, match="is gone"):
+        store.read()
+    journal.write_bytes(old)
+    with pytest.raises(StateError) as caught:
+        store.read()
+    assert caught.value.code == "queue.journal_older"
+
+
+def test_a_large_queue_says_that_it_lags_and_is_exact_when_closed(tmp_path: Path) -> None:
+    with QueueStore(tmp_path, exact_tasks=3) as store:
+        store.transact(begin(6))
+        for _ in range(5):
+            store.transact(claim("a"))
+        document = json.loads((tmp_path / QUEUE_FILE).read_text())
+        assert document["exact"] is False
+        assert "may be a second behind" in document["note"]
+        assert store.read().revision == 6
+    document = json.loads((tmp_path / QUEUE_FILE).read_text())
+    assert (document["exact"], document["revision"]) == (True, 6)
+    other = QueueStore(tmp_path, exact_tasks=3)
+    before = (tmp_path / QUEUE_FILE).stat().st_mtime_ns
+    other.read()
+    other.close()
+    assert (tmp_path / QUEUE_FILE).stat().st_mtime_ns == before, "a reader wrote"
+
+
+def test_the_crew_runs_on_and_the_file_follows_within_a_second(tmp_path: Path) -> None:
+    store = QueueStore(tmp_path, exact_tasks=3)
+    store.transact(begin(6))
+    store.transact(claim("a"))
+    for _ in range(100):
+        document = json.loads((tmp_path / QUEUE_FILE).read_text())
+        if document["revision"] == 2:
+            break
+        signal.sigtimedwait([], 0.1)
+    assert document["revision"] == 2
+
+
+def _lease(pid: int, started: float, host: str) -> ProcessLease:
+    return ProcessLease(
+        kind="process",
+        owner="builder-A",
+        role=Role.BUILDER,
+        host=host,
+        attempt=1,
+        ttl_seconds=60,
+        claimed_at=START,
+        heartbeat_at=START,
+        pid=pid,
+        process_started_at=started,
+    )
+
+
+def test_leases_of_dead_processes_on_this_host_only() -> None:
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    pid, started = process_identity(sleeper.pid)
+    leases = [
+        _lease(pid, started, "here"),
+        _lease(pid, started + 5, "here"),  # the pid belongs to another process now
+        _lease(pid, started + 5, "elsewhere"),
+    ]
+    held = board(4)
+    for number, lease in enumerate(leases):
+        task = held.subtasks[number]
+        held = held.with_task(task.evolve(lease=lease, status=SubtaskStatus.IN_PROGRESS))
+    assert dead_process_leases(held, "here") == {"T001-B02"}
+    sleeper.kill()
+    sleeper.wait()
+    assert dead_process_leases(held, "here") == {"T001-B01", "T001-B02"}
