@@ -128,7 +128,7 @@ def _work(
         workshop = Workshop(project)
         try:
             desk = workshop.desk(
-                name, role, project.objective(), broadcast=broadcast, should_stop=stopping
+                name, project.objective(), broadcast=broadcast, should_stop=stopping
             )
             WORK[role](
                 Claimed(project, workshop, desk, broadcast, task, name, role, started, stopping)

@@ -14,7 +14,6 @@ from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
-from oodatcaa.domain.task import Role
 from oodatcaa.domain.training import DatasetRecord, ModelShape, RunRecord, TrainSpec
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.machine import describe_machine
@@ -150,7 +149,6 @@ class Workshop:
     def desk(
         self,
         agent: str,
-        role: Role,
         objective: Objective,
         *,
         broadcast: Broadcast | None = None,

@@ -1,4 +1,4 @@
-"""Verbs for people and outside agents: claim, heartbeat, submit, release, approve, cancel, waive."""
+"""Verbs for people and outside agents: claim, heartbeat, submit, release, approve, cancel …"""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def submit_task(
         return _submit_plan_file(project, task, owner, plan_file)
     broadcast = Broadcast(project.work, owner, role, print)
     workshop = Workshop(project)
-    desk = workshop.desk(owner, role, project.objective(), broadcast=broadcast)
+    desk = workshop.desk(owner, project.objective(), broadcast=broadcast)
     claimed = Claimed(
         project,
         workshop,

@@ -113,8 +113,8 @@ model: none
 ROLES: dict[str, tuple[str, str]] = {
     "planner": (
         "Observes, orients, decides: turns one story into a validated, versioned plan.",
-        "You hold one story in `planning`. Probe this machine, read what earlier stories made, and\n"
-        "hand in one plan record: alternatives as facts with their source, numbered steps with\n"
+        "You hold one story in `planning`. Probe this machine, read what earlier stories made,\n"
+        "and hand in one plan record: alternatives as facts with their source, numbered steps with\n"
         "exit gates, 2-4 subtasks, acceptance criteria that a command or a metric decides.\n"
         "Never write a number that was not measured, derived, or labelled as an estimate.",
     ),
@@ -127,15 +127,15 @@ ROLES: dict[str, tuple[str, str]] = {
     ),
     "tester": (
         "Tests and checks: the framework recomputes every criterion; you may add or veto.",
-        "You hold one test subtask in `testing`. The framework runs every acceptance criterion and\n"
-        "gate in a fresh worktree and recomputes metrics from the artefacts. You may add checks\n"
-        "or veto with a reason; you can not pass anything.",
+        "You hold one test subtask in `testing`. The framework runs every acceptance criterion\n"
+        "and gate in a fresh worktree and recomputes metrics from the artefacts. You may add\n"
+        "checks or veto with a reason; you can not pass anything.",
     ),
     "refiner": (
         "Adapts: decides what changes after a failure and writes the next plan version.",
-        "You hold one story in `adapting`. Read the failure and its evidence, choose the next rung\n"
-        "of the ladder (or a start-over), and hand in plan version n+1 with the reason. At most\n"
-        "three rounds; then a person decides.",
+        "You hold one story in `adapting`. Read the failure and its evidence, choose the next\n"
+        "rung of the ladder (or a start-over), and hand in plan version n+1 with the reason. At\n"
+        "most three rounds; then a person decides.",
     ),
     "integrator": (
         "Archives: merges, re-runs the gates on the merge, tags, exports the records, proves it.",

@@ -39,7 +39,7 @@ class GatesConfig(Record):
 
 
 class GitConfig(Record):
-    """How the crew commits. `sign` and `hooks` are off: a passphrase prompt would hang the night."""
+    """How the crew commits: unsigned and without hooks, for a passphrase prompt would hang it."""
 
     target: str = Field(default="", description="branch to integrate into; empty = the current one")
     sign: bool = False

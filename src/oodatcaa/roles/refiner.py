@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from oodatcaa.domain.adaptation import Adaptation, GiveUp, adapt_failure
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.plan import Plan
@@ -23,7 +21,6 @@ def refine(desk: Desk, board: Board, story: Story) -> Plan | GiveUp:
     decided = _decide(desk, story, previous)
     if isinstance(decided, GiveUp):
         return decided
-    note = decided.note(story.adapt_round + 1, story.failure.summary)
     keeps = keepable(previous, board, params=decided.params, backend=decided.backend)
     return make_adapted_plan(
         desk,
@@ -32,8 +29,8 @@ def refine(desk: Desk, board: Board, story: Story) -> Plan | GiveUp:
         previous,
         params=decided.params,
         backend=decided.backend,
-        note=note,
-        keeps=() if decided.kind == "start_over" else keeps,
+        note=decided.note,
+        keeps=() if decided.start_over else keeps,
     )
 
 
@@ -42,16 +39,15 @@ def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
     model = desk.models.place(previous.model)
     shape = desk.models.shape(model.path)
 
-    def estimator(backend: str) -> Callable[[QLoRA], MemoryEstimate]:
-        return lambda params: desk.backends[backend].estimate(
-            TrainSpec(
-                backend=backend,
-                model=model.path,
-                data_dir="-",
-                params=params,
-                memory_limit_bytes=previous.memory_limit_bytes,
-            )
+    def estimate(params: QLoRA, backend: str) -> MemoryEstimate:
+        spec = TrainSpec(
+            backend=backend,
+            model=model.path,
+            data_dir="-",
+            params=params,
+            memory_limit_bytes=previous.memory_limit_bytes,
         )
+        return desk.backends[backend].estimate(spec)
 
     usable = _usable(desk, previous)
     earlier = _earlier(desk, story)
@@ -63,14 +59,13 @@ def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
         backend=previous.backend,
         backends=usable,
         limit_bytes=min(previous.memory_limit_bytes, desk.machine.memory_bytes),
-        estimate=estimator(previous.backend),
+        estimate=estimate,
         data_longest=_longest(desk, model.path),
         bits=previous.params.quantize_bits or shape.bits,
         tried=tuple(plan.params for plan in earlier),
         notes=tuple(plan.adaptation for plan in earlier if plan.adaptation is not None),
         budget_seconds=desk.objective.budget.minutes * 60.0,
         total_layers=shape.num_layers,
-        estimators={name: estimator(name) for name in usable},
     )
 
 

@@ -1,0 +1,96 @@
+"""Let the framework check a commit: gates in a fresh worktree, metrics from the artefacts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from oodatcaa.app.metrics import ArtefactMetrics
+from oodatcaa.app.project import Project
+from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec
+from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.task import Story, StoryKind, Subtask
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.gates.ports import GateRequest
+from oodatcaa.gates.runner import GateRunner
+from oodatcaa.roles.builder import records
+from oodatcaa.roles.desk import Desk
+
+
+class Checker:
+    """Runs gates for one desk; every result is stored as evidence before it is returned."""
+
+    def __init__(self, project: Project, desk: Desk) -> None:
+        self._project = project
+        self._desk = desk
+
+    def run(
+        self,
+        gates: tuple[GateSpec, ...],
+        plan: Plan,
+        task: Story | Subtask,
+        commit: str,
+        *,
+        say: Callable[[str], None],
+    ) -> tuple[Evidence, ...]:
+        """One evidence per gate, also after failures. Waived ones say so."""
+        story_id = task.id if isinstance(task, Story) else task.story
+        story = self._project.board().story_by_id[story_id]
+        request = GateRequest(
+            story=story_id,
+            task=task.id,
+            attempt=task.attempt,
+            commit=commit,
+            gates=gates,
+            variables=self._variables(plan),
+            waivers=story.waivers,
+        )
+        runner = GateRunner(
+            self._project.repo,
+            self._project.evidence,
+            self._project.config.gates,
+            metrics=ArtefactMetrics(self._desk, plan, self._project.repo.file_at),
+            should_stop=self._desk.should_stop,
+        )
+
+        def tell(evidence: Evidence) -> None:
+            gate = evidence.gate
+            say(f"{task.id} {gate.id} {evidence.verdict.value}: {gate.name} ({evidence.detail})")
+
+        return runner.run(request, on_evidence=tell)
+
+    def _variables(self, plan: Plan) -> dict[str, str]:
+        """{model}, {data}, {run}, {adapter}: those that exist by now."""
+        found: dict[str, str] = {}
+        try:
+            found["model"] = self._desk.models.place(plan.model).path
+        except OodatcaaError as error:
+            self._desk.say(f"{{model}} is not available to gates: {error}")
+        by_kind = {story.kind: story.id for story in self._desk.read_board().stories}
+        data = self._desk.facts.get(
+            by_kind.get(StoryKind.DATA, "-"), records.DATASET, records.DatasetFacts
+        )
+        if data is not None:
+            found["data"] = data.dataset.path
+        training = self._desk.facts.get(
+            by_kind.get(StoryKind.TRAIN, "-"), records.TRAINING, records.TrainingFacts
+        )
+        if training is not None:
+            found |= {"run": training.run_dir, "adapter": training.adapter_dir}
+        return found
+
+
+def story_gates(plan: Plan) -> tuple[GateSpec, ...]:
+    """What the integrator runs again on the merge: the project's own checks and every file.
+
+    Metrics depend on the artefacts, not on the merge, and were decided by the tester.
+    """
+    files = tuple(gate for gate in plan.test_plan.acceptance if gate.kind is GateKind.FILES)
+    promised = tuple(path for path in plan.deliverables if "/" in path and " " not in path)
+    merged = GateSpec(
+        id="M1",
+        name="every promised deliverable is in the merge",
+        kind=GateKind.FILES,
+        paths=promised,
+    )
+    gates = (*plan.test_plan.quality_gates, *files)
+    return (*gates, merged) if promised else gates

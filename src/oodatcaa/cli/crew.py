@@ -1,0 +1,69 @@
+"""agent and run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from oodatcaa.cli.show import following, say
+from oodatcaa.domain.task import Role
+
+
+def register(app: typer.Typer) -> None:
+    app.command("agent")(agent)
+    app.command("run")(run)
+
+
+def agent(
+    role: Role,
+    name: Annotated[str, typer.Option(help="the agent's name, for example builder-A")] = "",
+    once: Annotated[bool, typer.Option("--once", help="one task, then end")] = False,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="end when nothing can be claimed")
+    ] = False,
+) -> None:
+    """One agent's loop: claim, work under a heartbeat, submit, repeat."""
+    from oodatcaa.app.agent import Mode, run_agent
+    from oodatcaa.app.project import open_project
+
+    stop = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    mode = Mode.ONCE if once else Mode.UNTIL_IDLE if until_idle else Mode.UNTIL_DONE
+    outcome = run_agent(
+        open_project(),
+        role,
+        name or f"{role.value}-A",
+        mode=mode,
+        echo=say,
+        should_stop=stop.is_set,
+    )
+    say(f"{outcome.tasks} tasks; {outcome.reason}")
+    following("oodatcaa status")
+
+
+def run() -> None:
+    """The whole crew, until the sprint is done or needs a person. Ctrl-C stops it cleanly."""
+    from oodatcaa.app.crew import Crew, explain
+    from oodatcaa.app.project import open_project
+    from oodatcaa.cli.watch import Watch
+
+    project = open_project()
+    watch = Watch(project)
+    outcome = Crew(project, on_tick=watch.tick).run()
+    watch.tick()
+    for problem in outcome.problems:
+        say(f"note: {problem}")
+    error = explain(outcome)
+    if error is not None:
+        raise error
+    say(f"the sprint is done in {outcome.seconds:.0f} s")
+    following("oodatcaa status")

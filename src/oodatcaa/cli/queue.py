@@ -1,0 +1,201 @@
+"""Everything that looks at the queue or moves a task in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oodatcaa.cli.show import as_json, following, say
+from oodatcaa.domain.task import Role, Task
+
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Owner = Annotated[str, typer.Option("--as", help="who acts; your login name by default")]
+
+
+def register(app: typer.Typer) -> None:
+    verbs: tuple[Callable[..., None], ...] = (negotiate, status, log, show, claim, heartbeat)
+    verbs += (submit, release, approve, cancel, waive)
+    for command in verbs:
+        app.command(command.__name__)(command)
+
+
+def _who(owner: str) -> str:
+    from oodatcaa.app.people import me
+
+    return owner or me()
+
+
+def _told(task: Task) -> None:
+    say(f"{task.id} is {task.status.value}{': ' + task.reason if task.reason else ''}")
+
+
+def negotiate(json: AsJson = False) -> None:
+    """One round: recover, unblock, offer. A round that decides nothing writes nothing."""
+    from oodatcaa.app.agent import negotiate_and_show
+    from oodatcaa.app.project import open_project
+    from oodatcaa.views.sprint import negotiation_text
+
+    project = open_project()
+    if project.board().sprint is None:
+        say("no sprint; next: oodatcaa sprint new")
+        return
+    found = negotiate_and_show(project)
+    if json:
+        as_json(found)
+        return
+    say(negotiation_text(found, project.board()))
+    following("oodatcaa run" if found.offers else "oodatcaa status")
+
+
+def status(json: AsJson = False) -> None:
+    """Where the sprint stands."""
+    from oodatcaa.app.project import open_project
+    from oodatcaa.views.status import status_rows, status_summary
+
+    board = open_project().board()
+    now = datetime.now(UTC)
+    if json:
+        as_json({"summary": status_summary(board, now), "tasks": status_rows(board, now)})
+        return
+    if board.sprint is None:
+        say("no sprint; next: oodatcaa sprint new")
+        return
+    for label, text in status_summary(board, now).items():
+        say(f"{label:>15}  {text}")
+    say()
+    for row in status_rows(board, now):
+        note = row["note"] or row["title"]
+        say(f"  {row['id']:<9} {row['status']:<20} {row['owner']:<13} {note}")
+    following("oodatcaa show T001, or oodatcaa run")
+
+
+def log(
+    task: Annotated[str, typer.Option(help="only this task")] = "",
+    agent: Annotated[str, typer.Option(help="only this agent")] = "",
+    json: AsJson = False,
+) -> None:
+    """What happened, oldest first."""
+    from oodatcaa.app.project import open_project
+
+    entries = [
+        item
+        for item in open_project().store.history()
+        if task in ("", item.event.subject) and agent in ("", item.event.actor)
+    ]
+    if json:
+        as_json(entries)
+        return
+    for item in entries:
+        event = item.event
+        moved = f" {event.before} -> {event.after}" if event.before or event.after else ""
+        say(f"{event.at:%Y-%m-%d %H:%M:%S}Z {event.actor} {event.subject}{moved}: {event.text}")
+    following("oodatcaa status")
+
+
+def show(task: Annotated[str, typer.Argument(help="T001 or T001-B01")]) -> None:
+    """Everything about one task."""
+    from oodatcaa.app.people import known_task
+    from oodatcaa.app.project import open_project
+    from oodatcaa.domain.task import Story
+    from oodatcaa.views.status import show_text
+
+    project = open_project()
+    found = known_task(project, task)
+    version = found.plan_version if isinstance(found, Story) else 0
+    plan = project.plans.load(task, version) if version else None
+    say(show_text(project.board(), task, datetime.now(UTC), plan))
+    following("oodatcaa log --task " + task)
+
+
+def claim(
+    task: Annotated[str, typer.Argument(help="T001 or T001-B01; empty = the first offer")] = "",
+    role: Annotated[Role | None, typer.Option(help="take the first offer for this role")] = None,
+    owner: Owner = "",
+) -> None:
+    """Hold a task by hand, until its time to live runs out without a heartbeat."""
+    from oodatcaa.app.people import claim_task
+    from oodatcaa.app.project import open_project
+
+    held = claim_task(open_project(), task or None, role, _who(owner))
+    _told(held)
+    assert held.lease is not None
+    say(f"attempt {held.lease.attempt}, for {held.lease.ttl_seconds // 60} minutes")
+    following(f"oodatcaa submit {held.id}, or oodatcaa heartbeat {held.id}")
+
+
+def heartbeat(task: str, owner: Owner = "") -> None:
+    """Renew the lease of a task that you hold."""
+    from oodatcaa.app.people import heartbeat_task
+    from oodatcaa.app.project import open_project
+
+    _told(heartbeat_task(open_project(), task, _who(owner)))
+    following(f"oodatcaa submit {task}")
+
+
+def submit(
+    task: str,
+    plan: Annotated[Path | None, typer.Option(help="the plan record, for a story")] = None,
+    failed: Annotated[str, typer.Option(help="hand in a failure with this reason")] = "",
+    owner: Owner = "",
+) -> None:
+    """Hand in work; the framework runs every gate itself."""
+    from oodatcaa.app.people import submit_task
+    from oodatcaa.app.project import open_project
+
+    project = open_project()
+    _told(submit_task(project, task, _who(owner), plan_file=plan, failure=failed or None))
+    following("oodatcaa negotiate")
+
+
+def release(
+    task: str,
+    why: Annotated[str, typer.Option(help="the reason, for the log")] = "given back",
+    owner: Owner = "",
+) -> None:
+    """Give a task back unfinished."""
+    from oodatcaa.app.people import release_task
+    from oodatcaa.app.project import open_project
+
+    _told(release_task(open_project(), task, _who(owner), why))
+    following("oodatcaa negotiate")
+
+
+def approve(
+    story: str, why: Annotated[str, typer.Option(help="your reason")], owner: Owner = ""
+) -> None:
+    """Let a story that waits for a person go on."""
+    from oodatcaa.app.people import approve_story
+    from oodatcaa.app.project import open_project
+
+    _told(approve_story(open_project(), story, _who(owner), why))
+    following("oodatcaa run")
+
+
+def cancel(
+    task: str, why: Annotated[str, typer.Option(help="your reason")], owner: Owner = ""
+) -> None:
+    """Cancel a story with its subtasks, or one subtask."""
+    from oodatcaa.app.people import cancel_task
+    from oodatcaa.app.project import open_project
+
+    _told(cancel_task(open_project(), task, _who(owner), why))
+    following("oodatcaa status")
+
+
+def waive(
+    story: str,
+    gate: str,
+    why: Annotated[str, typer.Option(help="your reason")],
+    hours: Annotated[float, typer.Option(help="how long it holds")] = 24.0,
+    owner: Owner = "",
+) -> None:
+    """One gate of a story does not have to pass for a while."""
+    from oodatcaa.app.people import waive_gate
+    from oodatcaa.app.project import open_project
+
+    _told(waive_gate(open_project(), story, gate, _who(owner), why, hours))
+    following("oodatcaa run")
