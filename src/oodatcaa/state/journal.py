@@ -11,72 +11,32 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from oodatcaa.domain.base import Record, Utc
 from oodatcaa.domain.board import Board
 from oodatcaa.errors import StateError
 from oodatcaa.state.changes import Replica, Transaction
 from oodatcaa.state.disk import read_from, replace, sync, write_at, write_temp
-
-REPAIR = "run: oodatcaa doctor --repair (it keeps the original)"
-_PREFIX = 18  # {"crc":"xxxxxxxx",
-_RETRIES = 5
-_START = re.compile(
-    rb'"seq":(\d+),"revision":(\d+),"at":"([^"]+)"(?:,"entries":(\d+))?(?:,"tasks":"([^"]*)")?'
+from oodatcaa.state.lines import (
+    PREFIX,
+    REPAIR,
+    RETRIES,
+    START,
+    Base,
+    Head,
+    Marker,
+    NotYet,
+    Position,
+    crc_of,
+    framed,
+    place_of,
 )
-
-
-class Marker(Record):
-    """A snapshot that was (or was about to be) written: the seq it covers, the file's sha256."""
-
-    seq: int
-    sha256: str
-
-
-class Head(Record):
-    head: int = 1
-    seq: int
-    revision: int
-    at: Utc | None
-    since: int
-    """The sprint's first transaction is later than this seq."""
-    last_event: tuple[int, int] | None
-    markers: tuple[Marker, ...]
-    bytes: int
-    crc: str = ""
-
-
-class _Base(Record):
-    board: Board
-    crc: str
-
-
-@dataclass
-class _Position:
-    handle: int
-    offset: int
-    crc: int
-    base_end: int
-    identity: tuple[int, int]
-
-
-class _NotYet(Exception):
-    """The file does not fit together: either a writer is at work, or it is damaged."""
-
-    def __init__(self, offset: int, why: str) -> None:
-        super().__init__(why)
-        self.offset = offset
-        self.why = why
 
 
 class Journal:
@@ -92,7 +52,7 @@ class Journal:
         self.since = 0
         self.base_seq = 0
         self.marker_is_last = False
-        self._at: _Position | None = None
+        self._at: Position | None = None
 
     @property
     def exists(self) -> bool:
@@ -118,12 +78,12 @@ class Journal:
         Without the lock a writer may be in the middle of its work, so what does not fit is read
         again; with it a torn last line is cut off. Raises StateError when the file is damaged.
         """
-        tries = 2 if locked else _RETRIES
+        tries = 2 if locked else RETRIES
         for attempt in range(tries):
             try:
                 self._follow(locked)
                 return
-            except _NotYet as problem:
+            except NotYet as problem:
                 self._forget()
                 if attempt == tries - 1:
                     raise self._damaged(problem) from problem
@@ -158,11 +118,11 @@ class Journal:
             head = self._head(data[: head_end + 1])
             base_end = head_end + 1 + head.bytes
             base = data[head_end + 1 : base_end]
-            crc = _crc_of(base, int(head.crc, 16), head_end + 1)
+            crc = crc_of(base, int(head.crc, 16), head_end + 1)
             try:
-                board = _Base.model_validate_json(base).board
+                board = Base.model_validate_json(base).board
             except ValidationError as error:
-                raise _NotYet(head_end + 1, str(error)) from error
+                raise NotYet(head_end + 1, str(error)) from error
             if head.seq < known and self.replica.at is not None:
                 tail = data[base_end:]
                 # A line that its writer had to roll back may have been seen: one less is fine.
@@ -181,14 +141,14 @@ class Journal:
         self.markers = head.markers
         self.marker_is_last = bool(head.markers)
         status = os.fstat(handle)
-        self._at = _Position(handle, base_end, crc, base_end, (status.st_dev, status.st_ino))
+        self._at = Position(handle, base_end, crc, base_end, (status.st_dev, status.st_ino))
 
     def _head(self, line: bytes) -> Head:
-        _crc_of(line, 0, 0)
+        crc_of(line, 0, 0)
         try:
             return Head.model_validate_json(line)
         except ValidationError as error:
-            raise _NotYet(0, str(error)) from error
+            raise NotYet(0, str(error)) from error
 
     def _adopt_head(self, head: Head) -> None:
         self.since, self.base_seq = head.since, head.seq
@@ -198,7 +158,7 @@ class Journal:
         assert self._at is not None
         try:
             self._read_new(locked=False)
-        except _NotYet:
+        except NotYet:
             self._forget()
             return self._load()
         handle = os.open(self.path, os.O_RDWR if os.access(self.path, os.W_OK) else os.O_RDONLY)
@@ -206,7 +166,7 @@ class Journal:
         head_end = start.find(b"\n") + 1
         try:
             head = self._head(start[:head_end])
-        except _NotYet:
+        except NotYet:
             os.close(handle)
             raise
         same = (head.seq, head.revision) == (self.replica.seq, self.replica.revision)
@@ -220,7 +180,7 @@ class Journal:
         self._close_handle()
         self._adopt_head(head)
         self.markers, self.marker_is_last = head.markers, bool(head.markers)
-        self._at = _Position(handle, base_end, crc, base_end, (status.st_dev, status.st_ino))
+        self._at = Position(handle, base_end, crc, base_end, (status.st_dev, status.st_ino))
         return None
 
     def _read_new(self, locked: bool) -> None:
@@ -230,12 +190,12 @@ class Journal:
         if size == at.offset:
             return
         if size < at.offset:
-            raise _NotYet(size, "the file is shorter than before")
+            raise NotYet(size, "the file is shorter than before")
         data = read_from(at.handle, at.offset)
         for line in data.splitlines(keepends=True):
             if not line.endswith(b"\n") or b"\0" in line:
                 break  # torn: its writer died or is still at it
-            crc = _crc_of(line, at.crc, at.offset)
+            crc = crc_of(line, at.crc, at.offset)
             self._take(line, at.offset)
             at.offset += len(line)
             at.crc = crc
@@ -244,10 +204,10 @@ class Journal:
 
     def _take(self, line: bytes, offset: int) -> None:
         try:
-            if line.startswith(b'"snap"', _PREFIX):
+            if line.startswith(b'"snap"', PREFIX):
                 self._take_marker(Marker.model_validate(json.loads(line)["snap"]))
                 return
-            start = _START.match(line, _PREFIX)
+            start = START.match(line, PREFIX)
             if start is None:
                 raise ValueError("this is no transaction")
             seq, entries = int(start[1]), int(start[4] or 0)
@@ -264,14 +224,14 @@ class Journal:
             else:
                 self.replica.apply(Transaction.model_validate_json(line))
         except (ValueError, KeyError) as error:
-            raise _NotYet(offset, str(error)) from error
+            raise NotYet(offset, str(error)) from error
         self._applied(seq, entries)
 
     def _parse(self, line: bytes, offset: int) -> Transaction:
         try:
             return Transaction.model_validate_json(line)
         except ValidationError as error:  # its checksum was right: another version wrote it
-            raise self._damaged(_NotYet(offset, str(error))) from error
+            raise self._damaged(NotYet(offset, str(error))) from error
 
     def _take_marker(self, marker: Marker) -> None:
         self.markers = (*self.markers[-1:], marker)
@@ -282,10 +242,19 @@ class Journal:
         if entries:
             self.last_event = (seq, entries - 1)
 
+    def follow_sound_part(self) -> bool:
+        """For repair: take in everything before the first damaged line; False = not even a base."""
+        try:
+            self._load()
+            self._read_new(locked=False)
+        except NotYet:
+            return self._at is not None
+        return True
+
     def transactions(self) -> Iterator[Transaction]:
         """Every transaction since the base, oldest first. Call `follow` before."""
         for line in self._lines():
-            if line.startswith(b'"seq"', _PREFIX):
+            if line.startswith(b'"seq"', PREFIX):
                 yield Transaction.model_validate_json(line)
 
     def _lines(self) -> list[bytes]:
@@ -301,7 +270,7 @@ class Journal:
         string its quotes would be escaped.
         """
         for line in self._lines():
-            start = _START.match(line, _PREFIX)
+            start = START.match(line, PREFIX)
             if start is not None and start[4]:
                 events = line[line.index(b',"events":[') : -2]
                 yield int(start[1]), b'{"seq":%s%s}\n' % (start[1], events)
@@ -314,7 +283,7 @@ class Journal:
             return None
         start = read_from(self._at.handle, 0)[: self._at.base_end]
         base = start[start.find(b"\n") + 1 :]
-        past = Replica(_Base.model_validate_json(base).board, seq=self.base_seq, at=None)
+        past = Replica(Base.model_validate_json(base).board, seq=self.base_seq, at=None)
         for done in self.transactions():
             if done.seq <= seq:
                 past.apply(done)
@@ -338,7 +307,7 @@ class Journal:
     def _append(self, body: bytes, name: str, *, durable: bool) -> None:
         at = self._at
         assert at is not None
-        line, crc = _framed(body, at.crc)
+        line, crc = framed(body, at.crc)
         try:
             write_at(at.handle, line, at.offset, name)
             if durable:
@@ -385,14 +354,14 @@ class Journal:
             since=since,
             last_event=self.last_event,
             markers=self.markers,
-            bytes=len(_framed(body, 0)[0]),
+            bytes=len(framed(body, 0)[0]),
         )
-        data, crc = _framed(head.model_dump_json(exclude={"crc"}).encode(), 0)
-        line, crc = _framed(body, crc)
+        data, crc = framed(head.model_dump_json(exclude={"crc"}).encode(), 0)
+        line, crc = framed(body, crc)
         data += line
         end = len(data)
         if then is not None:
-            line, crc = _framed(then.model_dump_json(exclude_defaults=True).encode(), crc)
+            line, crc = framed(then.model_dump_json(exclude_defaults=True).encode(), crc)
             data += line
         temp = self.path.with_name(f".{self.path.name}.tmp")
         write_temp(temp, data, "rebase")
@@ -400,7 +369,7 @@ class Journal:
         self._close_handle()
         handle = os.open(self.path, os.O_RDWR)
         status = os.fstat(handle)
-        self._at = _Position(handle, len(data), crc, end, (status.st_dev, status.st_ino))
+        self._at = Position(handle, len(data), crc, end, (status.st_dev, status.st_ino))
         self.replica, self.base_seq, self.since = newest, newest.seq, since
         self.marker_is_last = bool(self.markers)
         if then is not None:
@@ -420,41 +389,13 @@ class Journal:
             os.close(self._at.handle)
             self._at = None
 
-    def _damaged(self, problem: _NotYet) -> StateError:
-        line, column = _place(self.path, problem.offset)
+    def _damaged(self, problem: NotYet) -> StateError:
+        line, column = place_of(self.path, problem.offset)
         return StateError(
             "queue.journal_unreadable",
             f"{self.path}:{line}:{column} can not be read: {problem.why.splitlines()[0]}",
             hint=REPAIR,
         )
-
-
-def _framed(body: bytes, previous: int) -> tuple[bytes, int]:
-    rest = body[1:]
-    crc = zlib.crc32(rest, previous)
-    return b'{"crc":"%08x",' % crc + rest + b"\n", crc
-
-
-def _crc_of(line: bytes, previous: int, offset: int) -> int:
-    """The line's checksum. Raises _NotYet when the bytes or the line before do not fit it."""
-    crc = zlib.crc32(line[_PREFIX:-1], previous)
-    if line[:8] != b'{"crc":"' or line[8:16] != b"%08x" % crc:
-        raise _NotYet(offset, "the checksum does not fit")
-    return crc
-
-
-def _place(path: Path, offset: int) -> tuple[int, int]:
-    """Line and column (from 1) of what is wrong in the line at `offset`."""
-    data = path.read_bytes()
-    number = data.count(b"\n", 0, offset) + 1
-    line = data[offset:].split(b"\n", 1)[0]
-    try:
-        json.loads(line)
-    except json.JSONDecodeError as error:
-        return number, error.colno
-    except UnicodeDecodeError as error:
-        return number, error.start + 1
-    return number, 1
 
 
 def clamp(moment: datetime, last: datetime | None) -> datetime:

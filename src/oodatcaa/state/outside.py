@@ -28,7 +28,8 @@ from oodatcaa.state.changes import (
     difference,
     structure_problems,
 )
-from oodatcaa.state.journal import REPAIR, Journal
+from oodatcaa.state.journal import Journal
+from oodatcaa.state.lines import REPAIR
 from oodatcaa.state.snapshot import QUEUE_FILE, QueueFile, intact
 
 Legal = Callable[[Board, Board], tuple[str, ...]]

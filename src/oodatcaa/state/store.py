@@ -7,10 +7,8 @@ snapshot are views written from it afterwards, and whoever comes next completes 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import sys
 import threading
 import time
 import weakref
@@ -25,6 +23,7 @@ from oodatcaa.domain.ports import Logged
 from oodatcaa.errors import StateError
 from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.locks import BurstLock, FileLock
+from oodatcaa.state import lifetime
 from oodatcaa.state.archive import EVENTS_FILE, SprintArchive
 from oodatcaa.state.changes import Change, Replica, Transaction, difference, refuse_inconsistent
 from oodatcaa.state.journal import Journal, clamp
@@ -82,7 +81,7 @@ class QueueStore:
         self._view_error: OSError | StateError | None = None
         self._flusher: threading.Thread | None = None
         self._unclamped = True
-        _stores.add(self)
+        lifetime.watch(self)
 
     # the port -----------------------------------------------------------------------------
 
@@ -366,34 +365,13 @@ class QueueStore:
     def _may_write(self) -> bool:
         return os.access(self.work_dir, os.W_OK)
 
-    def _begin_in_child(self) -> None:
+    def begin_in_child(self) -> None:
         """After a fork: handles and threads are the parent's; what is in memory is still true."""
         self._mutex = threading.RLock()
         self._lock.begin_in_child()
         self._flusher = None
         self._journal.close()
         self._log.close()
-
-
-_stores: weakref.WeakSet[QueueStore] = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    """A command that forgot to close still leaves an exact file."""
-    for store in list(_stores):
-        try:
-            store.close()
-        except (OSError, StateError) as error:
-            sys.stderr.write(f"{error}\n")
-
-
-def _restart_all() -> None:
-    for store in list(_stores):
-        store._begin_in_child()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_restart_all)
 
 
 def _flush_later(reference: weakref.ref[QueueStore]) -> None:

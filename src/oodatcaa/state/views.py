@@ -17,7 +17,8 @@ from oodatcaa.domain.ports import Logged
 from oodatcaa.errors import StateError
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.state.disk import replace, sync, write_at, write_temp
-from oodatcaa.state.journal import REPAIR, Journal, Marker
+from oodatcaa.state.journal import Journal
+from oodatcaa.state.lines import REPAIR, Marker
 from oodatcaa.state.snapshot import QUEUE_FILE, SCHEMA_FILE, Renderer, temp_of
 
 _Stat = tuple[int, int, int, int]
