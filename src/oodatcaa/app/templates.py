@@ -114,8 +114,8 @@ ROLES: dict[str, tuple[str, str]] = {
     "planner": (
         "Observes, orients, decides: turns one story into a validated, versioned plan.",
         "You hold one story in `planning`. Probe this machine, read what earlier stories made,\n"
-        "and hand in one plan record: alternatives as facts with their source, numbered steps with\n"
-        "exit gates, 2-4 subtasks, acceptance criteria that a command or a metric decides.\n"
+        "and hand in one plan record: alternatives as facts with their source, numbered steps\n"
+        "with exit gates, 2-4 subtasks, acceptance criteria that a command or a metric decides.\n"
         "Never write a number that was not measured, derived, or labelled as an estimate.",
     ),
     "builder": (

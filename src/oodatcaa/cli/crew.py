@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from oodatcaa.cli.show import following, say
 from oodatcaa.domain.task import Role
 
+if TYPE_CHECKING:
+    from oodatcaa.app.project import Project
+
 
 def register(app: typer.Typer) -> None:
     app.command("agent")(agent)
     app.command("run")(run)
+    app.command("demo")(demo)
 
 
 def agent(
@@ -52,11 +57,34 @@ def agent(
 
 def run() -> None:
     """The whole crew, until the sprint is done or needs a person. Ctrl-C stops it cleanly."""
-    from oodatcaa.app.crew import Crew, explain
     from oodatcaa.app.project import open_project
+
+    _run(open_project())
+    following("oodatcaa status")
+
+
+def demo(
+    into: Annotated[Path, typer.Option(help="a new folder for the demo's project")] = Path(
+        "oodatcaa-demo"
+    ),
+) -> None:
+    """The whole crew fine-tunes a real model in a fresh project folder."""
+    from oodatcaa.app.demo import demo_summary, make_demo_project
+    from oodatcaa.training.models import ModelStore
+
+    ModelStore().fetch_demo(say)
+    project = make_demo_project(into.resolve())
+    say(f"project: {project.root}")
+    _run(project)
+    for line in demo_summary(project):
+        say(line)
+    following(f"cd {project.root} && oodatcaa status")
+
+
+def _run(project: Project) -> None:
+    from oodatcaa.app.crew import Crew, explain
     from oodatcaa.cli.watch import Watch
 
-    project = open_project()
     watch = Watch(project)
     outcome = Crew(project, on_tick=watch.tick).run()
     watch.tick()
@@ -66,4 +94,3 @@ def run() -> None:
     if error is not None:
         raise error
     say(f"the sprint is done in {outcome.seconds:.0f} s")
-    following("oodatcaa status")
