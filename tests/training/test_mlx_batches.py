@@ -75,6 +75,25 @@ def test_a_resumed_order_goes_on_with_the_next_batch(
     assert first(BatchIterator(seed, start), 3) == whole[start:]
 
 
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 9))
+@settings(max_examples=30)
+def test_a_validation_takes_every_example_once(count: int, size: int, seed: int) -> None:
+    data = [Example((1, *range(2, i + 3)), 1) for i in range(count)]
+
+    def lengths_of(iterator: BatchIterator) -> list[int]:
+        return [int(b.weights.sum().item().real) for b in iterator(data, size, 64)]
+
+    found = lengths_of(BatchIterator(seed))
+    assert sum(found) == sum(e.targets for e in data)
+    assert found == lengths_of(BatchIterator(seed))
+
+
+def test_a_short_validation_is_not_one_of_the_shortest_examples() -> None:
+    data = [Example((1, *range(2, i + 3)), 1) for i in range(40)]
+    first = {next(BatchIterator(seed)(data, 4, 64)).weights.sum().item() for seed in range(8)}
+    assert len(first) > 2
+
+
 @given(st.lists(st.tuples(st.integers(2, 90), st.integers(1, 89)), min_size=1, max_size=5))
 def test_a_batch_asks_for_exactly_the_target_tokens(shapes: list[tuple[int, int]]) -> None:
     examples = [

@@ -168,7 +168,10 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 
 
 class BatchIterator:
-    """mlx-lm's `iterate_batches` seam. `loop=True` (training) never ends and skips `start`."""
+    """mlx-lm's `iterate_batches` seam. `loop=True` (training) never ends and skips `start`.
+
+    Without `loop` (validation) every example comes once, in the same random order every time.
+    """
 
     def __init__(self, seed: int, start: int = 0) -> None:
         self.seed = seed
@@ -184,7 +187,9 @@ class BatchIterator:
     ) -> Iterator[Batch]:
         if not loop:
             ordered = sorted(dataset, key=lambda e: len(e.tokens))
-            for first in range(0, len(ordered), batch_size):
+            firsts = np.arange(0, len(ordered), batch_size)
+            # Shuffled: a validation of a few batches must not be one of the shortest examples.
+            for first in np.random.default_rng(self.seed).permutation(firsts):
                 yield make_batch(ordered[first : first + batch_size], max_seq_length)
             return
         lengths = [len(e.tokens) for e in dataset]
