@@ -186,7 +186,6 @@ def test_a_bound_means_what_it_says(value: object, unit: str, op: str, critical:
     assert bound.holds(bound.value) == (op in ("<=", ">=", "=="))
 
 
-@pytest.mark.xfail(reason="the parser takes the word critical for the unit", strict=False)
 def test_a_bound_without_unit_can_be_critical() -> None:
     bound = Bound.parse("test_loss_drop >= 0.1 critical")
     assert (bound.value, bound.critical) == (0.1, True)
