@@ -205,11 +205,12 @@ class _Waiter:
     def wait(self, handle: int, timeout: float, idle: Callable[[], None] | None) -> bool:
         self._handle = handle
         self._asked.release()
-        end = time.monotonic() + timeout
+        end, pause = time.monotonic() + timeout, IDLE_SECONDS
         while (left := end - time.monotonic()) > 0:
-            if self._granted.acquire(timeout=min(left, IDLE_SECONDS) if idle else left):
+            if self._granted.acquire(timeout=min(left, pause) if idle else left):
                 return self._outcome()
             if idle is not None:
+                pause *= 2  # in a long queue the waiters must not take the holder's processor
                 idle()
         with self._guard:
             if self._granted.acquire(blocking=False):  # it came in the last moment
@@ -254,7 +255,7 @@ class BurstLock:
 
     BURST = 0.003
     LINGER = 0.001
-    SLICE = 0.015
+    SLICE = 0.010
 
     def __init__(self, lock: FileLock) -> None:
         self.lock = lock

@@ -265,9 +265,12 @@ class Replica:
         if not self._unread:
             return
         unread, self._unread = self._unread, {}
-        parsed = {read: read() for read in dict.fromkeys(unread.values())}
+        parsed = {
+            read: {task.id: task for task in read().change.tasks}
+            for read in dict.fromkeys(unread.values())
+        }
         for key, read in unread.items():
-            task = next(task for task in parsed[read].change.tasks if task.id == key)
+            task = parsed[read][key]
             if isinstance(task, Story):
                 self._stories[key] = task
             else:
