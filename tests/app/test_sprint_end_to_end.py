@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tiny_model import make_tiny_data, make_tiny_model
 
 OBJECTIVE = """\
