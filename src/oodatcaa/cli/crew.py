@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command("agent")(agent)
     app.command("run")(run)
     app.command("demo")(demo)
+    app.command("report")(report)
 
 
 def agent(
@@ -81,13 +82,24 @@ def demo(
     following(f"cd {project.root} && oodatcaa status")
 
 
+def report() -> None:
+    """Write SPRINT_REPORT.md: outcome, figures, evidence, and what to open first."""
+    from oodatcaa.app.closing import write_sprint_report
+    from oodatcaa.app.project import open_project
+
+    say(f"wrote {write_sprint_report(open_project())}")
+    following("oodatcaa status")
+
+
 def _run(project: Project) -> None:
+    from oodatcaa.app.closing import write_sprint_report
     from oodatcaa.app.crew import Crew, explain
     from oodatcaa.cli.watch import Watch
 
     watch = Watch(project)
     outcome = Crew(project, on_tick=watch.tick).run()
     watch.tick()
+    say(f"report: {write_sprint_report(project)}")
     for problem in outcome.problems:
         say(f"note: {problem}")
     error = explain(outcome)

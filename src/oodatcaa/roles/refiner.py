@@ -53,7 +53,7 @@ def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
     earlier = _earlier(desk, story)
     return adapt_failure(
         story.failure,
-        round=story.adapt_round,
+        round=story.adapt_round + 1,
         max_rounds=desk.objective.budget.adapt_rounds,
         params=previous.params,
         backend=previous.backend,

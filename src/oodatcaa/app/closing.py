@@ -1,0 +1,98 @@
+"""SPRINT_REPORT.md: what a person opens in the morning, made from records and evidence."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from oodatcaa.app.project import Project
+from oodatcaa.domain.board import Board
+from oodatcaa.domain.negotiation import sprint_outcome
+from oodatcaa.domain.task import StoryKind
+from oodatcaa.kit.files import write_atomic
+from oodatcaa.roles.builder import records
+from oodatcaa.training.runs import RunStore
+from oodatcaa.views.evaluation import Comparison
+from oodatcaa.views.sprint_report import SprintSummary, StoryAdaptation, sprint_report
+
+SPRINT_REPORT = "SPRINT_REPORT.md"
+OUTCOMES = {"done": "complete", "needs_human": "needs a person", "running": "still running"}
+
+
+def write_sprint_report(project: Project) -> Path:
+    """The report of the open sprint as it stands now. Raises RefusedError without a sprint."""
+    project.sprint()
+    path = project.work / SPRINT_REPORT
+    write_atomic(path, sprint_report(summarise_sprint(project)))
+    return path
+
+
+def summarise_sprint(project: Project) -> SprintSummary:
+    board = project.board()
+    objective = project.objective()
+    by_kind = {story.kind: story.id for story in board.stories}
+
+    def story(kind: StoryKind) -> str:
+        return by_kind.get(kind, "-")
+
+    training = project.facts.get(story(StoryKind.TRAIN), records.TRAINING, records.TrainingFacts)
+    evaluation = project.facts.get(
+        story(StoryKind.EVALUATE), records.EVALUATION, records.EvaluationFacts
+    )
+    made = project.facts.get(
+        story(StoryKind.EVALUATE), records.GENERATIONS, records.GenerationFacts
+    )
+    runs = RunStore(project.models / "runs")
+    return SprintSummary(
+        board=board,
+        outcome=OUTCOMES.get(sprint_outcome(board), "unknown"),
+        finished_at=datetime.now(UTC),
+        goal=objective.title,
+        acceptance=objective.acceptance,
+        run=runs.read("mlx", training.run_id) if training else None,
+        evaluation=evaluation.result if evaluation else None,
+        evidence=tuple(
+            item for entry in board.stories for item in project.evidence.of_story(entry.id)
+        ),
+        adaptations=_adaptations(project, board),
+        comparisons=_comparisons(made),
+        open_first=_open_first(project),
+    )
+
+
+def _adaptations(project: Project, board: Board) -> tuple[StoryAdaptation, ...]:
+    found: list[StoryAdaptation] = []
+    for story in board.stories:
+        for version in range(1, story.plan_version + 1):
+            note = project.plans.load(story.id, version).adaptation
+            if note is not None:
+                found.append(StoryAdaptation(story=story.id, plan_version=version, note=note))
+    return tuple(found)
+
+
+def _comparisons(made: records.GenerationFacts | None) -> tuple[Comparison, ...]:
+    if made is None:
+        return ()
+    base, tuned = made.base.generation, made.tuned.generation
+    return (
+        Comparison(
+            prompt=made.prompt,
+            base=base.text,
+            tuned=tuned.text,
+            base_tokens_per_second=base.tokens_per_second,
+            tuned_tokens_per_second=tuned.tokens_per_second,
+        ),
+    )
+
+
+def _open_first(project: Project) -> tuple[tuple[str, str], ...]:
+    """(label, path) of what exists, relative to the work folder where the report lies."""
+    wanted = (
+        ("Model card", "../../docs/training/MODEL_CARD.md"),
+        ("Evaluation", "../../docs/training/evaluation.md"),
+        ("Training report", "../../docs/training/training.md"),
+        ("Memory profile", "../../docs/training/memory-profile.md"),
+        ("Plan of T001", "plans/T001/AGENT_PLAN.md"),
+        ("Log", "AGENT_LOG.md"),
+    )
+    return tuple((label, path) for label, path in wanted if (project.work / path).exists())
