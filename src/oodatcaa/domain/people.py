@@ -19,7 +19,7 @@ from oodatcaa.domain.lifecycle import (
     waiting_status,
 )
 from oodatcaa.domain.rounds import blocked_reason
-from oodatcaa.domain.task import Story, StoryStatus, Subtask, SubtaskKind, Task
+from oodatcaa.domain.task import Failure, Story, StoryStatus, Subtask, SubtaskKind, Task
 from oodatcaa.errors import RefusedError
 
 
@@ -59,7 +59,7 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
     kept = tuple(item for item in paused.depends_on if item not in gone)
     paused_now = paused.evolve(depends_on=kept)
     to = _goes_on_to(board, paused_now)
-    changes = _changes(board, paused_now, to)
+    changes = _changes(board, paused_now, to, now)
     approved = move(paused_now, to, now, **changes)
     after = put(board, approved)
     details = [f"works without {item}, which was cancelled" for item in gone]
@@ -94,16 +94,20 @@ def _goes_on_to(board: Board, story: Story) -> StoryStatus:
         return S.READY_FOR_INTEGRATOR
     lost = {item.id for item in board.subtasks_of(story.id) if is_cancelled(item)}
     stuck = any(needed in lost for item in live for needed in item.depends_on)
-    return S.NEEDS_ADAPT if stuck and story.failure is not None else S.PLANNING_COMPLETE
+    return S.NEEDS_ADAPT if stuck else S.PLANNING_COMPLETE
 
 
-def _changes(board: Board, story: Story, to: StoryStatus) -> dict[str, object]:
+def _changes(board: Board, story: Story, to: StoryStatus, now: datetime) -> dict[str, object]:
     if to is S.BLOCKED:
         return {"reason": blocked_reason(board, story)}
     if to is S.NEEDS_ADAPT:
         limit = board.sprint.max_adapt_rounds if board.sprint else 0
         extra = max(story.extra_rounds, story.adapt_round + 1 - limit)
-        return {"reason": story.reason, "extra_rounds": extra}
+        # The refiner decides on a failure; what a person cancelled is one to plan around.
+        failure = story.failure or Failure(
+            kind="stuck", task=story.id, summary=story.reason, at=now
+        )
+        return {"reason": story.reason, "extra_rounds": extra, "failure": failure}
     return {"failure": None}
 
 

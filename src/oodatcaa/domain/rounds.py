@@ -101,6 +101,7 @@ def negotiate(
     _recover(work, policy, dead, alive)
     _unblock(work)
     _exhausted(work)
+    _stuck(work)
     _block(work)
     offers = offers_for(work.board, policy)
     fresh = {offer.task for offer in offers} - {offer.task for offer in board.offers}
@@ -285,6 +286,23 @@ def _exhausted(work: _Work) -> None:
             reason += f"; the last failure: {last}" if last else ""
             after = move(story, S.NEEDS_HUMAN, work.now, reason=reason)
             work.moved(story, after, reason, EventKind.TRANSITION)
+
+
+def _stuck(work: _Work) -> None:
+    """Stories whose plan waits for a subtask that can not come any more go to a person."""
+    for story in work.board.stories:
+        if story.status is not S.PLANNING_COMPLETE:
+            continue
+        for item in work.board.subtasks_of(story.id):
+            if is_finished(item):
+                continue
+            gone = [d for d in undone(work.board, item.depends_on) if _is_gone(d)]
+            if gone:
+                names = ", ".join(_trouble(needed) for needed in gone)
+                reason = f"{item.id} depends on {names}"
+                after = move(story, S.NEEDS_HUMAN, work.now, reason=reason)
+                work.moved(story, after, reason, EventKind.TRANSITION)
+                break
 
 
 def rounds_allowed(board: Board, story: Story) -> int:
