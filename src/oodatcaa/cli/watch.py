@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from oodatcaa.app.activity import Activity, read_activities
 from oodatcaa.app.project import Project
 from oodatcaa.cli.show import say
@@ -15,11 +17,15 @@ class Watch:
 
     def __init__(self, project: Project) -> None:
         self._project = project
+        # What a killed agent of an earlier crew left is not news.
+        self._since = datetime.now(UTC)
         self._seen: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
 
     def tick(self) -> None:
         for activity in read_activities(self._project.work):
+            if activity.at < self._since:
+                continue
             if activity.text and self._seen.get(activity.agent) != activity.text:
                 self._seen[activity.agent] = activity.text
                 if activity.task:
