@@ -413,6 +413,14 @@ def test_sigterm_saves_and_stops(tmp_path: Path, spec: Spec) -> None:
     assert (tmp_path / CHECKPOINTS_DIR / checkpoint_adapter_name(even)).exists()
 
 
+def test_a_stop_after_the_last_iteration_is_a_finished_run(tmp_path: Path, spec: Spec) -> None:
+    whole = Run(tmp_path, spec({"iters": 1}), None)
+    whole._on_sigterm()
+
+    assert whole.train().status is RunStatus.FINISHED
+    assert adapter(tmp_path)
+
+
 def test_mlx_memory_over_the_limit_stops_the_run(tmp_path: Path, spec: Spec) -> None:
     loading = run(tmp_path / "probe", spec({"iters": 1})).mlx_peak_bytes
     assert loading is not None

@@ -141,7 +141,7 @@ class Monitor:
                 self.save()
         if self.iteration % self.params.steps_per_eval == 0 or last:
             self.validate()
-        if self.interrupted:
+        if self.interrupted and not last:
             self.save()
             raise Stop(
                 RunFailure(
