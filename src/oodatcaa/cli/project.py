@@ -14,6 +14,7 @@ sprint_app = typer.Typer(help="Open a sprint.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     app.command("init")(init)
+    app.command("doctor")(doctor)
     app.add_typer(sprint_app, name="sprint")
 
 
@@ -31,6 +32,27 @@ def init(
     if done.commit:
         say(f"committed as {done.commit[:12]}")
     following(done.next_command)
+
+
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="mend what is safe")] = False,
+) -> None:
+    """Examine machine, project and state; say what is wrong and what would mend it."""
+    from oodatcaa.app.doctor import diagnose, mend
+    from oodatcaa.app.project import open_project
+    from oodatcaa.errors import EXIT_STATE
+
+    project = open_project()
+    for line in mend(project) if repair else ():
+        say(f"repaired: {line}")
+    checks = diagnose(project)
+    for check in checks:
+        mark = {True: "ok", False: "BAD", None: "note"}[check.ok]
+        hint = f"  ({check.hint})" if check.hint and check.ok is not True else ""
+        say(f"{mark:>5}  {check.name:<16} {check.text}{hint}")
+    following("oodatcaa status")
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(EXIT_STATE)
 
 
 @sprint_app.command("new")
