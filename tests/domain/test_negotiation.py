@@ -20,6 +20,7 @@ from crew_boards import (
 )
 from oodatcaa.domain.board import Board, Decision, EventKind
 from oodatcaa.domain.evidence import Verdict
+from oodatcaa.domain.lifecycle import legal, move
 from oodatcaa.domain.negotiation import (
     Claim,
     Stop,
@@ -297,3 +298,13 @@ def test_a_plan_handed_in_by_hand_leaves_no_offer_that_does_not_stand() -> None:
     story = board.story_by_id["T001"]
     done = submit_plan(board, NOW, story="T001", owner="ann", attempt=1, plan=plan_for(story))
     assert all(done.board.find(offer.task) for offer in done.board.offers)
+
+
+def test_a_plan_that_waits_for_a_cancelled_subtask_needs_a_person() -> None:
+    board = planned(fresh_board(), "T001", builds=2)
+    gone = move(board.subtask_by_id["T001-B01"], SubtaskStatus.CANCELLED, NOW)
+    edited = board.with_task(gone)
+    assert legal(board, edited) == ()
+    settled = negotiate(edited, POLICY, NOW)
+    assert settled.value.needs_human == ("T001",)
+    assert "T001-B02 depends on T001-B01 (cancelled)" in settled.board.story_by_id["T001"].reason
