@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from oodatcaa.cli import crew, models, project, queue
+from oodatcaa.cli import crew, models, project, queue, training
 from oodatcaa.cli.show import guarded
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ project.register(app)
 queue.register(app)
 crew.register(app)
 models.register(app)
+training.register(app)
 
 
 def main() -> None:

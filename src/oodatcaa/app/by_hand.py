@@ -1,0 +1,78 @@
+"""The training backend by hand: estimate, train, resume, runs; under the same memory gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
+from oodatcaa.app.project import Project
+from oodatcaa.domain.objective import Objective
+from oodatcaa.domain.training import MemoryEstimate, RunRecord, TrainProgress, TrainSpec
+from oodatcaa.errors import OodatcaaError
+
+Say = Callable[[str], None]
+
+
+def objective_spec(project: Project, objective: Objective, shelf: ModelShelf) -> TrainSpec:
+    """What the objective asks for, without data: enough for an estimate."""
+    head = project.repo.head()
+    return TrainSpec(
+        backend=objective.backends[0],
+        model=shelf.place(objective.model).path,
+        model_name=objective.model,
+        data_dir="-",
+        params=objective.qlora,
+        memory_limit_bytes=objective.memory_limit_bytes,
+        git_sha=head.sha or "",
+        git_dirty=bool(project.repo.dirty_paths()),
+    )
+
+
+def estimate_objective(project: Project, say: Say) -> MemoryEstimate:
+    """The memory that the objective's parameters are expected to need."""
+    objective = project.objective()
+    shelf = ModelShelf(say)
+    spec = objective_spec(project, objective, shelf)
+    return Workshop(project).backends(shelf, objective)[spec.backend].estimate(spec)
+
+
+def train_objective(
+    project: Project, say: Say, on_progress: Callable[[TrainProgress], None]
+) -> RunRecord:
+    """One run with the objective's parameters and data; a failed run is returned as such."""
+    objective = project.objective()
+    shelf = ModelShelf(say)
+    spec = objective_spec(project, objective, shelf)
+    data = DataShelf(project.models / "data", project.root).build(
+        objective.data, model_path=spec.model, seed=objective.qlora.seed
+    )
+    ready = spec.evolve(data_dir=data.path, data_sha256=data.sha256)
+    backend = Workshop(project).backends(shelf, objective)[spec.backend]
+    return backend.train(ready, on_progress=on_progress)
+
+
+def resume_run(
+    project: Project, run_id: str, say: Say, on_progress: Callable[[TrainProgress], None]
+) -> RunRecord:
+    """A new run that goes on from the newest checkpoint of an interrupted one.
+
+    Raises OodatcaaError when the run finished, or left no checkpoint.
+    """
+    workshop = Workshop(project)
+    workshop.runs.recover()
+    run = workshop.runs.read("mlx", run_id)
+    found = workshop.runs.last_checkpoint(run)
+    if run.status.value in ("finished", "running") or found is None:
+        why = "left no checkpoint" if found is None else f"is {run.status.value}"
+        raise OodatcaaError(
+            "run.not_resumable", f"run {run_id} {why}", hint="oodatcaa runs lists them"
+        )
+    folder = workshop.runs.folder(run)
+    spec = TrainSpec.model_validate_json((folder / "spec.json").read_text(encoding="utf-8"))
+    return workshop.training(ModelShelf(say)).train(found.apply(spec), on_progress=on_progress)
+
+
+def list_runs(project: Project) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
+    """(runs, problems): every run oldest first, and every folder that can not be read."""
+    listing = Workshop(project).runs.list()
+    return listing.runs, listing.problems
