@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
+from oodatcaa.app.plans import read_record
 from oodatcaa.app.project import Project
+from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Sprint
-from oodatcaa.domain.sprinting import open_sprint, stories_for
+from oodatcaa.domain.sprinting import close_sprint, open_sprint, stories_for
+from oodatcaa.domain.task import Story
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.files import write_atomic
+
+CARRIED = "carried.json"
+
+
+class Carried(Record):
+    """Stories of a closed sprint that were not finished; the next `sprint new` begins with them."""
+
+    stories: tuple[Story, ...] = ()
 
 
 def new_sprint(project: Project) -> Board:
@@ -19,6 +33,7 @@ def new_sprint(project: Project) -> Board:
     objective = project.objective()
     target = _clean_target(project)
     number = 1 + _last_number(project)
+    carried = _carried(project)
     now = datetime.now(UTC)
     sprint = Sprint(
         number=number,
@@ -35,13 +50,45 @@ def new_sprint(project: Project) -> Board:
             board,
             at,
             sprint=sprint.evolve(created_at=at),
-            stories=stories_for(objective, at),
+            stories=carried or stories_for(objective, at),
         )
     )
+    (project.work / CARRIED).unlink(missing_ok=True)
     from oodatcaa.app.agent import negotiate_and_show
 
     negotiate_and_show(project)
     return project.board()
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Where the closed sprint lies, and the unfinished stories that move on."""
+
+    number: int
+    folder: Path
+    carried: tuple[Story, ...]
+
+
+def end_sprint(project: Project, by: str) -> Closed:
+    """Archive the sprint's queue, log and report; unfinished stories wait for the next one.
+
+    Raises RefusedError while somebody still works on it.
+    """
+    from oodatcaa.app.closing import write_sprint_report
+
+    number = project.sprint().number
+    report = write_sprint_report(project)
+    folder, carried = project.store.archive_sprint(
+        number, lambda board, now: close_sprint(board, now, by=by)
+    )
+    report.replace(folder / report.name)
+    write_atomic(project.work / CARRIED, Carried(stories=carried).model_dump_json(indent=2) + "\n")
+    return Closed(number, folder, carried)
+
+
+def _carried(project: Project) -> tuple[Story, ...]:
+    path = project.work / CARRIED
+    return read_record(path, Carried).stories if path.exists() else ()
 
 
 def _clean_target(project: Project) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from oodatcaa.cli.show import following, say
 
-sprint_app = typer.Typer(help="Open a sprint.", no_args_is_help=True)
+sprint_app = typer.Typer(help="Open and close sprints.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -68,3 +68,17 @@ def sprint_new() -> None:
         waits = f"  after {', '.join(story.depends_on)}" if story.depends_on else ""
         say(f"  {story.id}  {story.status.value:<12} {story.title}{waits}")
     following("oodatcaa run")
+
+
+@sprint_app.command("close")
+def sprint_close() -> None:
+    """Archive the sprint; unfinished stories move on to the next one."""
+    from oodatcaa.app.people import me
+    from oodatcaa.app.project import open_project
+    from oodatcaa.app.sprints import end_sprint
+
+    closed = end_sprint(open_project(), me())
+    say(f"sprint {closed.number} is closed; it lies in {closed.folder}")
+    for story in closed.carried:
+        say(f"  {story.id} moves on: {story.title}")
+    following("oodatcaa sprint new")

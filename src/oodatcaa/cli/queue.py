@@ -76,15 +76,21 @@ def status(json: AsJson = False) -> None:
 def log(
     task: Annotated[str, typer.Option(help="only this task")] = "",
     agent: Annotated[str, typer.Option(help="only this agent")] = "",
+    since: Annotated[
+        datetime | None, typer.Option(help="UTC, for example 2026-01-30T08:00:00")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """What happened, oldest first."""
     from oodatcaa.app.project import open_project
 
+    start = since.replace(tzinfo=UTC) if since else None
     entries = [
         item
         for item in open_project().store.history()
-        if task in ("", item.event.subject) and agent in ("", item.event.actor)
+        if task in ("", item.event.subject)
+        and agent in ("", item.event.actor)
+        and (start is None or item.event.at >= start)
     ]
     if json:
         as_json(entries)
