@@ -5,9 +5,11 @@ from __future__ import annotations
 from oodatcaa.domain.adaptation import Adaptation, GiveUp, adapt_failure
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.rounds import rounds_allowed
 from oodatcaa.domain.task import Story
 from oodatcaa.domain.training import MemoryEstimate, QLoRA, TrainSpec
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.roles.builder.records import TRAINING, TrainingFacts
 from oodatcaa.roles.desk import Desk
 from oodatcaa.roles.planner import keepable
 from oodatcaa.roles.planning import make_adapted_plan
@@ -18,7 +20,7 @@ def refine(desk: Desk, board: Board, story: Story) -> Plan | GiveUp:
     previous = desk.plan_of(story.id)
     if previous is None or story.failure is None:
         return GiveUp(reason=f"{story.id} has no plan or no recorded failure to adapt from")
-    decided = _decide(desk, story, previous)
+    decided = _decide(desk, board, story, previous)
     if isinstance(decided, GiveUp):
         return decided
     keeps = keepable(previous, board, params=decided.params, backend=decided.backend)
@@ -34,7 +36,7 @@ def refine(desk: Desk, board: Board, story: Story) -> Plan | GiveUp:
     )
 
 
-def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
+def _decide(desk: Desk, board: Board, story: Story, previous: Plan) -> Adaptation | GiveUp:
     assert story.failure is not None
     model = desk.models.place(previous.model)
     shape = desk.models.shape(model.path)
@@ -54,7 +56,7 @@ def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
     return adapt_failure(
         story.failure,
         round=story.adapt_round + 1,
-        max_rounds=desk.objective.budget.adapt_rounds,
+        max_rounds=rounds_allowed(board, story),
         params=previous.params,
         backend=previous.backend,
         backends=usable,
@@ -64,6 +66,7 @@ def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
         bits=previous.params.quantize_bits or shape.bits,
         tried=tuple(plan.params for plan in earlier),
         notes=tuple(plan.adaptation for plan in earlier if plan.adaptation is not None),
+        seconds_per_iteration=_seconds_per_iteration(desk, story),
         budget_seconds=desk.objective.budget.minutes * 60.0,
         total_layers=shape.num_layers,
     )
@@ -72,6 +75,15 @@ def _decide(desk: Desk, story: Story, previous: Plan) -> Adaptation | GiveUp:
 def _earlier(desk: Desk, story: Story) -> tuple[Plan, ...]:
     """The story's plans so far, oldest first."""
     return tuple(desk.plan_version(story.id, n) for n in range(1, story.plan_version + 1))
+
+
+def _seconds_per_iteration(desk: Desk, story: Story) -> float | None:
+    """As measured in the story's last run; None when there is none."""
+    facts = desk.facts.get(story.id, TRAINING, TrainingFacts)
+    run = desk.runs.read(facts.run_id) if facts else None
+    if run is None or run.finished_at is None or not run.iterations_done:
+        return None
+    return (run.finished_at - run.started_at).total_seconds() / run.iterations_done
 
 
 def _usable(desk: Desk, previous: Plan) -> tuple[str, ...]:
