@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
 from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.goals import Goals
 from oodatcaa.domain.task import StoryId, StoryKind, SubtaskId, SubtaskKind
 from oodatcaa.domain.training import QLoRA
 
@@ -208,6 +209,7 @@ class Plan(Record):
         description="build subtask id -> what must hold before it may be submitted"
     )
     test_plan: TestPlan
+    goals: Goals = Goals()
     deliverables: tuple[NonEmpty, ...]
     risks: tuple[Risk, ...]
     sprint_impact: tuple[NonEmpty, ...]
