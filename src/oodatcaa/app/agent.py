@@ -53,9 +53,12 @@ def run_agent(
     Raises OodatcaaError for what makes all work impossible (no objective, unreadable queue).
     """
     project.objective()
+    acting = project.roster.acting(role, name)
     broadcast = Broadcast(project.work, name, role, echo)
     outcome = Outcome("stopped")
     waker = _Waker(project)
+    if not acting.builtin:
+        echo(f"{name} is {acting.name}, run by {acting.runner}")
     try:
         while not should_stop():
             step = _next(project, role, name)
@@ -115,6 +118,7 @@ def _work(
     """False when the work failed or was given back."""
     # Imported late: an idle agent needs neither git nor the training side.
     from oodatcaa.app.desk import Workshop
+    from oodatcaa.app.outside import OutsideAgents
     from oodatcaa.app.work import WORK, Claimed, StoppedError
 
     broadcast.on(task.id)
@@ -127,8 +131,15 @@ def _work(
 
         workshop = Workshop(project)
         try:
+            agents = OutsideAgents(
+                project, agent=name, role=role, task=task, say=broadcast.say, should_stop=stopping
+            )
             desk = workshop.desk(
-                name, project.objective(), broadcast=broadcast, should_stop=stopping
+                name,
+                project.objective(),
+                broadcast=broadcast,
+                should_stop=stopping,
+                agents=agents,
             )
             WORK[role](
                 Claimed(project, workshop, desk, broadcast, task, name, role, started, stopping)

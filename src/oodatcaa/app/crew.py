@@ -108,9 +108,10 @@ class Crew:
         wip = self.project.policy.wip
         for role in Role:
             count = min(int(getattr(sizes, role.value)), wip.of(role))
+            agents = self.project.roster.of_role(role)
             for number in range(count):
-                letter = chr(ord("A") + number)
-                self.members.append(Member(f"{role.value}-{letter}", role))
+                agent, letter = agents[number % len(agents)], chr(ord("A") + number // len(agents))
+                self.members.append(Member(f"{agent.name}-{letter}", role))
 
     def _keep_alive(self) -> bool:
         """Start what is not running. False when an agent keeps dying: a person has to look."""

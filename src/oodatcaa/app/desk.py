@@ -17,7 +17,7 @@ from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.training import DatasetRecord, ModelShape, RunRecord, TrainSpec
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.machine import describe_machine
-from oodatcaa.roles.desk import Desk, ModelPlace
+from oodatcaa.roles.desk import Agents, Desk, ModelPlace
 from oodatcaa.training import datasets
 from oodatcaa.training.backend import PLOT_FILE, MlxBackend
 from oodatcaa.training.models import ModelStore
@@ -118,6 +118,9 @@ class StoryWorkspace:
         assert sha is not None  # a story's branch is made at a commit
         return sha
 
+    def changed(self) -> bool:
+        return bool(self._repo.dirty_paths(self._path))
+
     def commit(self, paths: Sequence[str], message: str) -> str | None:
         everything = list(paths) == ["."]
         return self._repo.commit_files(self._path, None if everything else paths, message)
@@ -153,6 +156,7 @@ class Workshop:
         *,
         broadcast: Broadcast | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        agents: Agents | None = None,
     ) -> Desk:
         project = self.project
         say = broadcast.say if broadcast else (lambda _: None)
@@ -183,6 +187,7 @@ class Workshop:
             should_stop=should_stop,
             can_plot=can_plot(),
             pins=pins,
+            agents=agents,
         )
 
     def newest_plan(self, story_id: str) -> Plan | None:

@@ -17,6 +17,7 @@ from oodatcaa.kit.config import Config, load_config
 from oodatcaa.state.store import QueueStore
 
 if TYPE_CHECKING:
+    from oodatcaa.app.roster import Roster
     from oodatcaa.gates.store import EvidenceStore
     from oodatcaa.vcs.repository import Repository
 
@@ -48,6 +49,13 @@ class Project:
     @property
     def models(self) -> Path:
         return self.root / "models"
+
+    @cached_property
+    def roster(self) -> Roster:
+        """Raises OodatcaaError listing every problem of agents/*.md and [runners]."""
+        from oodatcaa.app.roster import load_roster
+
+        return load_roster(self.root, self.config)
 
     @cached_property
     def store(self) -> QueueStore:

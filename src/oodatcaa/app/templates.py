@@ -99,7 +99,7 @@ command = "{command}"
 ROLE = """\
 ---
 name: {role}
-description: {description}
+description: "{description}"
 role: {role}
 runner: builtin
 model: none

@@ -30,6 +30,7 @@ class StepKind(StrEnum):
     MODEL_CARD = "model_card"
     DOCUMENT = "document"
     COMMAND = "command"
+    AGENT = "agent"
     QUALITY_GATES = "quality_gates"
 
 
@@ -41,6 +42,9 @@ class Step(Record):
     exit_gates: tuple[NonEmpty, ...] = Field(min_length=1, description="what must hold afterwards")
     estimate_minutes: PositiveInt
     command: str = Field(default="", description="only for kind command")
+    agent: str = Field(
+        default="", description="only for kind agent: whose work it is; empty = whoever claims it"
+    )
     document: str = Field(default="", description="which document, only for kind document")
     deliverables: tuple[str, ...] = Field(default=(), description="paths in the repository")
     critical: bool = False

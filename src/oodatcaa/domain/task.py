@@ -65,6 +65,14 @@ class SubtaskKind(StrEnum):
     TEST = "test"
 
 
+class Approval(StrEnum):
+    """Where a story waits for a person's word although nothing went wrong."""
+
+    NONE = "none"
+    PLAN = "plan"
+    MERGE = "merge"
+
+
 class _Lease(Record):
     owner: NonEmpty = Field(description="agent name, for example builder-A")
     role: Role
@@ -161,6 +169,13 @@ class Story(_Task):
     adapt_round: int = Field(default=0, ge=0)
     waivers: tuple[Waiver, ...] = ()
     integration: Integration | None = None
+    approval: Approval = Approval.NONE
+    waits_for: Approval = Field(
+        default=Approval.NONE, description="the approval that a story in needs_human waits for"
+    )
+    lessons: tuple[NonEmpty, ...] = Field(
+        default=(), description="why earlier plans were thrown away; the next planner reads them"
+    )
     extra_rounds: int = Field(
         default=0, ge=0, description="adaptation rounds that people allowed beyond the sprint's"
     )

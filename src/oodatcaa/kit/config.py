@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from oodatcaa.domain.base import NonEmpty, Record
+from oodatcaa.domain.budgets import Budgets
 from oodatcaa.domain.policy import LeaseMinutes, Policy, WipLimits
 from oodatcaa.errors import OodatcaaError
 
@@ -46,12 +47,19 @@ class GitConfig(Record):
     hooks: bool = False
 
 
-class RunnerConfig(Record):
-    """`builtin`, or `command`: an outside program that is told about the claim (docs/how-to)."""
+class AgentsConfig(Record):
+    """How external agents are called; `agents/<name>.md` says who fills a role."""
 
-    kind: Literal["builtin", "command"] = "builtin"
-    command: tuple[NonEmpty, ...] = ()
-    timeout_minutes: PositiveFloat = 60
+    minutes: PositiveFloat = Field(
+        default=60, description="one call, unless its own limits say otherwise"
+    )
+    silence_minutes: PositiveFloat = Field(default=15, description="it may print nothing for this")
+    retries: int = Field(default=3, ge=0, description="after an error of the agent, per claim")
+    backoff_seconds: PositiveFloat = Field(default=5, description="doubled with every retry")
+    backoff_max_seconds: PositiveFloat = 300
+    output_retries: int = Field(
+        default=3, ge=0, le=3, description="times that invalid output goes back with all its errors"
+    )
 
 
 class CrewConfig(Record):
@@ -81,7 +89,11 @@ class Config(Record):
     max_expiries: PositiveInt = 3
     gates: GatesConfig = GatesConfig()
     git: GitConfig = GitConfig()
-    runners: dict[str, RunnerConfig] = Field(default_factory=dict)
+    runners: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="how agents are run; held to its kind by the roster"
+    )
+    agents: AgentsConfig = AgentsConfig()
+    budgets: Budgets = Budgets()
     crew: CrewConfig = CrewConfig()
     training: TrainingConfig = TrainingConfig()
 

@@ -116,8 +116,12 @@ class Child:
         log_path: Path | None = None,
         oom_first: bool = False,
         output: IO[bytes] | int | None = None,
+        stdin: IO[bytes] | int = subprocess.DEVNULL,
+        stderr: IO[bytes] | int = subprocess.STDOUT,
     ) -> Child:
         """Start `argv`; stdout and stderr are appended to `log_path` (or go to `output`, or away).
+
+        stdin is empty and stderr goes where stdout goes, unless said otherwise.
 
         `oom_first` asks the Linux kernel to take this tree first, should memory run out.
         Raises OodatcaaError when the folder `cwd` does not exist; an unknown program is exit 127.
@@ -133,9 +137,9 @@ class Child:
                 [*command, "1" if oom_first else "0", *argv],
                 cwd=cwd,
                 env=None if env is None else dict(env),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=target,
-                stderr=subprocess.STDOUT,
+                stderr=stderr,
                 pass_fds=(read_end,),
                 start_new_session=True,
             )
@@ -147,6 +151,11 @@ class Child:
             if log is not None:
                 log.close()
         return cls(popen, write_end)
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """The write end, when started with stdin=subprocess.PIPE."""
+        return self._popen.stdin
 
     @property
     def stdout(self) -> IO[bytes] | None:
@@ -208,8 +217,10 @@ class Child:
         trace: TracebackType | None,
     ) -> None:
         self.kill()
-        if self._popen.stdout is not None:
-            self._popen.stdout.close()
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 SWEEP_SECONDS = 10.0
@@ -223,7 +234,7 @@ def kill_below(pid: int) -> None:
                 process.kill()
 
 
-class _Output:
+class BoundedOutput:
     """Hashes and stores a bounded output: the first part as it comes, then only the last part."""
 
     def __init__(self, path: Path | None, limit: int) -> None:
@@ -292,7 +303,7 @@ def run_command(
     """
     argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
     started = time.monotonic()
-    output = _Output(output_path, max_output)
+    output = BoundedOutput(output_path, max_output)
     child = Child.start(argv, cwd=cwd, env=env, output=subprocess.PIPE)
     with contextlib.closing(output), child:
         deadline = None if timeout is None else started + timeout
@@ -319,7 +330,7 @@ def run_command(
 
 def _pump(
     child: Child,
-    output: _Output,
+    output: BoundedOutput,
     deadline: float | None,
     should_stop: Callable[[], bool] | None,
 ) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from oodatcaa.domain.agents import AgentDefinition, Turn
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.evidence import GateSpec
@@ -98,8 +99,49 @@ class Workspace(Protocol):
 
     def head(self) -> str: ...
 
+    def changed(self) -> bool:
+        """Whether anything in it is not committed yet."""
+        ...
+
     def commit(self, paths: Sequence[str], message: str) -> str | None:
         """Commit these files; None when nothing changed."""
+        ...
+
+
+class Agents(Protocol):
+    """External agents, for one claim. What they say counts for nothing until it is checked."""
+
+    @property
+    def output_retries(self) -> int:
+        """How often invalid output may go back to an agent."""
+        ...
+
+    def acting(self) -> AgentDefinition:
+        """Who this desk's agent is."""
+        ...
+
+    def external(self, wanted: str = "") -> AgentDefinition | None:
+        """The external agent for work that nothing built in can do; None when there is none."""
+        ...
+
+    def call(
+        self,
+        definition: AgentDefinition,
+        prompt: str,
+        *,
+        cwd: Path,
+        step: int = 0,
+        session: str = "",
+    ) -> Turn:
+        """One call to its end, with retries after the agent's errors, inside every budget."""
+        ...
+
+    def session_of(self, definition: AgentDefinition, step: int) -> str:
+        """The session to go on with for this story's step; empty = a new one."""
+        ...
+
+    def note(self, text: str, details: tuple[str, ...] = ()) -> None:
+        """Something for the history that moves no task."""
         ...
 
 
@@ -138,6 +180,7 @@ class Desk:
     should_stop: Callable[[], bool] = _never
     can_plot: bool = True
     pins: Callable[[], dict[str, str]] = field(default=dict)
+    agents: Agents | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from oodatcaa.domain.plan import Plan, StepKind
 from oodatcaa.domain.report import Action, Deliverable, Metric
 from oodatcaa.domain.task import Artefact, Failure, Story, Subtask
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.roles.builder import data, evaluate, framework, publish, train
+from oodatcaa.roles.builder import agent, data, evaluate, framework, publish, train
 from oodatcaa.roles.builder.bench import Bench
 from oodatcaa.roles.desk import BuildResult, Desk, StepOutcome, Workspace
 
@@ -28,6 +28,7 @@ EXECUTORS: dict[StepKind, Callable[[Bench], StepOutcome]] = {
     StepKind.COMPARE_GENERATIONS: evaluate.compare_generations,
     StepKind.MODEL_CARD: publish.model_card,
     StepKind.COMMAND: publish.command,
+    StepKind.AGENT: agent.work,
 }
 
 DOCUMENTS: dict[str, Callable[[Bench], StepOutcome]] = {
@@ -56,7 +57,7 @@ def build(
         outcome = _execute(bench)
         failure = outcome.failure
         if outcome.files:
-            label = "impl" if failure is None and outcome.artefacts else "docs"
+            label = _label(step.kind, outcome)
             workspace.commit(outcome.files, f"[{label}] {story.id} {step.title}")
         actions.append(
             Action(
@@ -83,6 +84,13 @@ def build(
         metrics=tuple(metrics),
         failure=failure,
     )
+
+
+def _label(kind: StepKind, outcome: StepOutcome) -> str:
+    if kind in (StepKind.AGENT, StepKind.COMMAND):
+        # What a failed agent left is kept on the branch for the next attempt, and called so.
+        return "wip" if outcome.failure else "impl"
+    return "impl" if outcome.failure is None and outcome.artefacts else "docs"
 
 
 def _execute(bench: Bench) -> StepOutcome:
