@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.task import Role
@@ -27,6 +27,7 @@ class Activity(Record):
     task: str = ""
     text: str = ""
     progress: TrainProgress | None = None
+    since: Utc = Field(description="when this task, or being idle, began")
     at: Utc
 
 
@@ -39,9 +40,11 @@ class Broadcast:
         self._task = ""
         self._text = ""
         self._last = 0.0
+        self._since = datetime.now(UTC)
 
     def on(self, task: str) -> None:
         self._task = task
+        self._since = datetime.now(UTC)
 
     def say(self, text: str) -> None:
         self._text = text
@@ -50,6 +53,8 @@ class Broadcast:
 
     def idle(self, why: str) -> None:
         if (self._task, self._text) != ("", why):
+            if self._task:
+                self._since = datetime.now(UTC)
             self._task, self._text = "", why
             self._write(None)
 
@@ -69,6 +74,7 @@ class Broadcast:
             task=self._task,
             text=self._text,
             progress=progress,
+            since=self._since,
             at=datetime.now(UTC),
         )
         write_atomic(self._path, activity.model_dump_json() + "\n")

@@ -21,8 +21,10 @@ from oodatcaa.kit.locks import FileLock
 from oodatcaa.kit.process import Child
 
 MAX_RESTARTS = 5
-STOP_GRACE_SECONDS = 30.0
+STOP_GRACE_SECONDS = 150.0
+"""Longer than a training child gets for ending its iteration and saving a checkpoint."""
 TICK_SECONDS = 0.25
+STOPPING = "stopping; agents save what they have (Ctrl-C again ends them at once)"
 
 
 @dataclass
@@ -50,10 +52,11 @@ class Crew:
     """Starts the agents, restarts those that die, and ends them all when the sprint has ended."""
 
     project: Project
-    on_tick: Callable[[], None] = lambda: None
+    on_tick: Callable[[str], None] = lambda _: None
     members: list[Member] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     _stopping: bool = False
+    _impatient: bool = False
 
     def run(self) -> CrewOutcome:
         """Raises RefusedError when a crew already works here, or there is no sprint."""
@@ -100,8 +103,16 @@ class Crew:
                 return outcome
             if not self._keep_alive():
                 return "crew_failed"
-            self.on_tick()
+            self._tell("running")
             time.sleep(TICK_SECONDS)
+
+    def _tell(self, state: str) -> None:
+        """A terminal that went away must not end the night's work."""
+        try:
+            self.on_tick(state)
+        except OSError as error:
+            self.problems.append(f"nobody could be told any more: {error}")
+            self.on_tick = lambda _: None
 
     def _enlist(self) -> None:
         sizes = self.project.config.crew
@@ -140,25 +151,32 @@ class Crew:
 
     def _catch_signals(self) -> dict[int, Any]:
         def stop(_number: int, _frame: FrameType | None) -> None:
-            if self._stopping:  # the second Ctrl-C: the person does not want to wait
-                raise KeyboardInterrupt
+            self._impatient = self._stopping  # the second Ctrl-C: the person does not want to wait
             self._stopping = True
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+            numbers.append(signal.SIGHUP)
         return {int(number): signal.signal(number, stop) for number in numbers}
 
     def _stop_all(self) -> None:
+        """Ask every agent to end, wait for checkpoints, and leave no process behind."""
         children = [member.child for member in self.members if member.child is not None]
         for child in children:
             child.ask_to_stop()
-        deadline = time.monotonic() + STOP_GRACE_SECONDS
+        asked = time.monotonic()
+        while any(child.poll() is None for child in children):
+            if self._impatient or time.monotonic() - asked > STOP_GRACE_SECONDS:
+                break
+            if self._stopping:
+                self._tell(STOPPING)
+            time.sleep(TICK_SECONDS)
         for child in children:
-            if child.wait(max(0.1, deadline - time.monotonic())) is None:
-                child.kill()
+            child.kill()
 
 
-def explain(outcome: CrewOutcome) -> OodatcaaError | None:
-    """The error that a command ends with; None when the sprint is done."""
+def explain(outcome: CrewOutcome, again: str = "oodatcaa run") -> OodatcaaError | None:
+    """The error that a command ends with; None when the sprint is done. `again` goes on."""
     from oodatcaa.errors import EXIT_INTERRUPTED, EXIT_NEEDS_HUMAN
 
     if outcome.result == "needs_human":
@@ -172,14 +190,14 @@ def explain(outcome: CrewOutcome) -> OodatcaaError | None:
         return OodatcaaError(
             "crew.stopped",
             "stopped; everything is kept",
-            hint="oodatcaa run goes on where it was",
+            hint=f"{again} goes on where it was",
             exit_code=EXIT_INTERRUPTED,
         )
     if outcome.result == "crew_failed":
         return OodatcaaError(
             "crew.failed",
             "an agent died again and again",
-            hint="read the logs named above, then oodatcaa run",
+            hint=f"read the logs named above, then {again}",
             details=outcome.problems[-5:],
         )
     return None

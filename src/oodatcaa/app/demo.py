@@ -9,12 +9,11 @@ from oodatcaa.app.init import init_project
 from oodatcaa.app.project import Project, open_project
 from oodatcaa.app.sprints import new_sprint
 from oodatcaa.app.templates import objective_text
-from oodatcaa.domain.task import StoryKind
+from oodatcaa.domain.negotiation import sprint_outcome
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.roles.builder import records
 
-DEFAULT_FOLDER = "oodatcaa-demo"
+DEMO_MARK = Path("src") / "function_writer" / "__init__.py"
 
 PACKAGE = '''\
 """Prompts of the function-writing model: name, signature and docstring in, code out."""
@@ -55,6 +54,14 @@ pythonpath = ["src"]
 """
 
 
+def unfinished_demo(folder: Path) -> Project | None:
+    """The demo in `folder` that was interrupted and can go on, if there is one."""
+    if not (folder / DEMO_MARK).is_file() or not (folder / ".git").is_dir():
+        return None
+    project = open_project(folder)
+    return project if sprint_outcome(project.board()) in ("running", "needs_human") else None
+
+
 def make_demo_project(folder: Path) -> Project:
     """A git repository with a small package, its tests, and an objective that does not fit.
 
@@ -64,11 +71,11 @@ def make_demo_project(folder: Path) -> Project:
         raise OodatcaaError(
             "demo.folder_taken",
             f"{folder} is not empty; the demo never writes over anything",
-            hint=f"oodatcaa demo --into OTHER, or go on there: cd {folder} && oodatcaa run",
+            hint="oodatcaa demo --into ANOTHER-FOLDER",
         )
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["git", "init", "-q", "-b", "main", str(folder)], check=True)
-    write_atomic(folder / "src" / "function_writer" / "__init__.py", PACKAGE)
+    write_atomic(folder / DEMO_MARK, PACKAGE)
     write_atomic(folder / "tests" / "test_prompt.py", TESTS)
     write_atomic(folder / "pyproject.toml", PYPROJECT)
     objective = objective_text(
@@ -85,38 +92,3 @@ def make_demo_project(folder: Path) -> Project:
     project.repo.commit_files(folder, None, "feat: prompts of the function writer")
     new_sprint(project)
     return project
-
-
-def demo_summary(project: Project) -> tuple[str, ...]:
-    """Figures and the side-by-side answers, from what the crew recorded; then what to open."""
-    by_kind = {story.kind: story.id for story in project.board().stories}
-    lines: list[str] = []
-    evaluation = project.facts.get(
-        by_kind.get(StoryKind.EVALUATE, "-"), records.EVALUATION, records.EvaluationFacts
-    )
-    if evaluation is not None:
-        found = evaluation.result
-        lines.append(
-            f"test loss {found.base_loss:.3f} -> {found.adapter_loss:.3f}, drop {found.drop:.3f} "
-            f"[{found.drop_low:.3f}, {found.drop_high:.3f}] on {found.examples} examples"
-        )
-    made = project.facts.get(
-        by_kind.get(StoryKind.EVALUATE, "-"), records.GENERATIONS, records.GenerationFacts
-    )
-    if made is not None:
-        lines += ["", "held-out prompt:", *_indent(made.prompt)]
-        lines += ["", "base model:", *_indent(made.base.generation.text)]
-        lines += ["", "tuned model:", *_indent(made.tuned.generation.text)]
-    lines += [
-        "",
-        "open first:",
-        f"  {project.root / 'docs' / 'training' / 'README.md'}",
-        f"  {project.root / 'docs' / 'training' / 'MODEL_CARD.md'}",
-        f"  {project.work / 'plans' / 'T001' / 'AGENT_PLAN.md'}",
-        f"  {project.work / 'AGENT_LOG.md'}",
-    ]
-    return tuple(lines)
-
-
-def _indent(text: str) -> list[str]:
-    return [f"    {line}" for line in text.strip().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -12,9 +13,13 @@ import typer
 
 from oodatcaa.cli.show import following, say
 from oodatcaa.domain.task import Role
+from oodatcaa.views.units import duration
 
 if TYPE_CHECKING:
     from oodatcaa.app.project import Project
+
+
+Plain = Annotated[bool, typer.Option("--plain", help="lines instead of a live panel")]
 
 
 def register(app: typer.Typer) -> None:
@@ -56,11 +61,11 @@ def agent(
     following("oodatcaa status")
 
 
-def run() -> None:
+def run(plain: Plain = False) -> None:
     """The whole crew, until the sprint is done or needs a person. Ctrl-C stops it cleanly."""
     from oodatcaa.app.project import open_project
 
-    _run(open_project())
+    _run(open_project(), plain=plain, again="oodatcaa run")
     following("oodatcaa status")
 
 
@@ -68,18 +73,19 @@ def demo(
     into: Annotated[Path, typer.Option(help="a new folder for the demo's project")] = Path(
         "oodatcaa-demo"
     ),
+    plain: Plain = False,
 ) -> None:
     """The whole crew fine-tunes a real model in a fresh project folder."""
-    from oodatcaa.app.demo import demo_summary, make_demo_project
+    from oodatcaa.app.demo import make_demo_project, unfinished_demo
     from oodatcaa.training.models import ModelStore
 
     ModelStore().fetch_demo(say)
-    project = make_demo_project(into.resolve())
-    say(f"project: {project.root}")
-    _run(project)
-    for line in demo_summary(project):
-        say(line)
-    following(f"cd {project.root} && oodatcaa status")
+    folder = into.resolve()
+    project = unfinished_demo(folder)
+    say(f"{'project' if project is None else 'going on with the project'}: {folder}")
+    there = f"cd {shlex.quote(str(into))} && oodatcaa"
+    _run(project or make_demo_project(folder), plain=plain, again=f"{there} run")
+    following(f"{there} status")
 
 
 def report() -> None:
@@ -91,18 +97,22 @@ def report() -> None:
     following("oodatcaa status")
 
 
-def _run(project: Project) -> None:
+def _run(project: Project, *, plain: bool, again: str) -> None:
+    """Run the crew and tell how it ended; `again` is what goes on after a stop."""
     from oodatcaa.app.closing import write_sprint_report
     from oodatcaa.app.crew import Crew, explain
-    from oodatcaa.cli.watch import Watch
+    from oodatcaa.cli.ending import tell_ending
+    from oodatcaa.cli.watch import watching
 
-    watch = Watch(project)
-    outcome = Crew(project, on_tick=watch.tick).run()
-    watch.tick()
-    say(f"report: {write_sprint_report(project)}")
+    with watching(project, plain=plain) as watch:
+        outcome = Crew(project, on_tick=watch.tick).run()
+        watch.tick("running")
+    write_sprint_report(project)
     for problem in outcome.problems:
         say(f"note: {problem}")
-    error = explain(outcome)
+    error = explain(outcome, again)
+    if error is None:
+        say(f"the sprint is done in {duration(outcome.seconds)}")
+    tell_ending(project, outcome.seconds, plain=plain)
     if error is not None:
         raise error
-    say(f"the sprint is done in {outcome.seconds:.0f} s")

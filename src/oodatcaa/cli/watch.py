@@ -1,35 +1,49 @@
-"""Live progress of a crew: each agent's newest line, and the training run with its memory."""
+"""Live progress of a crew: a panel on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
-from oodatcaa.app.activity import Activity, read_activities
+from oodatcaa.app.activity import Activity
 from oodatcaa.app.project import Project
+from oodatcaa.cli.scene import Observer, Scene
 from oodatcaa.cli.show import say
 from oodatcaa.domain.training import GB, TrainProgress
+
+if TYPE_CHECKING:
+    from oodatcaa.cli.screen import Terminal
 
 BAR = 24
 
 
-class Watch:
-    """Prints what changed since the last tick, line by line: fit for a terminal and for a file."""
+class Watch(Protocol):
+    """What a crew tells about itself, several times a second."""
+
+    def tick(self, state: str) -> None: ...
+
+
+class Lines:
+    """Prints what changed since the last tick, line by line: fit for a file."""
 
     def __init__(self, project: Project) -> None:
-        self._project = project
-        # What a killed agent of an earlier crew left is not news.
-        self._since = datetime.now(UTC)
+        self._observer = Observer(project)
         self._seen: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
+        self._state = ""
 
-    def tick(self) -> None:
-        for activity in read_activities(self._project.work):
-            if activity.at < self._since:
-                continue
+    def tick(self, state: str) -> None:
+        if state not in ("running", self._state):
+            self._state = state
+            say(state)
+        for activity in self._observer.activities():
             if activity.text and self._seen.get(activity.agent) != activity.text:
                 self._seen[activity.agent] = activity.text
                 if activity.task:
-                    say(f"{activity.at:%H:%M:%S} {activity.agent:<13} {activity.text}")
+                    say(f"{activity.at:%H:%M:%S}Z {activity.agent:<13} {activity.text}")
             self._training(activity)
 
     def _training(self, activity: Activity) -> None:
@@ -39,7 +53,44 @@ class Watch:
         mark = (progress.phase, progress.iteration)
         if self._steps.get(activity.agent) != mark:
             self._steps[activity.agent] = mark
-            say(f"{activity.at:%H:%M:%S} {activity.agent:<13} {bar(progress)}")
+            say(f"{activity.at:%H:%M:%S}Z {activity.agent:<13} {bar(progress)}")
+
+
+class Panel:
+    """The panel of `cli.screen`; it takes the terminal at the first tick."""
+
+    def __init__(self, project: Project, terminal: Terminal) -> None:
+        self._observer = Observer(project)
+        self._terminal = terminal
+
+    def tick(self, state: str) -> None:
+        self._terminal.show(self._observer.look(state))
+
+    def last(self) -> Scene:
+        return self._observer.look("ended")
+
+
+@contextmanager
+def watching(project: Project, *, plain: bool) -> Iterator[Watch]:
+    """A watch of this crew; the terminal is given back however the block ends."""
+    if plain or not is_terminal():
+        yield Lines(project)
+        return
+    from oodatcaa.cli.screen import Terminal
+
+    terminal = Terminal()
+    panel = Panel(project, terminal)
+    scene: Scene | None = None
+    try:
+        yield panel
+        scene = panel.last()
+    finally:
+        terminal.close(scene)
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at standard output on something that can move its cursor."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
 
 
 def bar(progress: TrainProgress) -> str:

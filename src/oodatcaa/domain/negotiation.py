@@ -379,10 +379,10 @@ def _why_wait(board: Board, policy: Policy, role: Role) -> str:
         return f"the WIP limit of {policy.wip.of(role)} {role.value} is reached"
     held = [f"{task.id} ({task.lease.owner})" for task in tasks_of(board) if task.lease is not None]
     if held:
-        return f"nothing for a {role.value} yet; in work: {', '.join(held)}"
+        return f"nothing for the {role.value} yet; in work: {', '.join(held)}"
     blocked = [item for item in board.stories if item.status is S.BLOCKED]
     why = "; ".join(f"{item.id} {blocked_reason(board, item)}" for item in blocked)
-    return f"nothing for a {role.value} yet" + (f"; {why}" if why else "")
+    return f"nothing for the {role.value} yet" + (f"; {why}" if why else "")
 
 
 def sprint_outcome(board: Board) -> Literal["none", "running", "done", "needs_human"]:

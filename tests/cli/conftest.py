@@ -1,0 +1,23 @@
+"""One tiny model and its data for all tests of the command line; they are only read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tiny_model import make_tiny_data, make_tiny_model
+from typing_in import new_project
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(model folder, data folder)."""
+    root = tmp_path_factory.mktemp("tiny")
+    return make_tiny_model(root / "model"), make_tiny_data(root / "data")
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny: tuple[Path, Path]) -> Path:
+    """A committed project whose objective is the tiny model."""
+    return new_project(tmp_path / "project", model=tiny[0], data=tiny[1])
