@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from oodatcaa.cli import crew, models, project, queue, training
+from oodatcaa.cli import crew, history, models, project, queue, training
 from oodatcaa.cli.show import guarded
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 project.register(app)
 queue.register(app)
+history.register(app)
 crew.register(app)
 models.register(app)
 training.register(app)

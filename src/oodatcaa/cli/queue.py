@@ -17,7 +17,7 @@ Owner = Annotated[str, typer.Option("--as", help="who acts; your login name by d
 
 
 def register(app: typer.Typer) -> None:
-    verbs: tuple[Callable[..., None], ...] = (negotiate, status, log, show, claim, heartbeat)
+    verbs: tuple[Callable[..., None], ...] = (negotiate, status, show, claim, heartbeat)
     verbs += (submit, release, approve, cancel, waive)
     for command in verbs:
         app.command(command.__name__)(command)
@@ -71,35 +71,6 @@ def status(json: AsJson = False) -> None:
         note = row["note"] or row["title"]
         say(f"  {row['id']:<9} {row['status']:<20} {row['owner']:<13} {note}")
     following("oodatcaa show T001, or oodatcaa run")
-
-
-def log(
-    task: Annotated[str, typer.Option(help="only this task")] = "",
-    agent: Annotated[str, typer.Option(help="only this agent")] = "",
-    since: Annotated[
-        datetime | None, typer.Option(help="UTC, for example 2026-01-30T08:00:00")
-    ] = None,
-    json: AsJson = False,
-) -> None:
-    """What happened, oldest first."""
-    from oodatcaa.app.project import open_project
-
-    start = since.replace(tzinfo=UTC) if since else None
-    entries = [
-        item
-        for item in open_project().store.history()
-        if task in ("", item.event.subject)
-        and agent in ("", item.event.actor)
-        and (start is None or item.event.at >= start)
-    ]
-    if json:
-        as_json(entries)
-        return
-    for item in entries:
-        event = item.event
-        moved = f" {event.before} -> {event.after}" if event.before or event.after else ""
-        say(f"{event.at:%Y-%m-%d %H:%M:%S}Z {event.actor} {event.subject}{moved}: {event.text}")
-    following("oodatcaa status")
 
 
 def show(task: Annotated[str, typer.Argument(help="T001 or T001-B01")]) -> None:

@@ -211,11 +211,11 @@ def read_log(
             if (logged.seq, logged.index) <= place:
                 continue
             place = (logged.seq, logged.index)
-            if _wanted(logged, task, agent, since):
+            if wanted(logged, task, agent, since):
                 yield logged
 
 
-def _wanted(logged: Logged, task: str | None, agent: str | None, since: datetime | None) -> bool:
+def wanted(logged: Logged, task: str | None, agent: str | None, since: datetime | None) -> bool:
     event = logged.event
     if task is not None and task not in (event.subject, story_of(event.subject)):
         return False
