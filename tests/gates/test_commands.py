@@ -69,11 +69,11 @@ def test_real_tests_run_and_none_is_never_passed(check: Check, commit_change: Ch
     lines = ("{python} -m pytest -q -p no:cacheprovider", "{python} -m pytest -q tests")
     assert [item.verdict for item in check("main", *lines)] == [Verdict.PASSED] * 2
     emptied = commit_change({"tests/test_price.py": "# nothing is left\n"})
-    assert [item.verdict for item in check(emptied, *lines)] == [Verdict.NOT_RUN] * 2
+    assert [item.verdict for item in check(emptied, *lines)] == [Verdict.CRASHED] * 2
     deleted = commit_change({"tests/test_price.py": None})
     nothing, no_folder = check(deleted, *lines)
-    assert nothing.verdict is Verdict.NOT_RUN
-    assert no_folder.verdict is Verdict.FAILED
+    assert nothing.verdict is Verdict.CRASHED
+    assert no_folder.verdict is Verdict.CRASHED
     (other,) = check("main", "exit 5")
     assert other.verdict is Verdict.FAILED
 
@@ -102,8 +102,9 @@ def test_a_gate_that_changes_the_code_is_told_and_undone(check: Check, repo: Rep
         "main", f"{cheat}; {commit}", "git diff --quiet && test ! -e tests/conftest.py",
         'test "$(git rev-parse HEAD)" = "$(git rev-parse main)"',
     )  # fmt: skip
-    assert [item.verdict for item in found] == [Verdict.PASSED] * 3
-    assert "src/shop/price.py" in found[0].detail
+    verdicts = [item.verdict for item in found]
+    assert verdicts == [Verdict.FAILED, Verdict.PASSED, Verdict.PASSED]
+    assert "changed tracked files: src/shop/price.py" in found[0].detail
     assert "undone" in found[0].detail
     assert repo.status().clean
 
@@ -113,8 +114,8 @@ def test_a_gate_that_destroys_its_worktree_harms_nobody_else(
 ) -> None:
     (root / "README.md").write_text("unfinished work\n")
     found = check("main", "rm -rf .git src", "test -f src/shop/price.py")
-    assert [item.verdict for item in found] == [Verdict.PASSED] * 2
-    assert "fresh one" in found[0].detail
+    assert [item.verdict for item in found] == [Verdict.FAILED, Verdict.PASSED]
+    assert "fresh worktree" in found[0].detail
     assert (root / "README.md").read_text() == "unfinished work\n"
     assert len(repo.worktrees()) == 1
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from oodatcaa.app.metrics import ArtefactMetrics
 from oodatcaa.app.project import Project
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec
+from oodatcaa.domain.goal_gates import goal_gates, person_gates
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import Story, StoryKind, Subtask
 from oodatcaa.errors import OodatcaaError
@@ -43,6 +44,7 @@ class Checker:
             gates=gates,
             variables=self._variables(plan),
             waivers=story.waivers,
+            target=self._project.sprint().target_branch,
         )
         runner = GateRunner(
             self._project.repo,
@@ -80,7 +82,8 @@ class Checker:
 
 
 def story_gates(plan: Plan) -> tuple[GateSpec, ...]:
-    """What the integrator runs again on the merge: the project's own checks and every file.
+    """What the integrator runs again on the merge: the project's own checks, the plan's goals and
+    every promised file; and what only a person can decide.
 
     Metrics depend on the artefacts, not on the merge, and were decided by the tester.
     """
@@ -92,5 +95,6 @@ def story_gates(plan: Plan) -> tuple[GateSpec, ...]:
         kind=GateKind.FILES,
         paths=promised,
     )
-    gates = (*plan.test_plan.quality_gates, *files)
+    goals = (*goal_gates(plan.goals), *person_gates(plan.goals))
+    gates = (*plan.test_plan.quality_gates, *files, *goals)
     return (*gates, merged) if promised else gates

@@ -11,10 +11,12 @@ from pathlib import Path
 from oodatcaa.app.activity import Broadcast
 from oodatcaa.app.project import Project
 from oodatcaa.domain.evidence import GateKind, GateSpec
+from oodatcaa.domain.gate_presets import PRESETS
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.training import DatasetRecord, ModelShape, RunRecord, TrainSpec
+from oodatcaa.kit.config import QualityGate
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.machine import describe_machine
 from oodatcaa.roles.desk import Agents, Desk, ModelPlace
@@ -206,17 +208,26 @@ class Workshop:
 
 
 def quality_gates(project: Project) -> tuple[GateSpec, ...]:
-    """config.toml's commands as gates G1, G2, …"""
+    """config.toml's commands and presets as gates G1, G2, …"""
     return tuple(
-        GateSpec(
-            id=f"G{number}",
-            name=gate.name,
-            kind=GateKind.COMMAND,
-            command=gate.command,
-            timeout_seconds=gate.timeout_seconds,
-            statement=f"the project's own check: {gate.name}",
-        )
-        for number, gate in enumerate(project.config.gates.quality, 1)
+        _quality_gate(number, gate) for number, gate in enumerate(project.config.gates.quality, 1)
+    )
+
+
+def _quality_gate(number: int, gate: QualityGate) -> GateSpec:
+    preset = PRESETS.get(gate.preset)
+    name = gate.name or (preset.title if preset else "")
+    return GateSpec(
+        id=f"G{number}",
+        name=name,
+        kind=GateKind.COMMAND,
+        command=gate.command or (preset.command if preset else ""),
+        preset=gate.preset,
+        baseline=gate.baseline,
+        limits=gate.limits,
+        timeout_seconds=gate.timeout_seconds or (preset.timeout_seconds if preset else 600),
+        statement=f"the project's own check: {name}"
+        + (", no worse than on the target branch" if gate.baseline else ""),
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
+from oodatcaa.domain.goals import ArtifactCheck, KeyLink
 
 
 class Verdict(StrEnum):
@@ -107,9 +108,30 @@ def parse_bytes(text: str) -> int:
 
 
 class GateKind(StrEnum):
+    """The last three come from a plan's goals; a `person` gate is decided by nobody else."""
+
     COMMAND = "command"
     METRIC = "metric"
     FILES = "files"
+    ARTIFACT = "artifact"
+    LINK = "link"
+    PERSON = "person"
+
+
+def _size(value: object) -> object:
+    return parse_bytes(value) if isinstance(value, str) else value
+
+
+Bytes = Annotated[PositiveInt, BeforeValidator(_size)]
+"""A number of bytes; people may write 4GB or 512MiB."""
+
+
+class ResourceLimits(Record):
+    """What one process of a gate may use; the kernel enforces it. None = no limit."""
+
+    memory_bytes: Bytes | None = Field(default=None, description="private memory; Linux only")
+    cpu_seconds: PositiveInt | None = None
+    file_bytes: Bytes | None = Field(default=None, description="size of one written file")
 
 
 class GateSpec(Record):
@@ -121,9 +143,22 @@ class GateSpec(Record):
     command: str = Field(default="", description="shell command; {run}, {adapter}, … are filled in")
     bound: Bound | None = None
     paths: tuple[str, ...] = Field(default=(), description="files promised at the commit")
+    artifact: ArtifactCheck | None = None
+    link: KeyLink | None = None
+    preset: str = Field(default="", description="how the tool is read; empty = by its command")
+    baseline: bool = Field(default=False, description="no worse than the target branch is enough")
+    limits: ResourceLimits | None = None
     critical: bool = False
     timeout_seconds: PositiveInt = 600
     statement: str = Field(default="", description="the criterion in words")
+
+
+class Baseline(Record):
+    """What the same gate found on the target branch, in the same kind of environment."""
+
+    branch: NonEmpty
+    commit: NonEmpty
+    findings: float
 
 
 class Evidence(Record):
@@ -146,6 +181,15 @@ class Evidence(Record):
     )
     measured: float | None = None
     interval: tuple[float, float] | None = None
+    findings: float | None = Field(default=None, description="counted in the tool's own output")
+    baseline: Baseline | None = None
+    output_tail: str = Field(default="", description="the end of the output")
+    tools: dict[str, str] = Field(
+        default_factory=dict, description="versions in the gates' environment"
+    )
+    environment: str | None = Field(
+        default=None, description="the cached environment it ran in; None = the crew's own"
+    )
     host: str
     started_at: Utc
     duration_seconds: float

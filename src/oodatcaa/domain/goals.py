@@ -1,6 +1,6 @@
 """What must be true, exist and be connected when a story is in the target branch.
 
-Plans say it goal-backward: not which tasks were ticked off, but what anybody can look at afterwards.
+Plans say it goal-backward: not which tasks were ticked off, but what can be looked at afterwards.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
 from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.goal_gates import goal_gates, person_gates
 from oodatcaa.domain.goals import Goals
 from oodatcaa.domain.task import StoryId, StoryKind, SubtaskId, SubtaskKind
 from oodatcaa.domain.training import QLoRA
@@ -268,7 +269,9 @@ def plan_problems(plan: Plan) -> tuple[str, ...]:
         problems.append("no build subtask")
     if sorted(kept_steps) != numbers and not plan.keeps:
         problems.append(f"steps {sorted(kept_steps)} are dealt out, but the plan has {numbers}")
-    gate_ids = [gate.id for gate in (*plan.test_plan.acceptance, *plan.test_plan.quality_gates)]
+    goals = (*goal_gates(plan.goals), *person_gates(plan.goals))
+    gates = (*plan.test_plan.acceptance, *plan.test_plan.quality_gates, *goals)
+    gate_ids = [gate.id for gate in gates]
     if len(set(gate_ids)) != len(gate_ids):
         problems.append(f"duplicate gate ids in {gate_ids}")
     if plan.decision.chosen not in {alternative.key for alternative in plan.alternatives}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import signal
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -12,13 +11,9 @@ from fnmatch import fnmatchcase
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.evidence import Evidence, GateSpec, Verdict, Waiver
 from oodatcaa.gates.ports import MetricValue
-from oodatcaa.kit.process import CommandResult
 
-NO_TESTS_RAN = 5
-"""pytest's exit code (and unittest's since Python 3.12) when nothing was collected."""
 NEEDS_INTERVAL = frozenset({"test_loss_drop"})
 """Metrics that count only when their bootstrap interval excludes 0."""
-_TEST_RUNNER = re.compile(r"\b(pytest|py\.test|unittest)\b")
 _BYTES = re.compile(r"memory|bytes")
 DETAIL_CHARS = 300
 
@@ -26,25 +21,6 @@ DETAIL_CHARS = 300
 class Judgement(Record):
     verdict: Verdict
     detail: str
-
-
-def judge_command(gate: GateSpec, command: str, result: CommandResult) -> Judgement:
-    """The exit code decides; what a command prints is shown, never believed."""
-    said = _last_line(result.tail)
-    code = result.exit_code
-    if result.stopped:
-        return Judgement(verdict=Verdict.NOT_RUN, detail="stopped before it ended")
-    if result.timed_out or code is None:
-        return _failed(f"did not end within {gate.timeout_seconds} s and was stopped", said)
-    if code == 0:
-        return Judgement(verdict=Verdict.PASSED, detail=f"exit code 0: {said}" if said else "ok")
-    if code in (126, 127):
-        return _crashed(f"exit code {code}, the command could not be started", said)
-    if code < 0:
-        return _crashed(f"ended by signal {_signal_name(-code)}", said)
-    if code == NO_TESTS_RAN and _TEST_RUNNER.search(command):
-        return Judgement(verdict=Verdict.NOT_RUN, detail="exit code 5: no tests ran")
-    return _failed(f"exit code {code}", said)
 
 
 def judge_metric(gate: GateSpec, measured: MetricValue | None) -> Judgement:
@@ -69,7 +45,7 @@ def judge_metric(gate: GateSpec, measured: MetricValue | None) -> Judgement:
             return _failed(f"{shown}: the interval does not exclude 0", measured.detail)
     wanted = f"{bound.op} {bound.text}"
     if bound.holds(value):
-        return Judgement(verdict=Verdict.PASSED, detail=_line(f"{shown}, {wanted}"))
+        return Judgement(verdict=Verdict.PASSED, detail=one_line(f"{shown}, {wanted}"))
     return _failed(f"{shown}, wanted {wanted}", measured.detail)
 
 
@@ -104,28 +80,49 @@ def waive(evidence: Evidence, waivers: Sequence[Waiver], now: datetime) -> Evide
             f"waived by {waiver.by} until {waiver.until:%Y-%m-%d %H:%M} UTC: {waiver.why} "
             f"(was {evidence.verdict.value}: {evidence.detail})"
         )
-        return evidence.evolve(verdict=Verdict.WAIVED, waiver=waiver, detail=_line(detail))
+        return evidence.evolve(verdict=Verdict.WAIVED, waiver=waiver, detail=one_line(detail))
     if mine:
         last = max(mine, key=lambda item: item.until)
         note = f"{evidence.detail} (the waiver by {last.by} is not valid at {now:%Y-%m-%d %H:%M})"
-        return evidence.evolve(detail=_line(note))
+        return evidence.evolve(detail=one_line(note))
     return evidence
 
 
-def crashed(reason: str) -> Judgement:
-    return _crashed(reason, "")
+def crashed(reason: str, said: str = "") -> Judgement:
+    return _crashed(reason, said)
+
+
+def failed(reason: str, said: str = "") -> Judgement:
+    return _failed(reason, said)
+
+
+def not_run(reason: str) -> Judgement:
+    return Judgement(verdict=Verdict.NOT_RUN, detail=one_line(reason))
+
+
+def passed(reason: str) -> Judgement:
+    return Judgement(verdict=Verdict.PASSED, detail=one_line(reason))
+
+
+def decided_by_a_person(gate: GateSpec, story: str) -> Judgement:
+    """What no command decides is never passed here; a person's waiver lets it through."""
+    return not_run(f"a person decides this: oodatcaa waive {story} {gate.id} --why … --hours …")
 
 
 def with_note(judgement: Judgement, note: str) -> Judgement:
-    return judgement.evolve(detail=_line(f"{judgement.detail} [{note}]"))
+    return judgement.evolve(detail=one_line(f"{judgement.detail} [{note}]"))
 
 
 def _failed(reason: str, said: str) -> Judgement:
-    return Judgement(verdict=Verdict.FAILED, detail=_line(f"{reason}: {said}" if said else reason))
+    return Judgement(
+        verdict=Verdict.FAILED, detail=one_line(f"{reason}: {said}" if said else reason)
+    )
 
 
 def _crashed(reason: str, said: str) -> Judgement:
-    return Judgement(verdict=Verdict.CRASHED, detail=_line(f"{reason}: {said}" if said else reason))
+    return Judgement(
+        verdict=Verdict.CRASHED, detail=one_line(f"{reason}: {said}" if said else reason)
+    )
 
 
 def _matching(path: str, sizes: Mapping[str, int]) -> Iterable[str]:
@@ -139,21 +136,9 @@ def _matching(path: str, sizes: Mapping[str, int]) -> Iterable[str]:
     return [name for name in sizes if name.startswith(folder)]
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return _line(lines[-1], 160) if lines else ""
-
-
-def _line(text: str, limit: int = DETAIL_CHARS) -> str:
+def one_line(text: str, limit: int = DETAIL_CHARS) -> str:
     plain = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)
 
 
 def _show(metric: str, value: float) -> str:

@@ -36,6 +36,10 @@ class Checkouts(Protocol):
         """Every tracked file at `commit` with its size in bytes."""
         ...
 
+    def file_at(self, commit: str, path: str) -> bytes | None:
+        """The content of a tracked file, None when there is none."""
+        ...
+
     def resolve(self, name: str) -> str: ...
 
 
@@ -51,6 +55,7 @@ class GateRequest(Record):
         default_factory=dict, description="run, adapter, data, model, …: what {name} stands for"
     )
     waivers: tuple[Waiver, ...] = ()
+    target: str = Field(default="", description="the branch that baselines are taken from")
 
 
 class MetricValue(Record):

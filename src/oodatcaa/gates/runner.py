@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, Verdict
+from oodatcaa.domain.gate_presets import preset_for
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.gates.environment import check_origin, choose_python, gate_environment
+from oodatcaa.gates.baselines import Baselines
+from oodatcaa.gates.bench import Bench, Benches, some
+from oodatcaa.gates.goal_checks import check_goal
 from oodatcaa.gates.judging import (
     Judgement,
     crashed,
-    judge_command,
+    decided_by_a_person,
+    failed,
     judge_files,
     judge_metric,
     waive,
     with_note,
 )
 from oodatcaa.gates.ports import Checkouts, GateRequest, MetricSource
+from oodatcaa.gates.reading import Reading, compare, read_command
 from oodatcaa.gates.store import EvidenceStore
-from oodatcaa.gates.variables import UnknownVariables, exported, fill
+from oodatcaa.gates.variables import UnknownVariables, fill
 from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.config import GatesConfig
-from oodatcaa.kit.process import CommandResult, run_command
 
-SETUP_TIMEOUT_S = 1800.0
-
-
-@dataclass
-class _Bench:
-    """A prepared worktree. `problem` set = commands can not say anything about the commit."""
-
-    worktree: Path
-    python: Path
-    env: dict[str, str]
-    values: dict[str, str]
-    code_path: str | None = None
-    keep: tuple[str, ...] = ()
-    problem: str = ""
-    spoilt: bool = False
+TAIL_CHARS = 2_000
+"""How much of an output's end the evidence itself holds; the file has the rest."""
 
 
 @dataclass
@@ -53,6 +42,7 @@ class _Seen:
 
     judgement: Judgement
     facts: dict[str, object] = field(default_factory=dict)
+    reading: Reading | None = None
 
 
 class GateRunner:
@@ -79,6 +69,8 @@ class GateRunner:
         self._metrics = metrics
         self._clock = clock
         self._should_stop = should_stop
+        self._benches = Benches(checkouts, store, self._config, should_stop)
+        self._baselines = Baselines(checkouts, store, self._config)
 
     def run(
         self, request: GateRequest, *, on_evidence: Callable[[Evidence], None] | None = None
@@ -91,12 +83,12 @@ class GateRunner:
         request = request.evolve(commit=self._checkouts.resolve(request.commit))
         gathered: list[Evidence] = []
         with ExitStack() as stack:
-            bench: _Bench | None = None
+            bench: Bench | None = None
             for gate in request.gates:
                 stopped = self._should_stop is not None and self._should_stop()
                 fresh = bench is None or bench.spoilt
                 if gate.kind is GateKind.COMMAND and fresh and not stopped:
-                    bench = self._prepare(stack, request)
+                    bench = self._benches.prepare(stack, request)
                 evidence = self._gather(gate, request, bench, stopped=stopped)
                 self._store.save(evidence)
                 gathered.append(evidence)
@@ -105,7 +97,7 @@ class GateRunner:
         return tuple(gathered)
 
     def _gather(
-        self, gate: GateSpec, request: GateRequest, bench: _Bench | None, *, stopped: bool
+        self, gate: GateSpec, request: GateRequest, bench: Bench | None, *, stopped: bool
     ) -> Evidence:
         started_at, clock = self._clock(), time.monotonic()
         name = self._store.reserve(request.story, request.task, request.attempt, gate.id)
@@ -116,6 +108,11 @@ class GateRunner:
             seen = self._command(gate, request, bench, name)
         elif gate.kind is GateKind.METRIC:
             seen = self._metric(gate, request)
+        elif gate.kind is GateKind.PERSON:
+            seen = _Seen(decided_by_a_person(gate, request.story))
+        elif gate.kind in (GateKind.ARTIFACT, GateKind.LINK):
+            found = check_goal(gate, request.commit, self._checkouts, self._should_stop)
+            seen = _Seen(found)
         else:
             sizes = self._checkouts.sizes_at(request.commit)
             seen = _Seen(judge_files(gate, sizes))
@@ -141,112 +138,66 @@ class GateRunner:
 
     # -- commands
 
-    def _prepare(self, stack: ExitStack, request: GateRequest) -> _Bench:
-        worktree = stack.enter_context(
-            self._checkouts.check_worktree(request.commit, f"gates-{request.task}")
-        )
-        shims = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oodatcaa-gates-")))
-        bench = self._bench(worktree, shims / "first", request, configured="")
-        for number, command in enumerate(self._config.setup):
-            if not bench.problem:
-                bench.problem = self._set_up(command, bench, request, number)
-        # Setup may have made the environment that the gates run in, but no change to the code.
-        made = self._checkouts.dirty_paths(worktree)
-        self._checkouts.restore(worktree, request.commit, made)
-        bench.keep = self._checkouts.dirty_paths(worktree)
+    def _command(self, gate: GateSpec, request: GateRequest, bench: Bench, name: str) -> _Seen:
+        seen = self._run_line(gate, request, bench, name)
+        if not gate.baseline or seen.reading is None or not seen.reading.comparable:
+            return seen
+        base, problem = self._baselines.of(gate, request, bench.tools, self._count_there)
+        seen.judgement = compare(gate, seen.reading, base, problem)
+        seen.facts["baseline"] = base
+        return seen
+
+    def _run_line(self, gate: GateSpec, request: GateRequest, bench: Bench, name: str) -> _Seen:
+        facts: dict[str, object] = {
+            "command": gate.command,
+            "code_path": bench.code_path,
+            "tools": bench.tools,
+            "environment": bench.environment.key if bench.environment else None,
+        }
         if bench.problem:
-            return bench
-        final = self._bench(worktree, shims / "gates", request, configured=self._config.python)
-        final.keep = bench.keep
-        if not final.python.is_file():
-            final.problem = f"the gates' interpreter {final.python} does not exist"
-            return final
-        origin = check_origin(
-            worktree, final.python, final.env, self._checkouts.root, self._config.packages
-        )
-        final.problem, final.code_path = origin.problem, origin.describe(worktree)
-        return final
-
-    def _bench(
-        self, worktree: Path, shims: Path, request: GateRequest, *, configured: str
-    ) -> _Bench:
-        python = choose_python(configured, worktree)
-        values = {**request.variables, "python": str(python), "worktree": str(worktree)}
-        env = gate_environment(worktree, python, self._checkouts.root, shims) | exported(values)
-        return _Bench(worktree=worktree, python=python, env=env, values=values)
-
-    def _set_up(self, command: str, bench: _Bench, request: GateRequest, number: int) -> str:
-        """Run one setup command; what went wrong, empty = nothing."""
+            return _Seen(crashed(bench.problem), facts)
+        preset = preset_for(gate.command, gate.preset)
+        command = gate.command.strip() or (preset.command if preset else "")
+        if not command:
+            return _Seen(crashed("the gate has no command"), facts)
         try:
             line = fill(command, bench.values)
         except UnknownVariables as error:
-            return f"setup command {command!r}: {error}"
-        label = f"setup-{number + 1}"
-        name = self._store.reserve(request.story, request.task, request.attempt, label)
-        output = self._store.output_file(name)
-        result = self._execute(line, bench, output, SETUP_TIMEOUT_S)
-        if isinstance(result, str):
-            return f"setup command {command!r}: {result}"
-        if result.ok:
-            output.unlink()
-            return ""
-        how = "did not end in time" if result.timed_out else f"exit code {result.exit_code}"
-        return f"setup command {command!r} failed ({how}); see {self._store.relative(output)}"
-
-    def _command(self, gate: GateSpec, request: GateRequest, bench: _Bench, name: str) -> _Seen:
-        facts: dict[str, object] = {"command": gate.command, "code_path": bench.code_path}
-        if bench.problem:
-            return _Seen(crashed(bench.problem), facts)
-        if not gate.command.strip():
-            return _Seen(crashed("the gate has no command"), facts)
-        try:
-            line = fill(gate.command, bench.values)
-        except UnknownVariables as error:
             return _Seen(crashed(str(error)), facts)
+        facts["command"] = line
         output = self._store.output_file(name)
-        result = self._execute(line, bench, output, gate.timeout_seconds)
+        limits = gate.limits or self._config.limits
+        result = self._benches.execute(line, bench, output, gate.timeout_seconds, limits)
         if isinstance(result, str):
-            return _Seen(crashed(result), facts | {"command": line})
-        judgement = judge_command(gate, line, result)
-        if note := self._tidy(bench, request):
-            judgement = with_note(judgement, note)
-        return _Seen(
-            judgement,
-            facts
-            | {
-                "command": line,
-                "exit_code": result.exit_code,
-                "output_sha256": result.output_sha256,
-                "output_path": self._store.relative(output),
-            },
-        )
+            return _Seen(crashed(result), facts)
+        text = output.read_text(encoding="utf-8", errors="replace")
+        reading = read_command(gate, line, result, text)
+        facts |= {
+            "exit_code": result.exit_code,
+            "output_sha256": result.output_sha256,
+            "output_path": self._store.relative(output),
+            "output_tail": text[-TAIL_CHARS:],
+            "findings": reading.findings,
+        }
+        judgement = reading.judgement
+        tracked, note = self._benches.tidy(bench, request.commit)
+        if tracked and judgement.verdict is Verdict.PASSED:
+            judgement = failed(f"it changed tracked files: {some(tracked)}; a check only looks")
+            return _Seen(with_note(judgement, note), facts)
+        return _Seen(with_note(judgement, note) if note else judgement, facts, reading)
 
-    def _tidy(self, bench: _Bench, request: GateRequest) -> str:
-        """Undo what a gate did to the code, so that the next one sees the commit; tell it."""
-        try:
-            changed = self._checkouts.restore(bench.worktree, request.commit, bench.keep)
-        except (OodatcaaError, OSError) as error:
-            bench.spoilt = True
-            return f"it spoilt its worktree, the next gate gets a fresh one: {error}"
-        if not changed:
-            return ""
-        some = ", ".join(changed[:3]) + (", …" if len(changed) > 3 else "")
-        return f"it changed {len(changed)} paths, undone: {some}"
-
-    def _execute(
-        self, line: str, bench: _Bench, output: Path, timeout: float
-    ) -> CommandResult | str:
-        try:
-            return run_command(
-                line,
-                cwd=bench.worktree,
-                env=bench.env,
-                timeout=timeout,
-                output_path=output,
-                should_stop=self._should_stop,
-            )
-        except (OodatcaaError, OSError) as error:
-            return f"could not be started: {error}"
+    def _count_there(self, gate: GateSpec, request: GateRequest) -> tuple[float | None, str]:
+        """The same gate at the target branch: (findings, what went wrong)."""
+        with ExitStack() as stack:
+            bench = self._benches.prepare(stack, request)
+            label = f"base-{gate.id}"
+            name = self._store.reserve(request.story, request.task, request.attempt, label)
+            seen = self._run_line(gate, request, bench, name)
+            if "output_path" not in seen.facts:
+                self._store.output_file(name).unlink(missing_ok=True)
+            if seen.reading is None or not seen.reading.comparable:
+                return None, seen.judgement.detail
+            return seen.reading.findings, "its findings can not be counted"
 
     # -- metrics
 

@@ -30,6 +30,12 @@ class EvidenceStore:
         self._work = work_dir
         self._root = work_dir / "evidence"
 
+    def folder(self, name: str) -> Path:
+        """A folder beside the evidence for what is derived from it; made when missing."""
+        path = self._work / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def reserve(self, story: str, task: str, attempt: int, gate_id: str) -> str:
         """A new id nobody else gets; its (still empty) output file exists from now on."""
         folder = self._root / story

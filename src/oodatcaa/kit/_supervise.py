@@ -1,11 +1,12 @@
 """Stands between a command and whoever started it, so that nothing outlives its starter.
 
-Run by path (`python -I -S _supervise.py CONTROL PARENT OOM COMMAND...`), never imported: it must
-start in milliseconds and therefore uses the standard library only.
+Run by path (`python -I -S _supervise.py CONTROL PARENT OOM LIMITS COMMAND...`), never imported: it
+must start in milliseconds and therefore uses the standard library only.
 
 - CONTROL is the read end of a pipe whose other end the starter holds. End of file means that the
   starter is gone, however it died, and everything below is killed at once. A parent-death signal
   alone would not do: on Linux it fires when the starting *thread* ends, on macOS it does not exist.
+- LIMITS is `-` or `DATA=bytes,CPU=seconds,FSIZE=bytes`: resource limits of the command alone.
 - SIGTERM is passed on to the command's process group.
 - When the command ends, whatever it left behind is killed, and its exit status is mirrored.
 """
@@ -34,7 +35,21 @@ def prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def start(argv: list[str], control: int, oom_first: bool) -> int:
+def limit(text: str) -> None:
+    """Set the named resource limits, never above what is allowed already."""
+    for item in text.split(",") if text != "-" else ():
+        name, _, value = item.partition("=")
+        kind = getattr(resource, f"RLIMIT_{name}")
+        soft = int(value)
+        hard = resource.getrlimit(kind)[1]
+        if hard != resource.RLIM_INFINITY:
+            soft = min(soft, hard)
+        # One second between the CPU limit's SIGXCPU and its SIGKILL; the others have one edge.
+        above = soft + 1 if name == "CPU" and hard == resource.RLIM_INFINITY else soft
+        resource.setrlimit(kind, (soft, above))
+
+
+def start(argv: list[str], control: int, oom_first: bool, limits: str) -> int:
     """Fork and exec the command in its own process group; its pid."""
     me = os.getpid()
     pid = os.fork()
@@ -55,9 +70,11 @@ def start(argv: list[str], control: int, oom_first: bool) -> int:
             # Should the machine run out of memory all the same, this one goes first.
             with contextlib.suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
+        limit(limits)
         os.execvp(argv[0], argv)
-    except OSError as error:
-        os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        os.write(2, f"{argv[0]}: {reason}\n".encode())
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
     os._exit(126)
 
@@ -138,7 +155,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: asked.append(True))
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    target = start(sys.argv[4:], control, oom_first)
+    target = start(sys.argv[5:], control, oom_first, sys.argv[4])
     status = None
     while status is None:
         ready, _, _ = select.select([control, wake], [], [], 1.0)

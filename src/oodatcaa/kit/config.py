@@ -6,22 +6,64 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.budgets import Budgets
+from oodatcaa.domain.evidence import ResourceLimits
+from oodatcaa.domain.gate_presets import PRESETS, preset_for
 from oodatcaa.domain.policy import LeaseMinutes, Policy, WipLimits
 from oodatcaa.errors import OodatcaaError
 
+PRESETS_WITH_COUNTS = frozenset(name for name, preset in PRESETS.items() if preset.counting)
 CONFIG_PATH = Path(".oodatcaa") / "config.toml"
 
 
 class QualityGate(Record):
-    """A command of the project that has to succeed before work is accepted."""
+    """A check of the project that has to succeed before work is accepted.
 
-    name: NonEmpty
-    command: NonEmpty
-    timeout_seconds: PositiveInt = 600
+    `preset` names a tool whose exit codes and findings are known (docs/reference/gates.md); its
+    name, command and time limit are then the defaults.
+    """
+
+    preset: str = ""
+    name: str = ""
+    command: str = ""
+    timeout_seconds: PositiveInt | None = None
+    baseline: bool = Field(
+        default=False, description="passes when it is no worse than the target branch"
+    )
+    limits: ResourceLimits | None = None
+
+    @model_validator(mode="after")
+    def _can_run(self) -> QualityGate:
+        known = ", ".join(PRESETS)
+        if self.preset and self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}; there are {known}")
+        if not self.preset and not (self.name.strip() and self.command.strip()):
+            raise ValueError(f"needs a name and a command, or a preset ({known})")
+        if self.baseline and preset_for(self.command, self.preset) is None:
+            raise ValueError(f"a baseline needs findings to count: name a preset ({known})")
+        if self.baseline and not PRESETS_WITH_COUNTS & {self._tool()}:
+            raise ValueError(f"the findings of {self._tool()} can not be counted for a baseline")
+        return self
+
+    def _tool(self) -> str:
+        preset = preset_for(self.command, self.preset)
+        return preset.name if preset else ""
+
+
+DEPENDENCY_FILES = (
+    "uv.lock",
+    "poetry.lock",
+    "pdm.lock",
+    "pylock*.toml",
+    "Pipfile.lock",
+    "requirements*.txt",
+    "pyproject.toml",
+    "setup.py",
+    "setup.cfg",
+)
 
 
 class GatesConfig(Record):
@@ -31,7 +73,16 @@ class GatesConfig(Record):
         default="", description="interpreter for the gates; empty = the one that runs the crew"
     )
     setup: tuple[NonEmpty, ...] = Field(
-        default=(), description="commands run in the fresh worktree before its gates"
+        default=(),
+        description="commands run in the fresh worktree before its gates; with {env} in them they "
+        "fill a cached environment, made again when a lock or project file changes",
+    )
+    cache_by: tuple[NonEmpty, ...] = Field(
+        default=DEPENDENCY_FILES, description="files whose content the cached environment is for"
+    )
+    limits: ResourceLimits = Field(
+        default=ResourceLimits(memory_bytes=16_000_000_000, file_bytes=8_000_000_000),
+        description="of each process of a gate, unless the gate has its own",
     )
     packages: tuple[NonEmpty, ...] | None = Field(
         default=None, description="packages whose import place is checked; None = found by itself"

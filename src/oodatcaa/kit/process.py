@@ -49,6 +49,26 @@ class CommandResult(Record):
         return self.exit_code == 0
 
 
+class Limits(Record):
+    """Resource limits of each process of a command, set by the kernel. None = as inherited.
+
+    `memory_bytes` bounds private memory (RLIMIT_DATA); macOS does not enforce it, so there only
+    the time limits hold. Exceeding `cpu_seconds` or `file_bytes` ends the process by a signal.
+    """
+
+    memory_bytes: int | None = None
+    cpu_seconds: int | None = None
+    file_bytes: int | None = None
+
+    def argument(self) -> str:
+        """For the supervisor."""
+        values = {"DATA": self.memory_bytes, "CPU": self.cpu_seconds, "FSIZE": self.file_bytes}
+        return ",".join(f"{name}={value}" for name, value in values.items() if value) or "-"
+
+
+NO_LIMITS = Limits()
+
+
 def process_identity(pid: int | None = None) -> tuple[int, float]:
     """(pid, start) of a process, this one by default; together they survive the reuse of a pid.
 
@@ -118,6 +138,7 @@ class Child:
         output: IO[bytes] | int | None = None,
         stdin: IO[bytes] | int = subprocess.DEVNULL,
         stderr: IO[bytes] | int = subprocess.STDOUT,
+        limits: Limits = NO_LIMITS,
     ) -> Child:
         """Start `argv`; stdout and stderr are appended to `log_path` (or go to `output`, or away).
 
@@ -134,7 +155,7 @@ class Child:
         command = [sys.executable, "-I", "-S", str(SUPERVISOR), str(read_end), str(os.getpid())]
         try:
             popen = subprocess.Popen(
-                [*command, "1" if oom_first else "0", *argv],
+                [*command, "1" if oom_first else "0", limits.argument(), *argv],
                 cwd=cwd,
                 env=None if env is None else dict(env),
                 stdin=stdin,
@@ -293,6 +314,7 @@ def run_command(
     output_path: Path | None = None,
     max_output: int = MAX_OUTPUT_BYTES,
     should_stop: Callable[[], bool] | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> CommandResult:
     """Run a command to its end, or to `timeout` seconds, and say what it did.
 
@@ -304,7 +326,7 @@ def run_command(
     argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
     started = time.monotonic()
     output = BoundedOutput(output_path, max_output)
-    child = Child.start(argv, cwd=cwd, env=env, output=subprocess.PIPE)
+    child = Child.start(argv, cwd=cwd, env=env, output=subprocess.PIPE, limits=limits)
     with contextlib.closing(output), child:
         deadline = None if timeout is None else started + timeout
         ended = _pump(child, output, deadline, should_stop)

@@ -38,7 +38,9 @@ def make_adapted_plan(
 ) -> Plan:
     origin = f"{story.id} plan v{story.plan_version + 1} (adapted)"
     inputs = gather(desk, board, story, params, backend, origin)
-    return adapted_plan(previous, inputs, params=params, backend=backend, note=note, keeps=keeps)
+    plan = adapted_plan(previous, inputs, params=params, backend=backend, note=note, keeps=keeps)
+    # Another way is taken, but what must be true in the end stays.
+    return plan.evolve(goals=previous.goals) if previous.goals else plan
 
 
 def inherited(desk: Desk, board: Board, story: Story) -> tuple[QLoRA, str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oodatcaa.domain.evidence import GateKind, GateSpec
+from oodatcaa.domain.goal_gates import goal_gates
 from oodatcaa.domain.plan import Plan
 
 
@@ -20,12 +21,13 @@ class Examination:
 
 
 def examine(plan: Plan, committed: tuple[str, ...]) -> Examination:
-    """Every acceptance criterion and quality gate, plus: all promised documents are there.
+    """Every acceptance criterion, quality gate and goal, plus: all promised documents are there.
 
     `committed` are the paths at the submitted commit. Vetoes what no gate would notice: live
     state, weights or data in git (rules 6 and 9 of the design).
     """
-    gates = [*plan.test_plan.acceptance, *plan.test_plan.quality_gates]
+    goals = goal_gates(plan.goals)
+    gates = [*plan.test_plan.acceptance, *plan.test_plan.quality_gates, *goals]
     promised = tuple(path for path in plan.deliverables if _is_path(path))
     covered = {path for gate in gates if gate.kind is GateKind.FILES for path in gate.paths}
     missing = tuple(path for path in promised if path not in covered)

@@ -42,6 +42,7 @@ def agent_plan(plan: Plan) -> str:
         section("Interfaces", prose_bullets(plan.interfaces)),
         section("Definition of done", prose_bullets(plan.definition_of_done)),
         _acceptance(plan),
+        _goals(plan),
         alternatives(plan),
         decision(plan),
         fallback(plan),
@@ -159,6 +160,28 @@ def _acceptance(plan: Plan) -> str:
         gate_table(plan.test_plan.acceptance),
         "The framework runs every one of them itself, in a fresh worktree at the submitted commit; "
         "[TEST_PLAN.md](TEST_PLAN.md) has the exact commands.",
+    )
+
+
+def _goals(plan: Plan) -> str:
+    goals = plan.goals
+    truths = [
+        f"{prose(item.statement)} ({code(item.command) if item.command else 'a person decides'})"
+        for item in goals.truths
+    ]
+    artifacts = [
+        f"{code(item.path)}" + (f": {prose(item.provides)}" if item.provides else "")
+        for item in goals.artifacts
+    ]
+    links = [
+        f"{code(item.source)} to {code(item.target)}" + (f": {prose(item.via)}" if item.via else "")
+        for item in goals.key_links
+    ]
+    return section(
+        "Goals",
+        section("True in the end", bullets(truths), level=3),
+        section("There in the end", bullets(artifacts), level=3),
+        section("Connected in the end", bullets(links), level=3),
     )
 
 

@@ -77,6 +77,12 @@ def gate_rule(gate: GateSpec) -> str:
         if len(gate.paths) > 2:
             return f"{count(len(gate.paths), 'file')} in the commit"
         return "files: " + ", ".join(code(path) for path in gate.paths)
+    if gate.artifact is not None:
+        return f"what stands in {code(gate.artifact.path)}"
+    if gate.link is not None:
+        return f"{code(gate.link.source)} speaks of {code(gate.link.target)}"
+    if gate.kind is GateKind.PERSON:
+        return "a person"
     return code(gate.command, 80)
 
 
@@ -98,7 +104,18 @@ def gate_section(gate: GateSpec, memory_limit_bytes: int | None = None, level: i
     title = f"{gate.id}: {gate.name}" + (" (critical)" if gate.critical else "")
     blocks = [prose(gate.statement)]
     if gate.kind is GateKind.COMMAND:
-        blocks += ["Passes when this command ends with exit code 0:", fence(gate.command, "bash")]
+        how = "ends with exit code 0" + (
+            ", or finds no more than the same command on the target branch" if gate.baseline else ""
+        )
+        blocks += [f"Passes when this command {how}:", fence(gate.command, "bash")]
+    elif gate.artifact is not None or gate.link is not None:
+        blocks += ["Passes when this holds in the commit itself:", bullets(goal_lines(gate))]
+    elif gate.kind is GateKind.PERSON:
+        blocks.append(
+            "No command decides this. The story waits for a person before the target moves: "
+            f"{code(f'oodatcaa waive STORY {gate.id} --why … --hours …')}, then "
+            f"{code('oodatcaa approve STORY --why …')}."
+        )
     elif gate.kind is GateKind.FILES:
         blocks += [
             "Passes when every one of these files is in the submitted commit and not empty:",
@@ -114,6 +131,26 @@ def gate_section(gate: GateSpec, memory_limit_bytes: int | None = None, level: i
             blocks.append(f"The run itself is stopped at {memory(limit)}, the objective's limit.")
     blocks.append(f"Time limit: {duration(gate.timeout_seconds)}.")
     return section(title, *blocks, level=level)
+
+
+def goal_lines(gate: GateSpec) -> list[str]:
+    """What an artifact or key link gate looks for, one line each."""
+    if gate.artifact is not None:
+        item = gate.artifact
+        lines = [
+            f"{code(item.path)} exists and is not empty",
+            f"at least {count(item.min_lines, 'line')} that are not blank"
+            if item.min_lines
+            else "",
+            *(f"it contains {code(text)}" for text in item.contains),
+            f"it defines {', '.join(map(code, item.exports))}" if item.exports else "",
+        ]
+        return [line for line in lines if line]
+    if gate.link is None:
+        return []
+    link = gate.link
+    how = f"something that matches {code(link.pattern)}" if link.pattern else code(link.target)
+    return [f"{code(link.source)} contains {how}" + (f" ({prose(link.via)})" if link.via else "")]
 
 
 def _is_other_size(gate: GateSpec) -> bool:

@@ -195,6 +195,10 @@ def _checked_by(item: Evidence) -> str:
         return code(str(item.gate.bound)) if item.gate.bound else "metric"
     if item.gate.kind is GateKind.FILES:
         return count(len(item.gate.paths), "promised file")
+    if item.gate.artifact is not None or item.gate.link is not None:
+        return "looked at in the commit"
+    if item.gate.kind is GateKind.PERSON:
+        return "a person"
     return code(item.command or item.gate.command, 60)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oodatcaa.domain.goal_gates import goal_gates, person_gates
 from oodatcaa.domain.plan import Plan, Trouble
 from oodatcaa.views.markdown import (
     bold,
@@ -43,6 +44,7 @@ def test_plan(plan: Plan) -> str:
         ),
         _quality_gates(plan),
         _acceptance(plan),
+        _goals(plan),
         section("Integration tests", prose_bullets(tests.integration)),
         section("Regression tests", prose_bullets(tests.regression)),
         section("Benchmarks", prose_bullets(tests.benchmarks)),
@@ -73,6 +75,19 @@ def _acceptance(plan: Plan) -> str:
         gate_table(gates),
         placeholders(gates),
         *(gate_section(gate, plan.memory_limit_bytes) for gate in gates),
+    )
+
+
+def _goals(plan: Plan) -> str:
+    checked, asked = goal_gates(plan.goals), person_gates(plan.goals)
+    return section(
+        "Goal checks",
+        "What must be true, exist and be connected in the end: checked at the submitted commit and "
+        "again at the merged one."
+        if checked or asked
+        else "",
+        gate_table((*checked, *asked)),
+        *(gate_section(gate, plan.memory_limit_bytes) for gate in (*checked, *asked)),
     )
 
 
