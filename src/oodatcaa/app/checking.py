@@ -85,9 +85,11 @@ def story_gates(plan: Plan) -> tuple[GateSpec, ...]:
     """What the integrator runs again on the merge: the project's own checks, the plan's goals and
     every promised file; and what only a person can decide.
 
-    Metrics depend on the artefacts, not on the merge, and were decided by the tester.
+    Metrics depend on the artefacts, not on the merge, and were decided by the tester. A custom
+    story has none: its criteria are all run again.
     """
-    files = tuple(gate for gate in plan.test_plan.acceptance if gate.kind is GateKind.FILES)
+    again = {GateKind.FILES} | ({GateKind.COMMAND} if plan.kind is StoryKind.CUSTOM else set())
+    files = tuple(gate for gate in plan.test_plan.acceptance if gate.kind in again)
     promised = tuple(path for path in plan.deliverables if "/" in path and " " not in path)
     merged = GateSpec(
         id="M1",

@@ -15,6 +15,7 @@ from oodatcaa.domain.agents import (
     Call,
     CommandSpec,
     Ending,
+    OpenAISpec,
     Order,
     RunnerSpec,
     Turn,
@@ -37,7 +38,20 @@ def runner_for(spec: RunnerSpec) -> Runner:
         from oodatcaa.runners.command import CommandRunner
 
         return CommandRunner(spec)
-    raise OodatcaaError("runner.kind", f"this version can not run agents of kind {spec.kind}")
+    try:
+        if isinstance(spec, OpenAISpec):
+            from oodatcaa.runners.openai import OpenAIRunner
+
+            return OpenAIRunner(spec)
+        from oodatcaa.runners.acp import AcpRunner
+
+        return AcpRunner(spec)
+    except ImportError as error:
+        raise OodatcaaError(
+            "runner.not_installed",
+            f"runners of kind {spec.kind} need a package that is not installed: {error.name}",
+            hint=f"pip install 'oodatcaa[{spec.kind}]'",
+        ) from error
 
 
 class OutsideAgents:
@@ -72,6 +86,9 @@ class OutsideAgents:
     def external(self, wanted: str = "") -> AgentDefinition | None:
         return self._project.roster.external(self._role, self._agent, wanted)
 
+    def builder(self, wanted: str = "") -> AgentDefinition | None:
+        return self._project.roster.external(Role.BUILDER, "", wanted)
+
     def acting(self) -> AgentDefinition:
         return self._project.roster.acting(self._role, self._agent)
 
@@ -92,6 +109,8 @@ class OutsideAgents:
         while True:
             tries += 1
             turn = self._once(definition, runner, prompt, cwd, step, session)
+            if not runner.can_resume:
+                turn = turn.evolve(session="")
             pause = pause_before_retry(
                 turn.ending,
                 tries,
@@ -101,7 +120,7 @@ class OutsideAgents:
             )
             if pause is None or not self._sleep(pause, turn):
                 return turn
-            session = turn.session if runner.can_resume else ""
+            session = turn.session
 
     def session_of(self, definition: AgentDefinition, step: int) -> str:
         """The newest session of this agent on this step of the story; empty when there is none or

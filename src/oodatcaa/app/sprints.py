@@ -43,6 +43,7 @@ def new_sprint(project: Project) -> Board:
         target_branch=target,
         memory_limit_bytes=objective.memory_limit_bytes,
         max_adapt_rounds=objective.budget.adapt_rounds,
+        max_sprint_rounds=objective.budget.sprint_rounds,
         created_at=now,
     )
     project.store.transact(
@@ -50,7 +51,7 @@ def new_sprint(project: Project) -> Board:
             board,
             at,
             sprint=sprint.evolve(created_at=at),
-            stories=carried or stories_for(objective, at),
+            stories=carried or stories_for(objective, at, project.config.approval),
         )
     )
     (project.work / CARRIED).unlink(missing_ok=True)

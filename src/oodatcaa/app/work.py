@@ -6,8 +6,9 @@ submission, where the attempt number decides; the evidence gathered until then i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from oodatcaa.app.activity import Broadcast
@@ -22,11 +23,14 @@ from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.report import Deliverable, Metric
 from oodatcaa.domain.task import Failure, Role, Story, Subtask, Task
 from oodatcaa.errors import OodatcaaError, StateError
+from oodatcaa.roles.agent_reviewer import review
 from oodatcaa.roles.builder import build
+from oodatcaa.roles.custom_refiner import StartOver
 from oodatcaa.roles.desk import BuildResult, Desk
 from oodatcaa.roles.planning import make_plan
+from oodatcaa.roles.records import AgentFailedError
 from oodatcaa.roles.refiner import refine
-from oodatcaa.roles.tester import examine
+from oodatcaa.roles.tester import Examination, examine
 
 
 class StoppedError(Exception):
@@ -90,12 +94,27 @@ class Claimed:
             raise StoppedError
 
 
+@contextmanager
+def looking_around(claimed: Claimed, name: str) -> Iterator[Desk]:
+    """The claim's desk; for an external agent with a throw-away checkout of the branch `name`, for
+    an agent never works in the checkout of a person."""
+    agents = claimed.desk.agents
+    if agents is None or agents.acting().builtin:
+        yield claimed.desk
+        return
+    repo = claimed.project.repo
+    with repo.check_worktree(repo.resolve(name), f"{claimed.role.value}-{claimed.task.id}") as path:
+        yield replace(claimed.desk, checkout=lambda: path)
+
+
 def do_plan(claimed: Claimed) -> None:
     story = claimed.story()
     board = claimed.project.board()
     try:
-        plan = make_plan(claimed.desk, board, story)
+        with looking_around(claimed, claimed.project.sprint().target_branch) as desk:
+            plan = make_plan(desk, board, story)
     except OodatcaaError as error:
+        claimed.stop_if_asked()
         _give_up(claimed, f"no plan could be made: {error}")
         return
     _submit_plan(claimed, plan)
@@ -105,11 +124,17 @@ def do_adapt(claimed: Claimed) -> None:
     story = claimed.story()
     board = claimed.project.board()
     try:
-        decided = refine(claimed.desk, board, story)
+        where = story.branch if claimed.project.repo.try_resolve(story.branch) else ""
+        with looking_around(claimed, where or claimed.project.sprint().target_branch) as desk:
+            decided = refine(desk, board, story)
     except OodatcaaError as error:
+        claimed.stop_if_asked()
         decided = GiveUp(reason=f"no adaptation could be made: {error}")
     if isinstance(decided, GiveUp):
         _give_up(claimed, decided.reason)
+        return
+    if isinstance(decided, StartOver):
+        _start_over(claimed, decided.lesson)
         return
     _submit_plan(claimed, decided)
 
@@ -187,6 +212,23 @@ def _give_up(claimed: Claimed, reason: str) -> None:
     claimed.report("needs a person", plan, summary=(reason,))
 
 
+def _start_over(claimed: Claimed, lesson: str) -> None:
+    claimed.stop_if_asked()
+    story = claimed.story()
+    claimed.project.store.transact(
+        lambda board, now: submission.start_over(
+            board,
+            now,
+            story=story.id,
+            owner=claimed.owner,
+            attempt=claimed.attempt,
+            lesson=lesson,
+        )
+    )
+    claimed.broadcast.say(f"{story.id} starts over: {lesson}")
+    claimed.report("starts over", claimed.plan(), summary=(lesson,))
+
+
 def workspace_of(claimed: Claimed, plan: Plan) -> StoryWorkspace:
     story = claimed.story()
     base = claimed.project.sprint().target_branch
@@ -236,11 +278,11 @@ def do_test(claimed: Claimed) -> None:
     repo = claimed.project.repo
     commit = repo.resolve(plan.branch)
     examination = examine(plan, repo.paths_at(commit))
+    examination, failure = _reviewed(claimed, plan, examination, commit)
     evidence = Checker(claimed.project, claimed.desk).run(
         examination.gates, plan, subtask, commit, say=claimed.broadcast.say
     )
     claimed.stop_if_asked()
-    failure = None
     if examination.veto:
         failure = Failure(
             kind="veto",
@@ -263,6 +305,31 @@ def do_test(claimed: Claimed) -> None:
         )
     )
     _after_submission(claimed, plan, evidence, None, commit=commit)
+
+
+def _reviewed(
+    claimed: Claimed, plan: Plan, examination: Examination, commit: str
+) -> tuple[Examination, Failure | None]:
+    """The examination with what an external tester adds to it; the framework's checks run also
+    when that one fails, but then nobody reviewed the work and it is not accepted."""
+    agents = claimed.desk.agents
+    if agents is None or agents.acting().builtin:
+        return examination, None
+    with claimed.project.repo.check_worktree(commit, f"review-{claimed.task.id}") as checkout:
+        try:
+            found = review(agents, agents.acting(), claimed.story(), plan, examination, checkout)
+            return found, None
+        except AgentFailedError as error:
+            claimed.stop_if_asked()
+            failure = Failure(
+                kind=error.kind,
+                task=claimed.task.id,
+                summary=error.message,
+                gates=error.details,
+                layer=error.circle or None,
+                at=datetime.now(UTC),
+            )
+            return examination, failure
 
 
 def _after_submission(

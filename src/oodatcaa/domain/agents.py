@@ -176,9 +176,8 @@ class OpenAISpec(Record):
     api_key_env: str = Field(default="", description="the variable that holds the key")
     max_tokens: PositiveInt = 8192
     temperature: float = Field(default=0.0, ge=0)
-    schema_mode: Literal["json_schema", "json_object", "prompt"] = Field(
-        default="prompt",
-        description="how the endpoint is asked for JSON; `prompt` works everywhere",
+    json_mode: bool = Field(
+        default=False, description="ask for response_format json_object; not every endpoint can"
     )
     prices: Prices | None = None
 

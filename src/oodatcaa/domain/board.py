@@ -23,6 +23,9 @@ class Sprint(Record):
     target_branch: NonEmpty
     memory_limit_bytes: PositiveInt
     max_adapt_rounds: int = Field(default=3, ge=0)
+    max_sprint_rounds: int = Field(
+        default=15, ge=0, description="adaptation rounds of all stories together"
+    )
     created_at: Utc
 
 

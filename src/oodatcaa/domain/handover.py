@@ -7,7 +7,7 @@ from datetime import datetime
 from oodatcaa.domain.board import Board, Event
 from oodatcaa.domain.lifecycle import S, is_cancelled, is_done, move, moved_event, put
 from oodatcaa.domain.negotiation import held_task
-from oodatcaa.domain.task import Story, StoryStatus, Subtask, SubtaskKind
+from oodatcaa.domain.task import Approval, Story, StoryStatus, Subtask, SubtaskKind
 from oodatcaa.errors import RefusedError
 
 
@@ -48,6 +48,11 @@ def settle(
         return board, ()
     if not any(item.kind is SubtaskKind.TEST for item in live):
         return board, ()
-    ready = move(story, S.READY_FOR_INTEGRATOR, now)
-    event = moved_event(story, ready, actor, now, f"every subtask of {story_id} is done")
+    text = f"every subtask of {story_id} is done"
+    if story.approval is Approval.MERGE:
+        reason = f"{text}: a person has to approve the merge"
+        ready = move(story, S.NEEDS_HUMAN, now, reason=reason, waits_for=Approval.MERGE)
+    else:
+        ready = move(story, S.READY_FOR_INTEGRATOR, now)
+    event = moved_event(story, ready, actor, now, text)
     return put(board, ready), (event,)

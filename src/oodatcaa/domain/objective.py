@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.evidence import Bound, parse_bytes
+from oodatcaa.domain.task import Approval, StoryId
 from oodatcaa.domain.training import QLoRA
 from oodatcaa.errors import OodatcaaError
 
@@ -28,6 +29,18 @@ BACKENDS = ("mlx", "axolotl", "hf")
 class Budget(Record):
     minutes: PositiveInt = 60
     adapt_rounds: int = Field(default=3, ge=0, le=10)
+    sprint_rounds: int = Field(default=15, ge=0, description="rounds of all stories together")
+
+
+class StoryOutline(Record):
+    """A story of the objective's own, for example a feature of the project's code."""
+
+    id: StoryId
+    title: NonEmpty
+    goal: NonEmpty
+    depends_on: tuple[StoryId, ...] = ()
+    estimate_minutes: PositiveInt = 60
+    approval: Approval | None = None
 
 
 class Objective(Record):
@@ -43,6 +56,12 @@ class Objective(Record):
     backends: tuple[str, ...] = Field(default=BACKENDS, min_length=1)
     acceptance: tuple[Bound, ...] = Field(min_length=1)
     budget: Budget = Budget()
+    stories: tuple[StoryOutline, ...] = Field(
+        default=(), description="the sprint's stories, instead of those of a fine-tuning"
+    )
+    approval: Approval | None = Field(
+        default=None, description="plan, merge or none, for stories that do not say it themselves"
+    )
     prompt: str = Field(default="", description="held-out prompt shown side by side at the end")
     eval_examples: PositiveInt | None = Field(
         default=None, description="examples of the test split that are evaluated; None = all"
@@ -140,7 +159,30 @@ def _normalise(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     values["acceptance"] = bounds or [Bound.parse("test_loss_drop >= 0.1")]
     if not listed and not problems:
         problems.append("acceptance: at least one criterion is needed")
+    values["stories"] = _stories(values.get("stories"), problems)
     return values, problems
+
+
+def _stories(listed: Any, problems: list[str]) -> list[Any]:
+    """Stories without an id are numbered T001, T002, … by their place."""
+    if listed is None:
+        return []
+    if not isinstance(listed, list):
+        problems.append("stories: must be a list of mappings with a title and a goal")
+        return []
+    found = [
+        {"id": f"T{number:03d}", **item} if isinstance(item, dict) else item
+        for number, item in enumerate(listed, 1)
+    ]
+    ids = [str(item.get("id")) for item in found if isinstance(item, dict)]
+    for name in sorted({name for name in ids if ids.count(name) > 1}):
+        problems.append(f"stories: the id {name} is used twice")
+    for item in found:
+        needs = item.get("depends_on", ()) if isinstance(item, dict) else ()
+        for needed in needs if isinstance(needs, list | tuple) else ():
+            if str(needed) not in ids:
+                problems.append(f"stories: {item['id']} depends on {needed}, which does not exist")
+    return found
 
 
 def _explain(error: ValidationError, skip: set[str]) -> list[str]:

@@ -18,8 +18,8 @@ from oodatcaa.domain.lifecycle import (
     undone,
     waiting_status,
 )
-from oodatcaa.domain.rounds import blocked_reason
-from oodatcaa.domain.task import Failure, Story, StoryStatus, Subtask, SubtaskKind, Task
+from oodatcaa.domain.rounds import blocked_reason, rounds_left
+from oodatcaa.domain.task import Approval, Failure, Story, StoryStatus, Subtask, SubtaskKind, Task
 from oodatcaa.errors import RefusedError
 
 
@@ -38,7 +38,7 @@ def _by_hand(
 
 
 def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> Decision[Story]:
-    """Let a story that needs a human go on from where it stopped.
+    """Let a story that needs a human go on from where it stopped, or say yes to its plan or merge.
 
     Lost leases are forgiven; when it goes on to the refiner, at least one more adaptation round
     is allowed. Dependencies that were cancelled are dropped: approving says that it works without
@@ -59,7 +59,7 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
     kept = tuple(item for item in paused.depends_on if item not in gone)
     paused_now = paused.evolve(depends_on=kept)
     to = _goes_on_to(board, paused_now)
-    changes = _changes(board, paused_now, to, now)
+    changes = {**_changes(board, paused_now, to, now), "waits_for": Approval.NONE}
     approved = move(paused_now, to, now, **changes)
     after = put(board, approved)
     details = [f"works without {item}, which was cancelled" for item in gone]
@@ -75,7 +75,8 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
                 follow.append(_by_hand(item, free, by, now, f"{item.id} goes on with {story}"))
     if approved.extra_rounds != paused.extra_rounds:
         details.append("one more adaptation round is allowed")
-    text = f"{by} approved {story}: {why}"
+    what = {Approval.PLAN: "the plan of ", Approval.MERGE: "the merge of "}
+    text = f"{by} approved {what.get(paused.waits_for, '')}{story}: {why}"
     event = _by_hand(paused, approved, by, now, text, tuple(details))
     return Decision(after, approved, (event, *follow))
 
@@ -86,6 +87,10 @@ def _goes_on_to(board: Board, story: Story) -> StoryStatus:
         return S.BLOCKED
     if story.plan_version == 0:
         return S.NEEDS_PLAN
+    if story.waits_for is Approval.MERGE:
+        return S.READY_FOR_INTEGRATOR
+    if story.waits_for is Approval.PLAN:
+        return S.PLANNING_COMPLETE
     was_adapting = story.paused_from in (S.ADAPTING, S.NEEDS_ADAPT)
     failed = any(item.status is B.NEEDS_ADAPT for item in live)
     if was_adapting or failed or not any(item.kind is SubtaskKind.TEST for item in live):
@@ -103,6 +108,8 @@ def _changes(board: Board, story: Story, to: StoryStatus, now: datetime) -> dict
     if to is S.NEEDS_ADAPT:
         limit = board.sprint.max_adapt_rounds if board.sprint else 0
         extra = max(story.extra_rounds, story.adapt_round + 1 - limit)
+        if rounds_left(board) == 0:
+            extra = max(extra, story.extra_rounds + 1)
         # The refiner decides on a failure; what a person cancelled is one to plan around.
         failure = story.failure or Failure(
             kind="stuck", task=story.id, summary=story.reason, at=now

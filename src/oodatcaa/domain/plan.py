@@ -172,6 +172,7 @@ class AdaptationNote(Record):
     trigger: NonEmpty
     rungs: tuple[NonEmpty, ...] = Field(description="what was changed, one line each")
     tried: tuple[NonEmpty, ...] = Field(default=(), description="rungs considered, with estimates")
+    failed: tuple[NonEmpty, ...] = Field(default=(), description="the gates that did not pass")
     before_bytes: int | None = None
     after_bytes: int | None = None
     limit_bytes: int | None = None

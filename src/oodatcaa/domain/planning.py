@@ -20,14 +20,15 @@ from oodatcaa.domain.lifecycle import (
 )
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.rounds import rounds_allowed
-from oodatcaa.domain.task import Story, SubtaskKind
+from oodatcaa.domain.task import Approval, Story, SubtaskKind
 from oodatcaa.errors import RefusedError
 
 
 def submit_plan(
     board: Board, now: datetime, *, story: str, owner: str, attempt: int, plan: Plan
 ) -> Decision[Story]:
-    """Accept a plan or an adapted plan: the story becomes `planning_complete`.
+    """Accept a plan or an adapted plan: the story becomes `planning_complete`, or waits for a
+    person's approval of the plan.
 
     New subtasks are created, those in `plan.keeps` stay (failed ones can be worked on again, a
     definition in `plan.subtasks` replaces the old one), every other unfinished one is cancelled.
@@ -37,13 +38,16 @@ def submit_plan(
     held = held_story(board, story, owner, attempt, S.PLANNING, S.ADAPTING)
     _check_plan(board, held, plan)
     adapting = held.status is S.ADAPTING
+    asks = held.approval is Approval.PLAN
     planned = move(
         held,
-        S.PLANNING_COMPLETE,
+        S.NEEDS_HUMAN if asks else S.PLANNING_COMPLETE,
         now,
         plan_version=plan.version,
         adapt_round=held.adapt_round + (1 if adapting else 0),
         failure=None,
+        reason=f"a person has to approve plan v{plan.version}" if asks else "",
+        waits_for=Approval.PLAN if asks else Approval.NONE,
     )
     events = [_planned_event(held, planned, plan, now)]
     after = put(board, planned)
@@ -58,6 +62,15 @@ def submit_plan(
     after, settled = settle(after, story, owner, now)
     final = after.story_by_id[story]
     return Decision(after, final, (*events, *settled))
+
+
+def plan_fit(board: Board, story: Story, plan: Plan) -> list[str]:
+    """Why `submit_plan` would refuse this plan for the story as it stands; empty = it fits."""
+    try:
+        _check_plan(board, story, plan)
+    except RefusedError as error:
+        return list(error.details) or [error.message]
+    return []
 
 
 def _check_plan(board: Board, story: Story, plan: Plan) -> None:

@@ -306,8 +306,19 @@ def _stuck(work: _Work) -> None:
 
 
 def rounds_allowed(board: Board, story: Story) -> int:
-    """The sprint's adaptation rounds and those that people granted this story."""
-    return (board.sprint.max_adapt_rounds if board.sprint else 0) + story.extra_rounds
+    """The story's adaptation rounds with those that people granted it, but never more than the
+    sprint still has for all its stories together."""
+    if board.sprint is None:
+        return story.extra_rounds
+    own = board.sprint.max_adapt_rounds + story.extra_rounds
+    return min(own, story.adapt_round + rounds_left(board))
+
+
+def rounds_left(board: Board) -> int:
+    """Rounds that the sprint still has. Those that people granted a story do not count."""
+    limit = board.sprint.max_sprint_rounds if board.sprint else 0
+    used = sum(max(0, item.adapt_round - item.extra_rounds) for item in board.stories)
+    return max(0, limit - used)
 
 
 def _block(work: _Work) -> None:

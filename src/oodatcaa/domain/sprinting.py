@@ -11,7 +11,7 @@ from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.policy import Policy
 from oodatcaa.domain.progress import progress
 from oodatcaa.domain.states import tasks_of
-from oodatcaa.domain.task import Story, StoryKind, StoryStatus, slugify
+from oodatcaa.domain.task import Approval, Story, StoryKind, StoryStatus, slugify
 from oodatcaa.errors import RefusedError
 
 
@@ -108,6 +108,8 @@ def _carry(board: Board, story: Story, now: datetime) -> Story:
         attempt=story.attempt,
         plan_version=story.plan_version,
         waivers=story.waivers,
+        approval=story.approval,
+        lessons=story.lessons,
     )
 
 
@@ -174,11 +176,31 @@ _OUTLINE = (
 )
 
 
-def stories_for(objective: Objective, now: datetime) -> tuple[Story, ...]:
-    """The stories of a fine-tuning objective. T002 waits for nobody, so it runs beside T001.
+def stories_for(
+    objective: Objective, now: datetime, approval: Approval = Approval.NONE
+) -> tuple[Story, ...]:
+    """The stories that the objective lists, or else those of a fine-tuning.
 
-    Estimates are planning estimates in minutes: small ones for the demo model.
+    In a fine-tuning T002 waits for nobody, so it runs beside T001. Estimates are planning
+    estimates in minutes: small ones for the demo model. `approval` is for stories of which the
+    objective says nothing.
     """
+    default = objective.approval or approval
+    if objective.stories:
+        return tuple(
+            initial_story(
+                now,
+                id=item.id,
+                kind=StoryKind.CUSTOM,
+                title=item.title,
+                slug=slugify(item.title),
+                goal=item.goal,
+                depends_on=item.depends_on,
+                estimate_minutes=item.estimate_minutes,
+                approval=item.approval or default,
+            )
+            for item in objective.stories
+        )
     words = {
         "model": "the demo model" if objective.model == "demo" else objective.model,
         "data": "the demo data" if objective.data == "demo" else objective.data,
@@ -195,6 +217,7 @@ def stories_for(objective: Objective, now: datetime) -> tuple[Story, ...]:
             goal=item.goal.format(**words),
             depends_on=item.depends_on,
             estimate_minutes=item.demo_minutes if objective.model == "demo" else item.minutes,
+            approval=default,
         )
         for item in _OUTLINE
     )

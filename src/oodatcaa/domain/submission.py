@@ -15,6 +15,7 @@ from oodatcaa.domain.handover import held_story, held_subtask, settle
 from oodatcaa.domain.lifecycle import (
     B,
     S,
+    is_finished,
     move,
     moved_event,
     put,
@@ -22,7 +23,7 @@ from oodatcaa.domain.lifecycle import (
 from oodatcaa.domain.negotiation import held_task
 from oodatcaa.domain.people import approve, cancel, waive
 from oodatcaa.domain.planning import free_subtask_id, submit_plan
-from oodatcaa.domain.rounds import free_adapting
+from oodatcaa.domain.rounds import free_adapting, rounds_allowed
 from oodatcaa.domain.task import (
     Artefact,
     Failure,
@@ -41,6 +42,7 @@ __all__ = [
     "free_subtask_id",
     "give_up",
     "integration_failed",
+    "start_over",
     "submit_build",
     "submit_integration",
     "submit_plan",
@@ -215,6 +217,41 @@ def fail_task(
     human = held.status is not S.INTEGRATING
     stopped = _stop(board, now, held, failure.summary, failure, human=human)
     return Decision(stopped.board, stopped.value, stopped.events)
+
+
+def start_over(
+    board: Board, now: datetime, *, story: str, owner: str, attempt: int, lesson: str
+) -> Decision[Story]:
+    """The refiner throws the plan away: back to the planner, who reads `lesson`.
+
+    It counts as an adaptation round. Unfinished subtasks are cancelled; what is committed on the
+    branch stays. Raises RefusedError: submission.late, .wrong_state, plan.rounds_used_up.
+    """
+    held = held_story(board, story, owner, attempt, S.ADAPTING)
+    allowed = rounds_allowed(board, held)
+    if held.adapt_round >= allowed:
+        raise RefusedError(
+            "plan.rounds_used_up",
+            f"{held.adapt_round} of {allowed} adaptation rounds are used up",
+            hint=f"oodatcaa approve {story} allows one more",
+        )
+    again = move(
+        held,
+        S.NEEDS_PLAN,
+        now,
+        reason=lesson,
+        failure=None,
+        adapt_round=held.adapt_round + 1,
+        lessons=(*held.lessons, lesson),
+    )
+    board = put(board, again)
+    events = [moved_event(held, again, owner, now, f"start over: {lesson}")]
+    for item in board.subtasks_of(story):
+        if not is_finished(item):
+            gone = move(item, B.CANCELLED, now, reason="the story starts over")
+            board = put(board, gone)
+            events.append(moved_event(item, gone, owner, now, f"{item.id}: {gone.reason}"))
+    return Decision(board, again, tuple(events))
 
 
 def give_up(

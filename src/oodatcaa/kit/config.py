@@ -13,6 +13,7 @@ from oodatcaa.domain.budgets import Budgets
 from oodatcaa.domain.evidence import ResourceLimits
 from oodatcaa.domain.gate_presets import PRESETS, preset_for
 from oodatcaa.domain.policy import LeaseMinutes, Policy, WipLimits
+from oodatcaa.domain.task import Approval
 from oodatcaa.errors import OodatcaaError
 
 PRESETS_WITH_COUNTS = frozenset(name for name, preset in PRESETS.items() if preset.counting)
@@ -146,6 +147,9 @@ class Config(Record):
     agents: AgentsConfig = AgentsConfig()
     budgets: Budgets = Budgets()
     crew: CrewConfig = CrewConfig()
+    approval: Approval = Field(
+        default=Approval.NONE, description="where stories wait for a person: plan, merge or none"
+    )
     training: TrainingConfig = TrainingConfig()
 
     @property

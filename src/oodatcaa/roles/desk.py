@@ -25,6 +25,7 @@ from oodatcaa.domain.training import (
     TrainProgress,
     TrainSpec,
 )
+from oodatcaa.errors import OodatcaaError
 
 R = TypeVar("R", bound=Record)
 
@@ -124,6 +125,10 @@ class Agents(Protocol):
         """The external agent for work that nothing built in can do; None when there is none."""
         ...
 
+    def builder(self, wanted: str = "") -> AgentDefinition | None:
+        """The external builder that a plan's step would get; None when there is none."""
+        ...
+
     def call(
         self,
         definition: AgentDefinition,
@@ -151,6 +156,12 @@ def _silent(_: str) -> None:
 
 def _never() -> bool:
     return False
+
+
+def _no_checkout() -> Path:
+    raise OodatcaaError(
+        "desk.no_checkout", "there is no checkout in which an agent may look around"
+    )
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,8 @@ class Desk:
     can_plot: bool = True
     pins: Callable[[], dict[str, str]] = field(default=dict)
     agents: Agents | None = None
+    checkout: Callable[[], Path] = _no_checkout
+    """Where agents that only look may work: a checkout of the target branch of their own."""
 
 
 @dataclass(frozen=True)

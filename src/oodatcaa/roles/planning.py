@@ -14,13 +14,18 @@ from oodatcaa.domain.training import (
     TrainSpec,
 )
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.roles.agent_planner import plan_by_agent
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.desk import Desk
 from oodatcaa.roles.planner import PlanInputs, adapted_plan, plan_story, planned_params
 
 
 def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
-    """The story's next plan version, from facts probed now."""
+    """The story's next plan version, from facts probed now, or from an external planner for a
+    story without a recipe. Raises AgentFailedError when that one comes to no valid plan."""
+    agents = desk.agents
+    if agents is not None and story.kind is StoryKind.CUSTOM and not agents.acting().builtin:
+        return plan_by_agent(desk, agents, agents.acting(), board, story)
     params, backend, origin = inherited(desk, board, story)
     return plan_story(gather(desk, board, story, params, backend, origin))
 

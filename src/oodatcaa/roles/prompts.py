@@ -104,7 +104,7 @@ def _trouble(plan: Plan, story: Story) -> str:
     if plan.adaptation is not None:
         lines.append(f"The last attempt failed: {plan.adaptation.trigger}")
         lines += [f"Now: {rung}" for rung in plan.adaptation.rungs]
-        lines += list(plan.adaptation.tried)
+        lines += list(plan.adaptation.failed)
     return _bullets("What went wrong before", lines)
 
 

@@ -6,20 +6,23 @@ from oodatcaa.domain.adaptation import Adaptation, GiveUp, adapt_failure
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.rounds import rounds_allowed
-from oodatcaa.domain.task import Story
+from oodatcaa.domain.task import Story, StoryKind
 from oodatcaa.domain.training import MemoryEstimate, QLoRA, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.builder.records import TRAINING, TrainingFacts
+from oodatcaa.roles.custom_refiner import StartOver, refine_custom
 from oodatcaa.roles.desk import Desk
 from oodatcaa.roles.planner import keepable
 from oodatcaa.roles.planning import make_adapted_plan
 
 
-def refine(desk: Desk, board: Board, story: Story) -> Plan | GiveUp:
-    """Plan version n+1 for a story in `adapting`, or why a person has to decide."""
+def refine(desk: Desk, board: Board, story: Story) -> Plan | StartOver | GiveUp:
+    """Plan version n+1 for a story in `adapting`, a start-over, or why a person has to decide."""
     previous = desk.plan_of(story.id)
     if previous is None or story.failure is None:
         return GiveUp(reason=f"{story.id} has no plan or no recorded failure to adapt from")
+    if story.kind is StoryKind.CUSTOM:
+        return refine_custom(desk, board, story, previous, story.failure)
     decided = _decide(desk, board, story, previous)
     if isinstance(decided, GiveUp):
         return decided

@@ -1,0 +1,85 @@
+"""What follows a failure of work that is not a training: a quick fix, a start-over, or a person.
+
+A pure table over the class of the failure and the number of the round. Trainings have their own
+ladder, see `adaptation`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from oodatcaa.domain.task import Failure
+
+
+class FailureClass(StrEnum):
+    GATE = "gate failed"
+    CRASHED = "crashed"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    CONFLICT = "conflict"
+    AGENT_ERROR = "agent error"
+    INVALID_OUTPUT = "invalid output"
+    BUDGET = "budget"
+    PERSON = "only a person can help"
+
+
+class Way(StrEnum):
+    QUICK_FIX = "quick fix"
+    """The same plan; what failed is done again, by the same agent in the same session."""
+    START_OVER = "start over"
+    """Back to the planner, with the lesson."""
+    HUMAN = "human"
+
+
+LADDER: dict[FailureClass, tuple[Way, ...]] = {
+    FailureClass.GATE: (Way.QUICK_FIX, Way.QUICK_FIX, Way.START_OVER),
+    FailureClass.CRASHED: (Way.QUICK_FIX, Way.START_OVER),
+    FailureClass.TIMEOUT: (Way.QUICK_FIX, Way.START_OVER),
+    FailureClass.MEMORY: (Way.QUICK_FIX, Way.START_OVER),
+    FailureClass.CONFLICT: (Way.QUICK_FIX, Way.QUICK_FIX),
+    FailureClass.AGENT_ERROR: (Way.QUICK_FIX,),
+    FailureClass.INVALID_OUTPUT: (Way.QUICK_FIX, Way.START_OVER),
+    FailureClass.BUDGET: (Way.START_OVER,),
+    FailureClass.PERSON: (),
+}
+"""Class -> what round 1, 2, … tries; after the last entry a person decides."""
+
+KINDS: dict[str, FailureClass] = {
+    "gate": FailureClass.GATE,
+    "veto": FailureClass.GATE,
+    "command": FailureClass.GATE,
+    "merge": FailureClass.CONFLICT,
+    "conflict": FailureClass.CONFLICT,
+    "timeout": FailureClass.TIMEOUT,
+    "memory_gate": FailureClass.MEMORY,
+    "agent_error": FailureClass.AGENT_ERROR,
+    "invalid_output": FailureClass.INVALID_OUTPUT,
+    "budget": FailureClass.BUDGET,
+    "denied": FailureClass.PERSON,
+    "agent_missing": FailureClass.PERSON,
+    "disk_full": FailureClass.PERSON,
+    "bad_input": FailureClass.PERSON,
+}
+"""Kinds of `Failure`; every other kind is a crash."""
+
+
+def classify(failure: Failure) -> FailureClass:
+    """The class of a failure. A used-up budget of a story or sprint is a person's business: a new
+    plan would have none of it left."""
+    if failure.kind == "budget" and failure.layer in ("story", "sprint"):
+        return FailureClass.PERSON
+    return KINDS.get(failure.kind, FailureClass.CRASHED)
+
+
+def next_way(found: FailureClass, *, round: int, max_rounds: int) -> Way:
+    """What round `round` (1 = the first) does about a failure of this class."""
+    ladder = LADDER[found]
+    if round > max_rounds or round > len(ladder):
+        return Way.HUMAN
+    return ladder[round - 1]
+
+
+def bounded(proposed: Way, allowed: Way) -> Way:
+    """An agent may propose a wider way than the policy's, never a narrower one."""
+    order = list(Way)
+    return max(proposed, allowed, key=order.index)
