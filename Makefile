@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types clean
+.PHONY: help install demo test check lint types clean bench-store torture
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,15 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 check: lint types test ## ruff, mypy --strict and pytest: what CI runs
+
+bench-store: $(STAMP) ## the queue beside filelock + json and SQLite, into docs/benchmarks.md
+	$(BIN)/python benchmarks/bench_store.py --write
+
+SECONDS ?= 180
+PROCESSES ?= 24
+SEED ?=
+torture: $(STAMP) ## kill, stop, starve and mislead the queue (SECONDS= PROCESSES= SEED=)
+	$(BIN)/python benchmarks/torture.py --seconds $(SECONDS) --processes $(PROCESSES) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

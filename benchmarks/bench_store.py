@@ -1,242 +1,36 @@
 """The queue side by side with what one would write first: filelock + json, and SQLite.
 
 Every worker is a process that claims and releases tasks of about 0.9 KB until the time is over;
-every commit is fsynced. Prints a Markdown table. `python benchmarks/bench_store.py --help`
+every commit is fsynced. Then a crowd claims each task once, and the commands that people type all
+day are started from the shell. Prints Markdown; `--write` puts it into docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
 import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
-import filelock
-import psutil
+from page import measured_with, write_section
+from sides import DATABASE, OURS, PLAIN, SIDES, Side
+from startup import LIMIT_MS, Timed, time_commands
 
-from oodatcaa.domain.board import Board, Decision, Event, EventKind
-from oodatcaa.domain.task import (
-    ManualLease,
-    Role,
-    Story,
-    StoryKind,
-    StoryStatus,
-    Subtask,
-    SubtaskKind,
-    SubtaskStatus,
-)
-from oodatcaa.kit.files import write_atomic
-from oodatcaa.state.snapshot import QUEUE_FILE
-from oodatcaa.state.store import QueueStore
-
-START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
-PADDING = "x" * 420
-"""Brings a stored task to about 0.9 KB."""
-
-
-class Side(Protocol):
-    """One way to keep a queue. `claim` returns None when nothing is free."""
-
-    def claim(self, owner: str) -> str | None: ...
-    def release(self, task: str) -> None: ...
-    def close(self) -> None: ...
-
-
-def subtask(number: int) -> Subtask:
-    return Subtask(
-        id=f"T{1 + number // 90:03d}-B{10 + number % 90}",
-        story=f"T{1 + number // 90:03d}",
-        kind=SubtaskKind.BUILD,
-        status=SubtaskStatus.READY,
-        title=f"Task {number}",
-        reason=PADDING,
-        estimate_minutes=30,
-        status_since=START,
-        created_at=START,
-        plan_version=1,
-        steps=(1, 2, 3),
-    )
-
-
-def story(number: int) -> Story:
-    return Story(
-        id=f"T{1 + number:03d}",
-        slug="bench",
-        kind=StoryKind.CUSTOM,
-        status=StoryStatus.PLANNING_COMPLETE,
-        title="Bench",
-        estimate_minutes=30,
-        status_since=START,
-        created_at=START,
-    )
-
-
-class Journalled:
-    """This project's store, through its public door."""
-
-    def __init__(self, folder: Path) -> None:
-        self._store = QueueStore(folder)
-        self._hint = os.getpid()
-
-    @staticmethod
-    def fill(folder: Path, tasks: int) -> None:
-        made = Board(
-            stories=tuple(story(n) for n in range(1 + (tasks - 1) // 90)),
-            subtasks=tuple(subtask(n) for n in range(tasks)),
-        )
-        with QueueStore(folder) as store:
-            store.transact(lambda old, _: Decision(made.evolve(revision=old.revision), None))
-
-    def claim(self, owner: str) -> str | None:
-        def decide(board: Board, now: datetime) -> Decision[str | None]:
-            free = next((t for t in board.subtasks if t.status is SubtaskStatus.READY), None)
-            if free is None:
-                return Decision(board, None)
-            lease = ManualLease(
-                kind="manual",
-                owner=owner,
-                role=Role.BUILDER,
-                host="bench",
-                attempt=free.attempt + 1,
-                ttl_seconds=60,
-                claimed_at=now,
-                heartbeat_at=now,
-            )
-            taken = free.evolve(
-                status=SubtaskStatus.IN_PROGRESS, lease=lease, attempt=free.attempt + 1
-            )
-            return Decision(board.with_task(taken), free.id, (_event(now, owner, free.id),))
-
-        return self._store.transact(decide)
-
-    def release(self, task: str) -> None:
-        def decide(board: Board, now: datetime) -> Decision[None]:
-            held = board.subtask_by_id[task]
-            freed = held.evolve(status=SubtaskStatus.READY, lease=None)
-            return Decision(board.with_task(freed), None, (_event(now, "worker", task),))
-
-        self._store.transact(decide)
-
-    def close(self) -> None:
-        self._store.close()
-
-
-def _event(now: datetime, actor: str, task: str) -> Event:
-    return Event(
-        kind=EventKind.TRANSITION,
-        at=now,
-        actor=actor,
-        subject=task,
-        before="ready",
-        after="in_progress",
-        text="moved",
-    )
-
-
-class Rewritten:
-    """filelock and json, the (readable, indented) file rewritten and fsynced each time."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / QUEUE_FILE
-        self._lock = filelock.FileLock(f"{self._path}.lock")
-
-    @staticmethod
-    def fill(folder: Path, tasks: int) -> None:
-        made = [subtask(n).model_dump(mode="json") for n in range(tasks)]
-        write_atomic(folder / QUEUE_FILE, json.dumps({"subtasks": made}, indent=2))
-
-    def _change(self, choose: Callable[[dict[str, object]], bool], status: str) -> str | None:
-        with self._lock:
-            document = json.loads(self._path.read_text())
-            found = next((one for one in document["subtasks"] if choose(one)), None)
-            if found is None:
-                return None
-            found["status"] = status
-            write_atomic(self._path, json.dumps(document, indent=2))
-            return str(found["id"])
-
-    def claim(self, owner: str) -> str | None:
-        del owner
-        return self._change(lambda one: one["status"] == "ready", "in_progress")
-
-    def release(self, task: str) -> None:
-        self._change(lambda one: one["id"] == task, "ready")
-
-    def close(self) -> None:
-        pass
-
-
-class Sqlite:
-    """WAL with synchronous=FULL; the status is indexed, the task itself is a JSON column."""
-
-    def __init__(self, folder: Path) -> None:
-        self._db = sqlite3.connect(folder / "queue.sqlite", timeout=60, isolation_level=None)
-        self._db.execute("PRAGMA synchronous=FULL")
-
-    @staticmethod
-    def fill(folder: Path, tasks: int) -> None:
-        db = sqlite3.connect(folder / "queue.sqlite")
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("CREATE TABLE task (id TEXT PRIMARY KEY, status TEXT, body TEXT)")
-        db.execute("CREATE TABLE event (at TEXT, task TEXT, text TEXT)")
-        db.execute("CREATE INDEX by_status ON task (status, id)")
-        rows = [
-            (one.id, one.status.value, one.model_dump_json()) for one in map(subtask, range(tasks))
-        ]
-        db.executemany("INSERT INTO task VALUES (?, ?, ?)", rows)
-        db.commit()
-        db.close()
-
-    def claim(self, owner: str) -> str | None:
-        self._db.execute("BEGIN IMMEDIATE")
-        row = self._db.execute(
-            "SELECT id, body FROM task WHERE status = 'ready' ORDER BY id LIMIT 1"
-        ).fetchone()
-        if row is not None:
-            self._move(row[0], row[1], "in_progress", owner)
-        self._db.execute("COMMIT")
-        return None if row is None else str(row[0])
-
-    def release(self, task: str) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        row = self._db.execute("SELECT id, body FROM task WHERE id = ?", (task,)).fetchone()
-        self._move(task, row[1], "ready", "worker")
-        self._db.execute("COMMIT")
-
-    def _move(self, task: str, body: str, status: str, owner: str) -> None:
-        document = json.loads(body)
-        document["status"] = status
-        values = (status, json.dumps(document), task)
-        self._db.execute("UPDATE task SET status = ?, body = ? WHERE id = ?", values)
-        moment = datetime.now(UTC).isoformat()
-        self._db.execute("INSERT INTO event VALUES (?, ?, ?)", (moment, task, owner))
-
-    def close(self) -> None:
-        self._db.close()
-
-
-SIDES: dict[str, type[Journalled] | type[Rewritten] | type[Sqlite]] = {
-    "filelock + json": Rewritten,
-    "SQLite, WAL, synchronous=FULL": Sqlite,
-    "this store": Journalled,
-}
+CROWD_TASKS = 1000
+CROWD_LIMIT_SECONDS = 2.0
+PLAIN_GOAL, DATABASE_GOAL = 50, 0.5
 
 
 @dataclass(frozen=True)
 class Outcome:
-    claims: int
+    """What the workers of one race report. A wait is the time of one claim or release call."""
+
+    by_worker: list[int]
     seconds: float
     waits: list[float]
     twice: int = 0
@@ -244,11 +38,15 @@ class Outcome:
 
     @property
     def rate(self) -> float:
-        return self.claims / self.seconds
+        return sum(self.by_worker) / self.seconds
 
-    def wait(self, share: float) -> float:
+    @property
+    def longest_ms(self) -> float:
+        return max(self.waits) * 1e3
+
+    def wait_ms(self, share: float) -> float:
         ordered = sorted(self.waits)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3
 
 
 def _worker(
@@ -274,26 +72,27 @@ def _worker(
     out.put((claimed, waits))  # type: ignore[attr-defined]
 
 
-def race(name: str, tasks: int, workers: int, seconds: float | None, folder: Path) -> Outcome:
+def race(name: str, tasks: int, workers: int, seconds: float | None, place: Path | None) -> Outcome:
     """Claim and release for `seconds`; without them claim each task once until none is left."""
-    SIDES[name].fill(folder, tasks)
-    context = multiprocessing.get_context("fork")
-    barrier, out = context.Barrier(workers + 1), context.Queue()
-    people = [
-        context.Process(target=_worker, args=(name, str(folder), n, seconds, barrier, out))
-        for n in range(workers)
-    ]
-    for one in people:
-        one.start()
-    barrier.wait()
-    begun = time.perf_counter()
-    found = [out.get() for _ in people]
-    took = time.perf_counter() - begun
-    for one in people:
-        one.join()
+    with tempfile.TemporaryDirectory(dir=place) as made:
+        SIDES[name].fill(Path(made), tasks)
+        context = multiprocessing.get_context("fork")
+        barrier, out = context.Barrier(workers + 1), context.Queue()
+        people = [
+            context.Process(target=_worker, args=(name, made, n, seconds, barrier, out))
+            for n in range(workers)
+        ]
+        for one in people:
+            one.start()
+        barrier.wait()
+        begun = time.perf_counter()
+        found = [out.get() for _ in people]
+        took = time.perf_counter() - begun
+        for one in people:
+            one.join()
     claims = Counter(task for claimed, _ in found for task in claimed)
     return Outcome(
-        claims=claims.total(),
+        by_worker=[len(claimed) for claimed, _ in found],
         seconds=took,
         waits=[wait for _, waits in found for wait in waits],
         twice=sum(1 for count in claims.values() if count > 1) if seconds is None else 0,
@@ -301,60 +100,136 @@ def race(name: str, tasks: int, workers: int, seconds: float | None, folder: Pat
     )
 
 
-def machine() -> str:
-    memory = psutil.virtual_memory().total / 1e9
-    return (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB; "
-        f"Python {platform.python_version()}, pydantic {version('pydantic')}, "
-        f"filelock {version('filelock')}, SQLite {sqlite3.sqlite_version}"
-    )
+def side_by_side(
+    tasks: int, workers: int, seconds: float, place: Path | None
+) -> dict[str, Outcome]:
+    return {name: race(name, tasks, workers, seconds, place) for name in SIDES}
 
 
-def table(tasks: int, workers: int, seconds: float, place: Path | None) -> None:
-    print(f"\n### {tasks} tasks, {workers} processes, claim + release for {seconds:g} s\n")
-    print("| store | claims/s | p50 ms | p99 ms | longest ms | against filelock + json |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    first = 0.0
-    for name in SIDES:
-        with tempfile.TemporaryDirectory(dir=place) as folder:
-            got = race(name, tasks, workers, seconds, Path(folder))
-        first = first or got.rate
-        print(
-            f"| {name} | {got.rate:.0f} | {got.wait(0.5) * 1e3:.1f} | {got.wait(0.99) * 1e3:.1f} "
-            f"| {max(got.waits) * 1e3:.0f} | {got.rate / first:.1f}x |",
-            flush=True,
+def race_table(got: dict[str, Outcome]) -> list[str]:
+    lines = [
+        "| store | claims/s | p50 ms | p99 ms | longest ms | fewest / most claims of a worker |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, one in got.items():
+        lines.append(
+            f"| {name} | {one.rate:.0f} | {one.wait_ms(0.5):.1f} | {one.wait_ms(0.99):.1f} "
+            f"| {one.longest_ms:.0f} | {min(one.by_worker)} / {max(one.by_worker)} |"
         )
+    return lines
 
 
-def once(tasks: int, workers: int, place: Path | None) -> bool:
-    print(f"\n### {workers} processes, {tasks} tasks, each to be claimed once\n")
-    print("| store | claims/s | claimed twice | missed | p99 ms | longest wait ms |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    good = True
-    for name in ("SQLite, WAL, synchronous=FULL", "this store"):
-        with tempfile.TemporaryDirectory(dir=place) as folder:
-            got = race(name, tasks, workers, None, Path(folder))
-        print(
-            f"| {name} | {got.rate:.0f} | {got.twice} | {got.missed} "
-            f"| {got.wait(0.99) * 1e3:.0f} | {max(got.waits) * 1e3:.0f} |",
-            flush=True,
+def crowd_table(got: dict[str, Outcome]) -> list[str]:
+    lines = [
+        "| store | claims/s | claimed twice | missed | p50 ms | p99 ms | longest ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, one in got.items():
+        lines.append(
+            f"| {name} | {one.rate:.0f} | {one.twice} | {one.missed} | {one.wait_ms(0.5):.0f} "
+            f"| {one.wait_ms(0.99):.0f} | {one.longest_ms:.0f} |"
         )
-        good = good and not got.twice and not got.missed
-    return good
+    return lines
+
+
+def command_table(got: list[Timed]) -> list[str]:
+    lines = ["| command | median ms | longest ms | runs |", "| --- | ---: | ---: | ---: |"]
+    for one in got:
+        lines.append(
+            f"| `{one.name}` | {one.median_ms:.0f} | {one.longest_ms:.0f} | {len(one.seconds)} |"
+        )
+    return lines
+
+
+def goals(
+    small: dict[str, Outcome], crowd: dict[str, Outcome], commands: list[Timed]
+) -> tuple[list[str], bool]:
+    """Goal by goal, what was measured; and whether what must never fail did not fail."""
+    ours, plain, base = small[OURS], small[PLAIN], small[DATABASE]
+    packed = crowd[OURS]
+    exact = not packed.twice and not packed.missed
+    slowest = max(commands, key=lambda one: one.median_ms)
+    rows = [
+        (
+            f"claims/s, at least {PLAIN_GOAL}x {PLAIN}",
+            f"{ours.rate / plain.rate:.0f}x",
+            ours.rate >= PLAIN_GOAL * plain.rate,
+        ),
+        (
+            f"claims/s, at least {DATABASE_GOAL}x SQLite",
+            f"{ours.rate / base.rate:.2f}x",
+            ours.rate >= DATABASE_GOAL * base.rate,
+        ),
+        (
+            "longest wait, below SQLite's",
+            f"{ours.longest_ms:.0f} ms against {base.longest_ms:.0f} ms",
+            ours.longest_ms < base.longest_ms,
+        ),
+        (
+            "the crowd claims every task exactly once",
+            f"{packed.twice} twice, {packed.missed} missed",
+            exact,
+        ),
+        (
+            f"the crowd's longest wait, at most {CROWD_LIMIT_SECONDS:g} s",
+            f"{packed.longest_ms / 1e3:.2f} s",
+            packed.longest_ms <= CROWD_LIMIT_SECONDS * 1e3,
+        ),
+        (
+            f"every command, at most {LIMIT_MS} ms (median)",
+            f"slowest: {slowest.name}, {slowest.median_ms:.0f} ms",
+            slowest.median_ms <= LIMIT_MS,
+        ),
+    ]
+    lines = ["| goal | measured | |", "| --- | --- | --- |"]
+    lines += [f"| {goal} | {got} | {'met' if met else 'missed'} |" for goal, got, met in rows]
+    return lines, exact
+
+
+def section(given: argparse.Namespace) -> tuple[str, bool]:
+    """The whole section as Markdown, and whether every task was claimed exactly once."""
+    command = "make bench-store"
+    extra = [f"SQLite {sqlite3.sqlite_version}"]
+    under = measured_with(command, ("pydantic", "filelock", "typer"), extra)
+    workers, seconds, place = given.processes, given.seconds, given.place
+    races = {tasks: side_by_side(tasks, workers, seconds, place) for tasks in given.tasks}
+    crowd = {name: race(name, CROWD_TASKS, given.crowd, None, place) for name in (DATABASE, OURS)}
+    commands = time_commands(given.runs, place)
+    verdicts, exact = goals(races[given.tasks[0]], crowd, commands)
+    lines = ["## The queue", "", under, "", *verdicts, ""]
+    for tasks, got in races.items():
+        title = f"{tasks:,} tasks of 0.9 KB, {workers} processes, claim + release for {seconds:g} s"
+        lines += [f"### {title}", "", *race_table(got), ""]
+    lines += [
+        "A wait is the time of one whole call, claim or release, as its worker sees it. Every",
+        "commit is fsynced. SQLite keeps a status index and the task as a JSON column.",
+        "",
+        f"### {given.crowd} processes, {CROWD_TASKS:,} tasks, each to be claimed once",
+        "",
+        *crowd_table(crowd),
+        "",
+        "### Commands from the shell at 1,000 tasks, start-up included",
+        "",
+        *command_table(commands),
+    ]
+    return "\n".join(lines), exact
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, nargs="+", default=[1000])
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--crowd", type=int, default=64, help="processes that claim each task once")
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--runs", type=int, default=15, help="starts of each command")
     parser.add_argument("--place", type=Path, help="a folder on the disk to measure")
+    parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     given = parser.parse_args()
-    print(f"{machine()}; {datetime.now(UTC):%Y-%m-%d}")
-    for tasks in given.tasks:
-        table(tasks, given.processes, given.seconds, given.place)
-    return 0 if once(1000, given.crowd, given.place) else 1
+    text, exact = section(given)
+    print(text)
+    if given.write:
+        write_section("bench-store", text)
+    return 0 if exact else 1
 
 
 if __name__ == "__main__":

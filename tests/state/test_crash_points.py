@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from crash_points import points_in_source
 from oodatcaa.domain.board import Board, Decision
 from oodatcaa.domain.task import SubtaskStatus
 from oodatcaa.kit import faults
@@ -193,3 +194,11 @@ def test_killed_at_every_point(name: str, at_least: int, folder: Path) -> None:
         if number % 4 == 0:  # and the work can be done to its end from there
             assert run(name, home / "work", "") == 0, point
             check(home / "work", Acks(home / "acks").last())
+
+
+def test_the_scenarios_come_to_every_point_of_the_source(folder: Path) -> None:
+    reached: set[str] = set()
+    for name in SCENARIOS:
+        (folder / name).mkdir()
+        reached |= points(name, folder / name).keys()
+    assert reached == points_in_source()

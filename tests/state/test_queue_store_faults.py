@@ -180,6 +180,66 @@ def test_a_read_only_folder_can_be_read() -> None:
     assert said == [1, 1, "queue.unwritable"]
 
 
+def _opened_too_early(work: Path, out: object) -> None:
+    if os.getuid() == 0:
+        os.setuid(65534)
+    files = [path for path in work.iterdir() if path.is_file()]
+    for path in files:
+        path.chmod(0o444)
+    store = QueueStore(work)
+    assert store.read().revision == 1
+    for path in files:
+        path.chmod(0o644)
+    note(store)
+    out.put(store.read().revision)  # type: ignore[attr-defined]
+
+
+def test_who_looked_while_all_was_read_only_can_write_afterwards() -> None:
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as made:
+        work = Path(made) / "work"
+        with QueueStore(work) as store:
+            store.transact(begin(3))
+        Path(made).chmod(0o777)
+        if os.getuid() == 0:
+            for path in (work, *work.iterdir()):
+                os.chown(path, 65534, 65534)
+        out = context.Queue()
+        process = context.Process(target=_opened_too_early, args=(work, out))
+        process.start()
+        assert out.get(timeout=60) == 2
+        process.join()
+
+
+@pytest.mark.parametrize("point", ["copy.half_written", "seal.before_write", "aside.before_write"])
+def test_a_full_disk_is_said_in_one_line_wherever_it_is_noticed(work: Path, point: str) -> None:
+    store = QueueStore(work)
+    before = store.read()
+    faults.arm(f"{point}:1:ENOSPC")
+    if point.startswith("aside"):
+        (work / QUEUE_FILE).write_text("{")
+    with pytest.raises(StateError) as caught:
+        store.archive_sprint(1, lambda old, _: Decision(old.evolve(sprint=None), None))
+    faults.arm("")
+    assert caught.value.code == "queue.unwritable"
+    assert "No space left" in caught.value.message
+    assert QueueStore(work).read().evolve(revision=1) == before
+    store.archive_sprint(1, lambda old, _: Decision(old.evolve(sprint=None), None))
+    assert (work / "archive" / "sprint-1" / QUEUE_FILE).exists()
+
+
+def test_a_full_disk_does_not_keep_a_reader_from_reading(work: Path) -> None:
+    store = QueueStore(work)
+    (work / QUEUE_FILE).write_text("{")
+    faults.arm("aside.before_write:1:ENOSPC,aside.before_write:2:ENOSPC")
+    assert store.read().revision == 1
+    with pytest.raises(StateError, match="No space left"):
+        store.flush()  # it tries again, and says so when that fails too
+    faults.arm("")
+    store.read()
+    assert len(list(work.glob("SPRINT_QUEUE.rejected-*.json"))) == 1
+
+
 def test_time_stands_still_while_the_clock_is_behind(tmp_path: Path) -> None:
     times = [START, START + timedelta(hours=1), START - timedelta(days=2), START, START]
     times.append(START + timedelta(hours=2))

@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from oodatcaa.app.activity import Broadcast
-from oodatcaa.app.claims import Heartbeat, claim, let_go, run_negotiation
+from oodatcaa.app.claims import Heartbeat, claim, let_go
 from oodatcaa.app.project import Project
-from oodatcaa.app.sprint_view import write_sprint_plan
+from oodatcaa.app.sprint_view import negotiate_and_show
 from oodatcaa.domain.negotiation import Claim, Stop, next_action
-from oodatcaa.domain.rounds import Round
 from oodatcaa.domain.submission import fail_task
 from oodatcaa.domain.task import Failure, Role, Task
 from oodatcaa.errors import OodatcaaError, RefusedError
@@ -81,14 +80,6 @@ def run_agent(
     finally:
         broadcast.close()
         project.store.flush()
-
-
-def negotiate_and_show(project: Project) -> Round:
-    """One round; SPRINT_PLAN.md is written again when it decided something."""
-    found = run_negotiation(project.store, project.policy)
-    if found.changed:
-        write_sprint_plan(project, found, project.store.read())
-    return found
 
 
 def _next(project: Project, role: Role, name: str) -> Task | Stop | str:

@@ -16,7 +16,7 @@ from oodatcaa.domain.rounds import Round, lease_key, negotiate
 from oodatcaa.domain.states import tasks_of
 from oodatcaa.domain.task import ProcessLease, Role, Task
 from oodatcaa.errors import RefusedError
-from oodatcaa.kit.process import is_alive, process_identity
+from oodatcaa.kit.alive import is_alive, process_identity
 
 
 def hostname() -> str:

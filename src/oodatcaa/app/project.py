@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oodatcaa.app.plans import FactFiles, PlanFiles
 from oodatcaa.domain.board import Board, Sprint
-from oodatcaa.domain.lifecycle import legal
-from oodatcaa.domain.objective import Objective, parse_objective
 from oodatcaa.domain.policy import Policy
 from oodatcaa.errors import OodatcaaError, RefusedError
-from oodatcaa.kit.config import Config, load_config
 from oodatcaa.state.store import QueueStore
 
 if TYPE_CHECKING:
+    from oodatcaa.app.plans import FactFiles, PlanFiles
     from oodatcaa.app.roster import Roster
+    from oodatcaa.domain.objective import Objective
     from oodatcaa.gates.store import EvidenceStore
+    from oodatcaa.kit.config import Config
     from oodatcaa.vcs.repository import Repository
 
 OBJECTIVE_PATH = "OBJECTIVE.md"
@@ -36,6 +36,8 @@ class Project:
 
     @cached_property
     def config(self) -> Config:
+        from oodatcaa.kit.config import load_config
+
         return load_config(self.root)
 
     @property
@@ -59,7 +61,13 @@ class Project:
 
     @cached_property
     def store(self) -> QueueStore:
-        return QueueStore(self.work, legal=legal)
+        """Its notices (an edit that was taken over or set aside) go to standard error."""
+        return QueueStore(self.work, legal=self._legal, on_notice=_tell)
+
+    def _legal(self, old: Board, new: Board) -> tuple[str, ...]:
+        from oodatcaa.domain.lifecycle import legal
+
+        return legal(old, new, self.policy)
 
     @cached_property
     def repo(self) -> Repository:
@@ -70,10 +78,14 @@ class Project:
 
     @cached_property
     def plans(self) -> PlanFiles:
+        from oodatcaa.app.plans import PlanFiles
+
         return PlanFiles(self.work)
 
     @cached_property
     def facts(self) -> FactFiles:
+        from oodatcaa.app.plans import FactFiles
+
         return FactFiles(self.work)
 
     @cached_property
@@ -84,6 +96,8 @@ class Project:
 
     def objective(self) -> Objective:
         """OBJECTIVE.md of the main checkout. Raises OodatcaaError listing every problem."""
+        from oodatcaa.domain.objective import parse_objective
+
         path = self.root / OBJECTIVE_PATH
         try:
             text = path.read_text(encoding="utf-8")
@@ -106,6 +120,10 @@ class Project:
         if sprint is None:
             raise RefusedError("sprint.none", "no sprint", hint="oodatcaa sprint new")
         return sprint
+
+
+def _tell(notice: str) -> None:
+    sys.stderr.write(f"note: {notice}\n")
 
 
 def open_project(start: Path | None = None) -> Project:

@@ -55,7 +55,7 @@ def new_sprint(project: Project) -> Board:
         )
     )
     (project.work / CARRIED).unlink(missing_ok=True)
-    from oodatcaa.app.agent import negotiate_and_show
+    from oodatcaa.app.sprint_view import negotiate_and_show
 
     negotiate_and_show(project)
     return project.board()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oodatcaa.cli.show import following, say
-from oodatcaa.domain.task import Role
-from oodatcaa.views.units import duration
+from oodatcaa.domain.words import Role
 
 if TYPE_CHECKING:
     from oodatcaa.app.project import Project
@@ -103,6 +102,7 @@ def _run(project: Project, *, plain: bool, again: str) -> None:
     from oodatcaa.app.crew import Crew, explain
     from oodatcaa.cli.ending import tell_ending
     from oodatcaa.cli.watch import watching
+    from oodatcaa.views.units import duration
 
     with watching(project, plain=plain) as watch:
         outcome = Crew(project, on_tick=watch.tick).run()

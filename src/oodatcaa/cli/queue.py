@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from oodatcaa.cli.show import as_json, following, say
-from oodatcaa.domain.task import Role, Task
+from oodatcaa.domain.words import Role
+
+if TYPE_CHECKING:
+    from oodatcaa.domain.task import Task
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Owner = Annotated[str, typer.Option("--as", help="who acts; your login name by default")]
@@ -35,8 +38,8 @@ def _told(task: Task) -> None:
 
 def negotiate(json: AsJson = False) -> None:
     """One round: recover, unblock, offer. A round that decides nothing writes nothing."""
-    from oodatcaa.app.agent import negotiate_and_show
     from oodatcaa.app.project import open_project
+    from oodatcaa.app.sprint_view import negotiate_and_show
     from oodatcaa.views.sprint import negotiation_text
 
     project = open_project()

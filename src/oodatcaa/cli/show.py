@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from pydantic import BaseModel
-
 from oodatcaa.errors import EXIT_FAILURE, OodatcaaError
 
 MOST_DETAILS = 40
@@ -24,6 +22,8 @@ def as_json(value: object) -> None:
 
 
 def _plain(value: object) -> Any:
+    from pydantic import BaseModel
+
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, (list, tuple)):

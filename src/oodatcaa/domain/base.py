@@ -16,6 +16,9 @@ def as_utc(moment: datetime) -> datetime:
 Utc = Annotated[AwareDatetime, AfterValidator(as_utc)]
 """An aware instant, normalised to UTC; a naive datetime is refused."""
 
+GB = 10**9
+"""Memory limits are decimal gigabytes: 16 GB = 16e9 bytes."""
+
 NonEmpty = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
 from oodatcaa.domain.goals import ArtifactCheck, KeyLink
+from oodatcaa.domain.waiver import Waiver as Waiver
 
 
 class Verdict(StrEnum):
@@ -198,16 +199,6 @@ class Evidence(Record):
     @property
     def acceptable(self) -> bool:
         return self.verdict in ACCEPTABLE
-
-
-class Waiver(Record):
-    """A person's decision that one gate does not have to pass, until a moment."""
-
-    gate_id: NonEmpty
-    by: NonEmpty
-    why: NonEmpty
-    at: Utc
-    until: Utc
 
 
 def verdict_of(evidence: tuple[Evidence, ...], gates: tuple[GateSpec, ...]) -> tuple[str, ...]:

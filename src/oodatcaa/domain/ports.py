@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pydantic import PositiveInt
 
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Decision, Event
-from oodatcaa.domain.training import (
-    BackendProbe,
-    EvalRequest,
-    EvalResult,
-    InferenceProbe,
-    MemoryEstimate,
-    RunRecord,
-    TrainProgress,
-    TrainSpec,
-)
+
+if TYPE_CHECKING:
+    from oodatcaa.domain.training import (
+        BackendProbe,
+        EvalRequest,
+        EvalResult,
+        InferenceProbe,
+        MemoryEstimate,
+        RunRecord,
+        TrainProgress,
+        TrainSpec,
+    )
 
 T = TypeVar("T")
 

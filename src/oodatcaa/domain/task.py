@@ -3,74 +3,23 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from oodatcaa.domain.base import NonEmpty, Record, Utc
-from oodatcaa.domain.evidence import Waiver
+from oodatcaa.domain.waiver import Waiver
+from oodatcaa.domain.words import Approval as Approval
+from oodatcaa.domain.words import ArtefactKind as ArtefactKind
+from oodatcaa.domain.words import Role as Role
+from oodatcaa.domain.words import StoryKind as StoryKind
+from oodatcaa.domain.words import StoryStatus as StoryStatus
+from oodatcaa.domain.words import SubtaskKind as SubtaskKind
+from oodatcaa.domain.words import SubtaskStatus as SubtaskStatus
 
 StoryId = Annotated[str, Field(pattern=r"^T\d{3,}$")]
 SubtaskId = Annotated[str, Field(pattern=r"^T\d{3,}-[BT]\d{2,}$")]
 TaskId = Annotated[str, Field(pattern=r"^T\d{3,}(-[BT]\d{2,})?$")]
-
-
-class Role(StrEnum):
-    PLANNER = "planner"
-    BUILDER = "builder"
-    TESTER = "tester"
-    REFINER = "refiner"
-    INTEGRATOR = "integrator"
-
-
-class StoryStatus(StrEnum):
-    NEEDS_PLAN = "needs_plan"
-    PLANNING = "planning"
-    PLANNING_COMPLETE = "planning_complete"
-    READY_FOR_INTEGRATOR = "ready_for_integrator"
-    INTEGRATING = "integrating"
-    DONE = "done"
-    BLOCKED = "blocked"
-    NEEDS_ADAPT = "needs_adapt"
-    ADAPTING = "adapting"
-    NEEDS_HUMAN = "needs_human"
-    CANCELLED = "cancelled"
-
-
-class SubtaskStatus(StrEnum):
-    READY = "ready"
-    IN_PROGRESS = "in_progress"
-    AWAITING_TEST = "awaiting_test"
-    TESTING = "testing"
-    DONE = "done"
-    BLOCKED = "blocked"
-    NEEDS_ADAPT = "needs_adapt"
-    ADAPTING = "adapting"
-    NEEDS_HUMAN = "needs_human"
-    CANCELLED = "cancelled"
-
-
-class StoryKind(StrEnum):
-    FRAMEWORK = "framework"
-    DATA = "data"
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    PUBLISH = "publish"
-    CUSTOM = "custom"
-
-
-class SubtaskKind(StrEnum):
-    BUILD = "build"
-    TEST = "test"
-
-
-class Approval(StrEnum):
-    """Where a story waits for a person's word although nothing went wrong."""
-
-    NONE = "none"
-    PLAN = "plan"
-    MERGE = "merge"
 
 
 class _Lease(Record):
@@ -102,13 +51,6 @@ class ManualLease(_Lease):
 
 
 Lease = Annotated[ProcessLease | ManualLease, Field(discriminator="kind")]
-
-
-class ArtefactKind(StrEnum):
-    RUN = "run"
-    DATA = "data"
-    FILE = "file"
-    MODEL = "model"
 
 
 class Artefact(Record):

@@ -12,10 +12,8 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from oodatcaa.domain.base import GB as GB
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
-
-GB = 10**9
-"""Memory limits are decimal gigabytes: 16 GB = 16e9 bytes."""
 
 
 class LrSchedule(StrEnum):

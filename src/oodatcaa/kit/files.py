@@ -7,23 +7,30 @@ import os
 import tempfile
 from pathlib import Path
 
+from oodatcaa.kit.faults import reach
 
-def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
+
+def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644, name: str = "file") -> None:
     """Replace `path` by `data`: temp file in the same folder, fsync, os.replace, fsync the folder.
 
     After a crash the file holds the old or the new content, never a part. Parent folders are made.
     Raises OSError (disk full, read-only); the old file is then untouched and no temp file stays.
+    `name` is that of its crash points (see kit.faults).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     payload = data.encode("utf-8") if isinstance(data, str) else data
     handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            reach(f"{name}.before_write")
             file.write(payload)
             file.flush()
+            reach(f"{name}.after_write")
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
+        reach(f"{name}.before_rename")
         Path(temp).replace(path)
+        reach(f"{name}.after_rename")
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             Path(temp).unlink()

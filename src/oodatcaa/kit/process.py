@@ -20,6 +20,8 @@ import psutil
 
 from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.alive import is_alive as is_alive
+from oodatcaa.kit.alive import process_identity as process_identity
 
 SUPERVISOR = Path(__file__).with_name("_supervise.py")
 TAIL_BYTES = 8_000
@@ -67,45 +69,6 @@ class Limits(Record):
 
 
 NO_LIMITS = Limits()
-
-
-def process_identity(pid: int | None = None) -> tuple[int, float]:
-    """(pid, start) of a process, this one by default; together they survive the reuse of a pid.
-
-    `start` is opaque: compare it through `is_alive` only. On Linux it is the start in seconds
-    since boot, which no step of the wall clock can change; elsewhere seconds since the epoch.
-    Raises OodatcaaError when the process is gone.
-    """
-    number = os.getpid() if pid is None else pid
-    start = _start_of(number)
-    if start is None:
-        raise OodatcaaError("process.gone", f"process {number} does not exist (any more)")
-    return number, start
-
-
-def is_alive(pid: int, create_time: float) -> bool:
-    """True while the very process that `process_identity` described runs. A zombie is dead."""
-    start = _start_of(pid)
-    return start is not None and abs(start - create_time) < 0.005
-
-
-def _start_of(pid: int) -> float | None:
-    if pid <= 0:
-        return None
-    if sys.platform.startswith("linux"):
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        fields = stat.rpartition(")")[2].split()
-        if fields[0] in "ZXx":
-            return None
-        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.NoSuchProcess:
-        return None
 
 
 class Child:

@@ -8,14 +8,13 @@ sealed copy that the journal has moved past finishes this.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from oodatcaa.errors import StateError
 from oodatcaa.kit.faults import reach
 from oodatcaa.kit.files import sync_folder, write_atomic
-from oodatcaa.state.disk import replace
+from oodatcaa.state.disk import replace, write_temp
 from oodatcaa.state.log import ARCHIVE, INDEX_FILE, LOG_FILE, AgentLog, last_place_of, rotations
 from oodatcaa.state.snapshot import QUEUE_FILE, SCHEMA_FILE
 
@@ -53,7 +52,8 @@ class SprintArchive:
         for path in (*rotations(self._folder), self._folder / INDEX_FILE):
             _copy(path, partial / ARCHIVE / path.name)
         reach("archive.copied")
-        write_atomic(partial / _SEAL, json.dumps({"number": number, "seq": seq}) + "\n")
+        seal = json.dumps({"number": number, "seq": seq}) + "\n"
+        write_atomic(partial / _SEAL, seal, name="seal")
         sync_folder(partial / ARCHIVE)
         sync_folder(partial)
         reach("archive.sealed")
@@ -88,8 +88,7 @@ class SprintArchive:
 
 def _copy(source: Path, target: Path) -> None:
     try:
-        shutil.copy2(source, target)
+        data = source.read_bytes()
     except FileNotFoundError:
         return  # no rotation yet, or no events before the first base
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
+    write_temp(target, data, "copy")

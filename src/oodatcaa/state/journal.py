@@ -53,6 +53,7 @@ class Journal:
         self.base_seq = 0
         self.marker_is_last = False
         self._at: Position | None = None
+        self._writable = True
 
     @property
     def exists(self) -> bool:
@@ -111,7 +112,7 @@ class Journal:
 
     def _load(self) -> None:
         known = self.replica.seq
-        handle = os.open(self.path, os.O_RDWR if os.access(self.path, os.W_OK) else os.O_RDONLY)
+        handle = self._open()
         try:
             data = read_from(handle, 0)
             head_end = data.find(b"\n")
@@ -143,6 +144,11 @@ class Journal:
         status = os.fstat(handle)
         self._at = Position(handle, base_end, crc, base_end, (status.st_dev, status.st_ino))
 
+    def _open(self) -> int:
+        """A handle to write with where that is allowed: a reader of a read-only folder has none."""
+        self._writable = os.access(self.path, os.W_OK)
+        return os.open(self.path, os.O_RDWR if self._writable else os.O_RDONLY)
+
     def _head(self, line: bytes) -> Head:
         crc_of(line, 0, 0)
         try:
@@ -161,7 +167,7 @@ class Journal:
         except NotYet:
             self._forget()
             return self._load()
-        handle = os.open(self.path, os.O_RDWR if os.access(self.path, os.W_OK) else os.O_RDONLY)
+        handle = self._open()
         start = os.pread(handle, 4096, 0)
         head_end = start.find(b"\n") + 1
         try:
@@ -309,6 +315,7 @@ class Journal:
         assert at is not None
         line, crc = framed(body, at.crc)
         try:
+            self._may_write(at)
             write_at(at.handle, line, at.offset, name)
             if durable:
                 sync(at.handle, name)
@@ -316,6 +323,13 @@ class Journal:
             raise self._rolled_back(error) from error
         at.offset += len(line)
         at.crc = crc
+
+    def _may_write(self, at: Position) -> None:
+        """The file may have been opened while its folder was read-only."""
+        if not self._writable:
+            handle = os.open(self.path, os.O_RDWR)  # under the lock: it is still the same file
+            os.close(at.handle)
+            at.handle, self._writable = handle, True
 
     def _rolled_back(self, error: OSError) -> StateError:
         """Cut off what may have been written of a line that did not become durable."""
@@ -367,7 +381,7 @@ class Journal:
         write_temp(temp, data, "rebase")
         replace(temp, self.path, "rebase")
         self._close_handle()
-        handle = os.open(self.path, os.O_RDWR)
+        handle, self._writable = os.open(self.path, os.O_RDWR), True
         status = os.fstat(handle)
         self._at = Position(handle, len(data), crc, end, (status.st_dev, status.st_ino))
         self.replica, self.base_seq, self.since = newest, newest.seq, since

@@ -6,7 +6,7 @@ import socket
 
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.task import ProcessLease, Task
-from oodatcaa.kit.process import is_alive
+from oodatcaa.kit.alive import is_alive
 
 
 def dead_process_leases(board: Board, host: str | None = None) -> set[str]:

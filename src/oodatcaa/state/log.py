@@ -187,7 +187,8 @@ def write_index(archive: Path) -> None:
             span = [f"{one.event.at:%Y-%m-%dT%H:%M:%SZ}" for one in (entries[:1] + entries[-1:])]
             first, last = (span[0], span[-1]) if span else ("", "")
             rows[path.name] = f"| {path.name} | {first} | {last} | {len(entries)} |"
-    write_atomic(index, _INDEX_HEAD + "".join(f"{rows[key]}\n" for key in sorted(rows)))
+    text = _INDEX_HEAD + "".join(f"{rows[key]}\n" for key in sorted(rows))
+    write_atomic(index, text, name="index")
 
 
 def read_log(

@@ -18,7 +18,6 @@ from typing import Any
 from oodatcaa.domain.board import Board, Event, EventKind
 from oodatcaa.domain.task import Task
 from oodatcaa.errors import StateError
-from oodatcaa.kit.faults import reach
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.state.changes import (
     Change,
@@ -138,11 +137,9 @@ class OutsideHands:
         while aside.exists() and aside.read_bytes() != data:
             number += 1
             aside = self._work_dir / f"{stem}-{number}.json"
-        reach("refuse.before_aside")
-        write_atomic(aside, data)
-        reach("refuse.after_aside")
-        write_atomic(aside.with_suffix(".errors.txt"), "".join(f"{one}\n" for one in problems))
-        reach("refuse.after_errors")
+        write_atomic(aside, data, name="aside")
+        listed = "".join(f"{one}\n" for one in problems)
+        write_atomic(aside.with_suffix(".errors.txt"), listed, name="errors")
         return aside
 
     # without one --------------------------------------------------------------------------

@@ -93,6 +93,8 @@ class QueueStore:
                 # Only a writer can settle it. While another holds the lock, that one does.
                 try:
                     self._recover()
+                except OSError as error:  # reading goes on; `flush` reports it
+                    self._view_error = error
                 finally:
                     self._lock.release()
             return self._journal.replica.board
@@ -161,8 +163,8 @@ class QueueStore:
             )
             start = Replica(decision.board, seq=replica.seq, at=replica.at)
             self._journal.rebase(start, since=replica.seq, then=closing)
-            self._archive.finish(self._journal.since)
             self._view.committed()
+            self._try_view(lambda: self._archive.finish(self._journal.since))
             self._append_to_log(closing, None)
             self._write_views()
             return self._archive.target(number), decision.value
@@ -228,6 +230,8 @@ class QueueStore:
             try:
                 self._recover(fresh)
                 yield
+            except OSError as error:
+                raise self._unwritable(error) from error
             finally:
                 self._lock.release()
 

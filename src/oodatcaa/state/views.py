@@ -90,7 +90,7 @@ class QueueView:
         if not self._schema.exists():
             from oodatcaa.state.schema import schema_text
 
-            write_atomic(self._schema, schema_text())
+            write_atomic(self._schema, schema_text(), name="schema")
         rendered = self._renderer.render(replica.board, seq=replica.seq, exact=exact)
         temp = temp_of(self.path)
         write_temp(temp, rendered.data, "snapshot")

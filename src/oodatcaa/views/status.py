@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from oodatcaa.domain.board import Board
-from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.progress import critical_path, progress
 from oodatcaa.domain.task import Story, Subtask, Task
 from oodatcaa.views.units import count, duration, memory, minutes, moment, percent, short, words
+
+if TYPE_CHECKING:
+    from oodatcaa.domain.plan import Plan
 
 
 class StatusRow(TypedDict):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from oodatcaa.domain.base import as_utc
-from oodatcaa.domain.training import GB
+from oodatcaa.domain.base import GB, as_utc
 
 NOT_MEASURED = "not measured"
 
