@@ -31,7 +31,7 @@ def objective_spec(project: Project, objective: Objective, shelf: ModelShelf) ->
 def estimate_objective(project: Project, say: Say) -> MemoryEstimate:
     """The memory that the objective's parameters are expected to need."""
     objective = project.objective()
-    shelf = ModelShelf(say)
+    shelf = ModelShelf(say, project.root)
     spec = objective_spec(project, objective, shelf)
     return Workshop(project).backends(shelf, objective)[spec.backend].estimate(spec)
 
@@ -41,7 +41,7 @@ def train_objective(
 ) -> RunRecord:
     """One run with the objective's parameters and data; a failed run is returned as such."""
     objective = project.objective()
-    shelf = ModelShelf(say)
+    shelf = ModelShelf(say, project.root)
     spec = objective_spec(project, objective, shelf)
     data = DataShelf(project.models / "data", project.root).build(
         objective.data, model_path=spec.model, seed=objective.qlora.seed
@@ -69,7 +69,9 @@ def resume_run(
         )
     folder = workshop.runs.folder(run)
     spec = TrainSpec.model_validate_json((folder / "spec.json").read_text(encoding="utf-8"))
-    return workshop.training(ModelShelf(say)).train(found.apply(spec), on_progress=on_progress)
+    return workshop.training(ModelShelf(say, project.root)).train(
+        found.apply(spec), on_progress=on_progress
+    )
 
 
 def list_runs(project: Project) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:

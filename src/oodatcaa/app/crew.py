@@ -61,6 +61,7 @@ class Crew:
     def run(self) -> CrewOutcome:
         """Raises RefusedError when a crew already works here, or there is no sprint."""
         self.project.objective()
+        _ = self.project.config
         self.project.sprint()
         lock = FileLock(
             self.project.work / "crew.lock", code="crew.active", what="the crew of this project"

@@ -16,6 +16,7 @@ from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.training import DatasetRecord, ModelShape, RunRecord, TrainSpec
+from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.config import QualityGate
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.machine import describe_machine
@@ -35,12 +36,31 @@ PINNED = ("mlx", "mlx-lm", "mkl", "numpy", "tokenizers", "transformers", "safete
 class ModelShelf:
     """`roles.desk.Models`, and the resolver that the training backend asks."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], root: Path) -> None:
         self._store = ModelStore()
+        self._root = root
         self.say = say
 
+    def local(self, name: str) -> Path | None:
+        """The model's folder if it is on this machine; None when it would have to be fetched.
+
+        Raises OodatcaaError for what no fetching would mend.
+        """
+        try:
+            found = self._store.resolve(self._name(name), require_local=True)
+        except OodatcaaError as error:
+            if error.code == "model.unavailable":
+                return None
+            raise
+        return Path(found.path_or_hub)
+
+    def _name(self, name: str) -> str:
+        """A relative folder is meant from the project, wherever the command was typed."""
+        folder = self._root / name
+        return str(folder) if name.strip() and name != "demo" and folder.is_dir() else name
+
     def place(self, name: str) -> ModelPlace:
-        found = self._store.resolve(name, say=self.say)
+        found = self._store.resolve(self._name(name), say=self.say)
         return ModelPlace(
             name=name if name != "demo" else found.title,
             path=found.path_or_hub,
@@ -49,7 +69,7 @@ class ModelShelf:
         )
 
     def resolve(self, model: str) -> Path:
-        return Path(self._store.resolve(model, say=self.say).path_or_hub)
+        return Path(self._store.resolve(self._name(model), say=self.say).path_or_hub)
 
     def shape(self, path: str) -> ModelShape:
         return read_shape(Path(path))
@@ -162,7 +182,7 @@ class Workshop:
     ) -> Desk:
         project = self.project
         say = broadcast.say if broadcast else (lambda _: None)
-        shelf = ModelShelf(say)
+        shelf = ModelShelf(say, project.root)
         backends = self.backends(shelf, objective)
         training = self.training(shelf)
         return Desk(

@@ -22,12 +22,12 @@ class Initialised:
     written: tuple[str, ...]
     kept: tuple[str, ...]
     commit: str | None
+    uncommitted: tuple[str, ...] = ()
 
     @property
     def next_command(self) -> str:
-        if self.commit is None and self.written:
-            return "oodatcaa init --commit"
-        return "oodatcaa sprint new"
+        """Committing comes first: the crew works from commits only."""
+        return "oodatcaa init --commit" if self.uncommitted else "oodatcaa sprint new"
 
 
 def init_project(start: Path, *, commit: bool, objective: str | None = None) -> Initialised:
@@ -43,8 +43,11 @@ def init_project(start: Path, *, commit: bool, objective: str | None = None) -> 
     kept = [path for path in contents if path not in written]
     if _extend_gitignore(project.root / ".gitignore"):
         written.append(".gitignore")
-    sha = _commit(project, [*contents, ".gitignore"]) if commit else None
-    return Initialised(project.root, tuple(written), tuple(kept), sha)
+    ours = [*contents, ".gitignore"]
+    sha = _commit(project, ours) if commit else None
+    dirty = project.repo.dirty_paths()
+    left = tuple(path for path in ours if path in dirty)
+    return Initialised(project.root, tuple(written), tuple(kept), sha, left)
 
 
 def _write_new(path: Path, text: str) -> bool:

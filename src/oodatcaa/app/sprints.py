@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from oodatcaa.app.plans import read_record
+from oodatcaa.app.preflight import preflight
 from oodatcaa.app.project import Project
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Sprint
 from oodatcaa.domain.sprinting import close_sprint, open_sprint, stories_for
 from oodatcaa.domain.task import Story
-from oodatcaa.errors import OodatcaaError
+from oodatcaa.errors import RefusedError
 from oodatcaa.kit.files import write_atomic
 
 CARRIED = "carried.json"
@@ -24,14 +26,18 @@ class Carried(Record):
     stories: tuple[Story, ...] = ()
 
 
-def new_sprint(project: Project) -> Board:
+def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) -> Board:
     """Turn OBJECTIVE.md into a sprint's stories. Raises OodatcaaError when it can not begin:
 
-    an invalid objective, no commits, a detached or dirty main checkout, a sprint still open, a
-    limit that this machine does not have.
+    an invalid objective or configuration, no commits, a detached or dirty main checkout, a sprint
+    still open, bad data, a model that can not be had, a limit below what loading it needs.
     """
     objective = project.objective()
+    _ = project.config
     target = _clean_target(project)
+    _none_open(project)
+    for note in preflight(project, objective):
+        say(f"note: {note}")
     number = 1 + _last_number(project)
     carried = _carried(project)
     now = datetime.now(UTC)
@@ -87,6 +93,17 @@ def end_sprint(project: Project, by: str) -> Closed:
     return Closed(number, folder, carried)
 
 
+def _none_open(project: Project) -> None:
+    """Said before the data is read; the store's own rule still decides."""
+    sprint = project.board().sprint
+    if sprint is not None:
+        raise RefusedError(
+            "sprint.open",
+            f"sprint {sprint.number} ({sprint.title}) is open",
+            hint="oodatcaa run goes on with it, oodatcaa sprint close ends it",
+        )
+
+
 def _carried(project: Project) -> tuple[Story, ...]:
     path = project.work / CARRIED
     return read_record(path, Carried).stories if path.exists() else ()
@@ -95,7 +112,7 @@ def _carried(project: Project) -> tuple[Story, ...]:
 def _clean_target(project: Project) -> str:
     repo = project.repo
     if repo.head().kind == "unborn":
-        raise OodatcaaError(
+        raise RefusedError(
             "git.unborn",
             "the repository has no commit yet: stories need one to branch from",
             hint="oodatcaa init --commit",
@@ -103,7 +120,7 @@ def _clean_target(project: Project) -> str:
     target = repo.target_branch(project.config.git.target)
     dirty = repo.dirty_paths()
     if dirty and repo.current_branch() == target:
-        raise OodatcaaError(
+        raise RefusedError(
             "git.target_dirty",
             f"{target} has uncommitted changes; the crew would not see them and could not merge",
             hint="commit them (git commit -a, or oodatcaa init --commit), then oodatcaa sprint new",

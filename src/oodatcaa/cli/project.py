@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,16 +20,22 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    commit: Annotated[bool, typer.Option("--commit", help="commit what was written")] = False,
+    commit: Annotated[
+        bool | None,
+        typer.Option("--commit/--no-commit", help="commit what was written; asked on a terminal"),
+    ] = None,
 ) -> None:
     """Write OBJECTIVE.md, the configuration and the agents; never over what is there."""
     from oodatcaa.app.init import init_project
 
-    done = init_project(Path.cwd(), commit=commit)
+    done = init_project(Path.cwd(), commit=bool(commit))
     for path in done.written:
         say(f"wrote {path}")
     for path in done.kept:
         say(f"kept  {path} (it was there)")
+    if done.uncommitted and commit is None and sys.stdin.isatty() and sys.stdout.isatty():
+        if typer.confirm(f"commit these {len(done.uncommitted)} files?", default=True):
+            done = init_project(Path.cwd(), commit=True)
     if done.commit:
         say(f"committed as {done.commit[:12]}")
     following(done.next_command)
@@ -61,7 +68,7 @@ def sprint_new() -> None:
     from oodatcaa.app.project import open_project
     from oodatcaa.app.sprints import new_sprint
 
-    board = new_sprint(open_project())
+    board = new_sprint(open_project(), say)
     assert board.sprint is not None
     say(f"sprint {board.sprint.number}: {board.sprint.title}")
     for story in board.stories:

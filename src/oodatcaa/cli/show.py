@@ -71,4 +71,15 @@ def guarded(run: Callable[[], object], *, debug: bool) -> NoReturn:
             )
         )
         sys.exit(EXIT_FAILURE)
+    except Exception as error:
+        if debug:
+            raise
+        complain(
+            OodatcaaError(
+                "internal.error",
+                f"{type(error).__name__}: {error}; this is a mistake in oodatcaa itself",
+                hint="the same command with --debug shows where; nothing that was kept is lost",
+            )
+        )
+        sys.exit(EXIT_FAILURE)
     sys.exit(0)

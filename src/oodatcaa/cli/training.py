@@ -26,6 +26,7 @@ def estimate(json: AsJson = False) -> None:
     from oodatcaa.app.by_hand import estimate_objective
     from oodatcaa.app.project import open_project
     from oodatcaa.domain.training import GB
+    from oodatcaa.kit.machine import total_memory
 
     project = open_project()
     found = estimate_objective(project, say)
@@ -34,7 +35,7 @@ def estimate(json: AsJson = False) -> None:
         return
     for part in found.parts:
         say(f"{part.bytes / GB:9.2f} GB  {part.name}: {part.formula}")
-    limit = project.objective().memory_limit_bytes
+    limit = min(project.objective().memory_limit_bytes, total_memory())
     verdict = "fits" if found.total_bytes <= limit else "does NOT fit"
     say(f"{found.total_bytes / GB:9.2f} GB  estimated in all; {verdict} {limit / GB:.2f} GB")
     following("oodatcaa sprint new")

@@ -42,6 +42,8 @@ DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110
 CONVERSION = 1
 """Raised when the conversion changes its output, so that old folders are not reused."""
 
+HUB_SECONDS = 10.0
+
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")
 _ACCEPTED = (
     f"'{DEMO}' ({DEMO_TITLE}, fetched once)",
@@ -97,10 +99,26 @@ class ModelStore:
             raise OodatcaaError(
                 "model.unknown",
                 f"{name!r} is neither a model folder nor a hub name",
-                hint="a model is one of: " + "; ".join(_ACCEPTED),
+                hint="name one of these as the model in OBJECTIVE.md",
                 details=_ACCEPTED,
             )
         return self._hub(name, require_local=require_local, say=say)
+
+    def must_exist(self, name: str) -> None:
+        """Ask for a model that is not on this machine whether it can be fetched; fetches nothing.
+
+        Raises OodatcaaError `model.unavailable` when the hub does not know it, does not give it
+        to us, or does not answer within seconds. The demo model is believed to be there.
+        """
+        if name == DEMO:
+            return
+        from huggingface_hub import HfApi
+
+        try:
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+        except Exception as error:
+            # The client has a dozen error types for "no": offline, gated, unknown, timeout, proxy.
+            raise unavailable(name, error) from error
 
     def fetch_demo(self, say: Say = print) -> Path:
         """The demo model's folder, fetched (its size is said first) and converted when missing."""

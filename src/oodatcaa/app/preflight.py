@@ -1,0 +1,87 @@
+"""What `sprint new` can know without work: a night must not end at its first hour.
+
+Reads the data, the model's config and headers, and asks the hub whether it has a model; loads
+nothing and downloads nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oodatcaa.app.desk import DataShelf, ModelShelf
+from oodatcaa.app.project import Project
+from oodatcaa.domain.objective import Objective
+from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.kit.machine import guess_accelerator, total_memory
+from oodatcaa.training.datasets import STDLIB
+from oodatcaa.training.estimate import estimate_loading, gb
+from oodatcaa.training.models import ModelStore
+from oodatcaa.training.shapes import read_shape
+
+
+def preflight(project: Project, objective: Objective) -> tuple[str, ...]:
+    """Notes for the person. Raises OodatcaaError when the sprint can not succeed.
+
+    With one reason it is that reason's own error; with several, `objective.unusable` lists all.
+    """
+    errors: list[OodatcaaError] = []
+    for check in (_model, _data):
+        try:
+            check(project, objective)
+        except OodatcaaError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise OodatcaaError(
+            "objective.unusable",
+            f"OBJECTIVE.md names {len(errors)} things that can not be used",
+            hint="; ".join(error.hint for error in errors),
+            details=[line for error in errors for line in (str(error), *error.details)],
+        )
+    return _notes(objective)
+
+
+def _model(project: Project, objective: Objective) -> None:
+    shelf = ModelShelf(lambda _: None, project.root)
+    folder = shelf.local(objective.model)
+    if folder is None:
+        ModelStore().must_exist(objective.model)
+        return
+    bits = objective.qlora.quantize_bits
+    least = estimate_loading(read_shape(folder), quantize_bits=bits, device=guess_accelerator())
+    limit = objective.memory_limit_bytes
+    if least.total_bytes > limit:
+        raise RefusedError(
+            "memory.below_loading",
+            f"memory_limit {objective.memory_limit_text} is less than the estimated "
+            f"{gb(least.total_bytes)} that loading {objective.model} alone needs",
+            hint="raise memory_limit, or name a smaller model in OBJECTIVE.md",
+            details=[f"{part.name}: {gb(part.bytes)}" for part in least.parts],
+        )
+
+
+def _data(project: Project, objective: Objective) -> None:
+    if objective.data in STDLIB:
+        return
+    shelf = DataShelf(project.models / "data", project.root)
+    folder = str(project.root / Path(objective.data).expanduser())
+    problems = shelf.problems(folder)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise OodatcaaError(
+            "data.invalid",
+            f"the data folder {folder} has {count}",
+            hint="correct every line that is named, then type the same command again",
+            details=problems,
+        )
+
+
+def _notes(objective: Objective) -> tuple[str, ...]:
+    there = total_memory()
+    if objective.memory_limit_bytes <= there:
+        return ()
+    return (
+        f"memory_limit {objective.memory_limit_text} is more than this machine's {gb(there)}: "
+        f"the gate holds runs to {gb(there)}",
+    )
