@@ -23,6 +23,7 @@ from oodatcaa.kit.machine import describe_machine
 from oodatcaa.roles.desk import Agents, Desk, ModelPlace
 from oodatcaa.training import datasets
 from oodatcaa.training.backend import PLOT_FILE, MlxBackend
+from oodatcaa.training.children import ChildSettings
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.probes import ProbedBackend
 from oodatcaa.training.reservation import Reservation
@@ -162,7 +163,12 @@ class Workshop:
         def waiting(holders: tuple[Reservation, ...]) -> None:
             shelf.say("waiting for memory: " + "; ".join(item.describe() for item in holders))
 
-        return MlxBackend(self.runs, shelf, on_wait=waiting)
+        return MlxBackend(self.runs, shelf, on_wait=waiting, settings=self.children)
+
+    @property
+    def children(self) -> ChildSettings:
+        found = self.project.config.training
+        return ChildSettings(found.sample_interval_ms, found.fast_cpu)
 
     def backends(self, shelf: ModelShelf, objective: Objective) -> dict[str, TrainingBackend]:
         made: dict[str, TrainingBackend] = {"mlx": self.training(shelf)}
@@ -189,7 +195,7 @@ class Workshop:
             agent=agent,
             objective=objective,
             backends=backends,
-            prober=MlxBackend(RunStore(project.work / "probes"), shelf),
+            prober=MlxBackend(RunStore(project.work / "probes"), shelf, settings=self.children),
             models=shelf,
             datasets=DataShelf(project.models / "data", project.root),
             runs=RunShelf(self.runs, training),

@@ -49,7 +49,12 @@ def _model(project: Project, objective: Objective) -> None:
         ModelStore().must_exist(objective.model)
         return
     bits = objective.qlora.quantize_bits
-    least = estimate_loading(read_shape(folder), quantize_bits=bits, device=guess_accelerator())
+    least = estimate_loading(
+        read_shape(folder),
+        quantize_bits=bits,
+        device=guess_accelerator(),
+        fast_cpu=project.config.training.fast_cpu,
+    )
     limit = objective.memory_limit_bytes
     if least.total_bytes > limit:
         raise RefusedError(

@@ -33,9 +33,10 @@ def init(
         say(f"wrote {path}")
     for path in done.kept:
         say(f"kept  {path} (it was there)")
-    if done.uncommitted and commit is None and sys.stdin.isatty() and sys.stdout.isatty():
-        if typer.confirm(f"commit these {len(done.uncommitted)} files?", default=True):
-            done = init_project(Path.cwd(), commit=True)
+    asks = commit is None and sys.stdin.isatty() and sys.stdout.isatty()
+    left = len(done.uncommitted)
+    if asks and left and typer.confirm(f"commit these {left} files?", default=True):
+        done = init_project(Path.cwd(), commit=True)
     if done.commit:
         say(f"committed as {done.commit[:12]}")
     following(done.next_command)

@@ -33,6 +33,8 @@ from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.machine import guess_accelerator, total_memory
 from oodatcaa.training import probes
 from oodatcaa.training.children import (
+    DEFAULTS,
+    ChildSettings,
     ask_child,
     child_command,
     run_child,
@@ -89,11 +91,13 @@ class MlxBackend:
         *,
         reservations: Reservations | None = None,
         on_wait: Callable[[tuple[Reservation, ...]], None] | None = None,
+        settings: ChildSettings = DEFAULTS,
     ) -> None:
         self.runs = runs
         self.models = models
         self.reservations = reservations or default_reservations()
         self.on_wait = on_wait
+        self.settings = settings
 
     @property
     def name(self) -> str:
@@ -153,13 +157,14 @@ class MlxBackend:
             max_seq_length=request.max_seq_length,
             quantize_bits=request.quantize_bits,
             device=guess_accelerator(),
+            fast_cpu=self.settings.fast_cpu,
         )
         limit = min(request.memory_limit_bytes, total_memory())
         with self.reservations.reserve(
             min(need.total_bytes, limit), limit, label="evaluation", on_wait=self.on_wait
         ):
             result, ended = ask_child(
-                "evaluate", request.evolve(model=str(path)), EvalResult, limit
+                "evaluate", request.evolve(model=str(path)), EvalResult, limit, self.settings
             )
         return result.evolve(peak_memory_bytes=peak(result.peak_memory_bytes, ended.peak_bytes))
 
@@ -181,7 +186,7 @@ class MlxBackend:
             max_tokens=max_tokens,
             memory_limit_bytes=limit,
         )
-        result, _ = ask_child("infer", request, InferResult, limit)
+        result, _ = ask_child("infer", request, InferResult, limit, self.settings)
         return result.probes
 
     def _prepare(self, spec: TrainSpec) -> _Request:
@@ -214,6 +219,7 @@ class MlxBackend:
             seq_length=known.longest,
             batch_targets=known.batch_targets(params.batch_size) if params.mask_prompt else None,
             device=guess_accelerator(),
+            fast_cpu=self.settings.fast_cpu,
         )
 
     def _create(self, request: _Request) -> RunRecord:
@@ -244,6 +250,7 @@ class MlxBackend:
             on_start=lambda pid: self.runs.set_child(run, pid),
             on_tick=_Progress(folder, on_progress) if on_progress else None,
             should_stop=should_stop,
+            settings=self.settings,
         )
         measured = merge_measured(run, folder)
         measured = measured.evolve(

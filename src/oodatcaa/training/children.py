@@ -27,6 +27,7 @@ from oodatcaa.training.protocol import (
     CHILD_LOG,
     EXIT_DESCRIBED,
     EXIT_OK,
+    FAST_CPU,
     REQUEST_FILE,
     RESULT_FILE,
     ChildError,
@@ -38,6 +39,17 @@ STOP_GRACE = 120.0
 TAIL_LINES = 15
 MODULE = "oodatcaa.training.mlx"
 R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class ChildSettings:
+    """What the project's configuration says about children: `[training]` of config.toml."""
+
+    sample_interval_ms: int = 100
+    fast_cpu: bool = True
+
+
+DEFAULTS = ChildSettings()
 
 
 @dataclass(frozen=True)
@@ -63,14 +75,21 @@ def run_child(
     on_tick: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     grace: float = STOP_GRACE,
+    settings: ChildSettings = DEFAULTS,
 ) -> Ended:
     """Run `argv` to its end under the watch. `on_tick` gets the tree's memory, several times a
     second. When `should_stop` says so the child gets SIGTERM and `grace` seconds. An exception
     from any callback, Ctrl-C included, ends the whole tree before it travels on.
     """
     started = time.monotonic()
-    child = Child.start(argv, cwd=folder, env=_environment(), log_path=log, oom_first=True)
-    watch = MemoryWatch(child.pid, limit, on_over=lambda _: _kill(child), path=samples)
+    child = Child.start(argv, cwd=folder, env=_environment(settings), log_path=log, oom_first=True)
+    watch = MemoryWatch(
+        child.pid,
+        limit,
+        interval=settings.sample_interval_ms / 1000,
+        on_over=lambda _: _kill(child),
+        path=samples,
+    )
     asked_at: float | None = None
     with child, watch:
         if on_start is not None:
@@ -97,9 +116,11 @@ def _kill(child: Child) -> None:
     child.kill()
 
 
-def _environment() -> dict[str, str]:
+def _environment(settings: ChildSettings) -> dict[str, str]:
     # The tokenizer's threads would fork-warn and compete with the BLAS; output must not linger.
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    if not settings.fast_cpu:
+        env[FAST_CPU] = "0"
     # A child must run the very code of its parent: paths given relative to our folder, or a
     # worktree's own source, would otherwise be lost or replaced by an installed version.
     root = Path(oodatcaa.__file__).resolve().parent.parent
@@ -176,7 +197,9 @@ def _work_folder() -> Iterator[Path]:
         yield Path(name).resolve()
 
 
-def ask_child(name: str, request: Record, kind: type[R], limit: int) -> tuple[R, Ended]:
+def ask_child(
+    name: str, request: Record, kind: type[R], limit: int, settings: ChildSettings = DEFAULTS
+) -> tuple[R, Ended]:
     """One request to a short-lived child, under the memory limit.
 
     Raises OodatcaaError: what the child said, `child.crashed` with the log's tail, or
@@ -185,7 +208,9 @@ def ask_child(name: str, request: Record, kind: type[R], limit: int) -> tuple[R,
     with _work_folder() as folder:
         write_atomic(folder / REQUEST_FILE, request.model_dump_json(indent=1) + "\n")
         log = folder / CHILD_LOG
-        ended = run_child(child_command(name, folder), folder=folder, log=log, limit=limit)
+        ended = run_child(
+            child_command(name, folder), folder=folder, log=log, limit=limit, settings=settings
+        )
         if ended.over_bytes is not None:
             raise RefusedError(
                 "child.memory_gate",

@@ -7,6 +7,7 @@ This module never imports mlx: it is the only thing both sides share.
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -37,6 +38,15 @@ ADAPTERS_DIR = "adapters"
 ADAPTER_FILE = "adapters.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 CHECKPOINTS_DIR = "checkpoints"
+
+FAST_CPU = "OODATCAA_FAST_CPU"
+"""Set to 0 in a child's environment by `training.fast_cpu = false`."""
+
+
+def fast_cpu_wanted() -> bool:
+    """Whether this process may take the CPU speed path."""
+    return os.environ.get(FAST_CPU, "1") != "0"
+
 
 EXIT_OK = 0
 EXIT_DESCRIBED = 3

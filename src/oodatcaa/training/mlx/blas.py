@@ -20,6 +20,7 @@ import psutil
 
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import Machine
+from oodatcaa.training.protocol import fast_cpu_wanted
 
 
 class Blas(Record):
@@ -73,6 +74,8 @@ def preload() -> Blas | None:
     process: RuntimeError otherwise, because the call would silently have no effect.
     """
     global _preloaded
+    if not fast_cpu_wanted():
+        return None
     if _preloaded is not None or not sys.platform.startswith("linux") or accelerator() != "cpu":
         return _preloaded
     if "mlx.core" in sys.modules:

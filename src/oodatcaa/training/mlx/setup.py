@@ -17,6 +17,7 @@ from oodatcaa.domain.training import LrSchedule, QLoRA, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.mlx.cpu import speed_up
 from oodatcaa.training.models import ModelStore, unavailable
+from oodatcaa.training.protocol import fast_cpu_wanted
 
 ADAPTER_LEAVES = frozenset({"lora_a", "lora_b"})
 TARGET_PACKAGES = ("oodatcaa", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers", "mkl")
@@ -44,7 +45,8 @@ def load_base(model: str, quantize_bits: int | None = None) -> tuple[Any, Any]:
     network, tokenizer = loaded[0], loaded[1]
     # mlx-lm's load() leaves everything trainable.
     network.freeze()
-    speed_up(network)
+    if fast_cpu_wanted():
+        speed_up(network)
     return network, tokenizer
 
 

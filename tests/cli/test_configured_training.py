@@ -1,0 +1,60 @@
+"""`[training]` of config.toml arrives where it is meant for: in the child and at its watch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from oodatcaa.app.desk import ModelShelf, Workshop
+from oodatcaa.app.project import open_project
+from oodatcaa.kit.machine import guess_accelerator
+from oodatcaa.training.children import ChildSettings, run_child
+from typing_in import git, type_in
+
+
+def configure(project: Path, text: str) -> None:
+    path = project / ".oodatcaa" / "config.toml"
+    head = path.read_text(encoding="utf-8").partition("[training]")[0]
+    path.write_text(f"{head}[training]\n{text}\n", encoding="utf-8")
+    git(project, "commit", "-qam", "configure")
+
+
+def test_the_slow_path_and_the_interval_reach_the_children(project: Path) -> None:
+    configure(project, "fast_cpu = false\nsample_interval_ms = 20")
+    opened = open_project(project)
+    backend = Workshop(opened).training(ModelShelf(print, opened.root))
+    assert backend.settings == ChildSettings(sample_interval_ms=20, fast_cpu=False)
+    slow = json.loads(type_in(project, "estimate", "--json").out)
+    configure(project, "fast_cpu = true")
+    fast = json.loads(type_in(project, "estimate", "--json").out)
+    assert slow["parts"] != fast["parts"]
+
+
+def test_a_child_does_what_it_was_told(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
+    """Without the speed path a worker keeps MLX's own BLAS and the quantised products."""
+    program = tmp_path / "look.py"
+    program.write_text(
+        "import json, os, sys\n"
+        "from oodatcaa.training.mlx.blas import preload\n"
+        "blas = preload()\n"
+        "from oodatcaa.training.mlx.setup import load_base\n"
+        "network, _ = load_base(sys.argv[1])\n"
+        "layers = sorted({type(item).__name__ for item in network.modules()})\n"
+        "print(json.dumps([blas is None, layers]))\n",
+        encoding="utf-8",
+    )
+    seen = {}
+    for fast in (True, False):
+        log = tmp_path / f"{fast}.log"
+        argv = [sys.executable, str(program), str(tiny[0])]
+        settings = ChildSettings(sample_interval_ms=20, fast_cpu=fast)
+        ended = run_child(argv, folder=tmp_path, log=log, limit=10**10, settings=settings)
+        text = log.read_text(encoding="utf-8")
+        assert ended.exit_code == 0, text
+        seen[fast] = json.loads(text.splitlines()[-1])
+    own_blas, layers = seen[False]
+    assert own_blas
+    assert "QuantizedLinear" in layers
+    if guess_accelerator() == "cpu":
+        assert "QuantizedLinear" not in seen[True][1]
