@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from oodatcaa.app.templates import objective_text
 from oodatcaa.domain import submission
 from oodatcaa.domain.evidence import Evidence, GateSpec, Verdict
 from oodatcaa.domain.people import cancel
+from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.planning import submit_plan
 from oodatcaa.domain.task import Integration, Role, Task, story_of
 
@@ -68,12 +70,24 @@ def take(project: Project, role: Role, task: str) -> Task:
     )
 
 
-def plan(project: Project, story: str, *, builds: int = 1) -> None:
+def gated(made: Plan) -> Plan:
+    """The plan with a quality gate that passes, so that it can really be integrated."""
+    gate = GATE.evolve(id="G1", command="test -f README.md")
+    return made.evolve(test_plan=made.test_plan.evolve(quality_gates=(gate,)))
+
+
+def plan(
+    project: Project,
+    story: str,
+    *,
+    builds: int = 1,
+    change: Callable[[Plan], Plan] = lambda made: made,
+) -> None:
     held = take(project, Role.PLANNER, story)
     known = project.board().story_by_id[story]
     used = [item.id for item in project.board().subtasks_of(story)]
     first = 1 + max((int(item[-2:]) for item in used), default=0)
-    made = plan_for(known, builds=builds, first=first).evolve(created_at=datetime.now(UTC))
+    made = change(plan_for(known, builds=builds, first=first).evolve(created_at=datetime.now(UTC)))
     project.plans.propose(made, held.attempt)
     project.store.transact(
         lambda board, now: submit_plan(

@@ -14,6 +14,7 @@ from typing import Any
 
 from oodatcaa.app.claims import run_negotiation
 from oodatcaa.app.project import Project
+from oodatcaa.app.starting import reclaim
 from oodatcaa.domain.negotiation import sprint_outcome
 from oodatcaa.domain.task import Role
 from oodatcaa.errors import OodatcaaError, RefusedError
@@ -76,7 +77,7 @@ class Crew:
         began = time.monotonic()
         handlers = self._catch_signals()
         try:
-            self.project.repo.prune_checks()
+            self.problems += reclaim(self.project, "crew")
             self._recover_runs()
             result = self._loop()
         finally:

@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from oodatcaa.app.activity import Broadcast
 from oodatcaa.app.checking import Checker, story_gates
 from oodatcaa.app.desk import StoryWorkspace, Workshop
+from oodatcaa.app.isolation import look, refuse_trespass
 from oodatcaa.app.project import Project
 from oodatcaa.app.reports import compose, report_name, write_report
+from oodatcaa.app.starting import step_kinds, tidy_worktree
 from oodatcaa.domain import submission
 from oodatcaa.domain.adaptation import GiveUp
 from oodatcaa.domain.evidence import Evidence
-from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.plan import Plan, StepKind
 from oodatcaa.domain.report import Deliverable, Metric
 from oodatcaa.domain.task import Failure, Role, Story, Subtask, Task
 from oodatcaa.errors import OodatcaaError, StateError
@@ -239,8 +241,14 @@ def do_build(claimed: Claimed) -> None:
     assert isinstance(claimed.task, Subtask)
     plan = claimed.plan()
     workspace = workspace_of(claimed, plan)
+    tidy_worktree(claimed.project, claimed.task, claimed.owner, plan)
+    # Commands and agents of a plan are hands that are not the framework's own.
+    outside = step_kinds(plan, claimed.task) & {StepKind.AGENT, StepKind.COMMAND}
+    before = look(claimed.project, claimed.task.id, claimed.attempt) if outside else None
     result = build(claimed.desk, plan, claimed.story(), claimed.task, workspace)
     claimed.stop_if_asked()
+    if before is not None:
+        refuse_trespass(claimed.project, before, claimed.owner)
     finish_build(claimed, plan, result)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -107,6 +107,10 @@ class AgentsConfig(Record):
     )
     silence_minutes: PositiveFloat = Field(default=15, description="it may print nothing for this")
     retries: int = Field(default=3, ge=0, description="after an error of the agent, per claim")
+    isolation: Literal["refuse", "warn"] = Field(
+        default="refuse",
+        description="an attempt during which something outside of its worktree changed",
+    )
     backoff_seconds: PositiveFloat = Field(default=5, description="doubled with every retry")
     backoff_max_seconds: PositiveFloat = 300
     output_retries: int = Field(

@@ -92,6 +92,43 @@ def make_candidate(
     return replace(candidate, conflicts=tuple(sorted(set(unmerged))))
 
 
+class MergeChain:
+    """Several branches merged one after the other onto the target's head, in one worktree that
+    nobody else sees. `base` is the head it began on: the `expected_old` of advance."""
+
+    def __init__(self, worktree: Path, target: str, policy: GitPolicy = CREW) -> None:
+        self.worktree, self.target, self._policy = worktree, target, policy
+        self.base = resolve(worktree, "HEAD")
+
+    @property
+    def head(self) -> str:
+        return resolve(self.worktree, "HEAD")
+
+    def add(self, branch: str, branch_sha: str, message: str) -> MergeCandidate:
+        """Merge one more. One that conflicts is left out again; its candidate names the paths."""
+        candidate = make_candidate(
+            self.worktree, self.target, branch, branch_sha, message, self._policy
+        )
+        if not candidate.ok:
+            run_git(self.worktree, ["merge", "--abort"], policy=self._policy)
+        return candidate
+
+    def commit(self, paths: Iterable[str | Path] | None, message: str) -> str | None:
+        """Commit files (changelog, history) on top; None when nothing changed."""
+        return commit_files(self.worktree, paths, message, policy=self._policy)
+
+
+def conflicting_paths(root: Path, target: str, branch: str) -> tuple[str, ...]:
+    """What would conflict if `branch` were merged into `target` now; no checkout is touched.
+
+    Empty also where git is too old to say (before 2.38).
+    """
+    pair = [resolve(root, target), resolve(root, branch)]
+    args = ["merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", *pair]
+    output = run_git(root, args, timeout_s=MERGE_TIMEOUT_S, may_fail=True)
+    return tuple(sorted(set(output.fields()[1:]))) if output.code == 1 else ()
+
+
 def advance(root: Path, target: str, candidate_sha: str, expected_old: str) -> Advanced:
     """Move `target` from `expected_old` to its descendant; see Repository.advance."""
     ref = f"refs/heads/{target}"

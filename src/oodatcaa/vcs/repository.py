@@ -10,7 +10,7 @@ from pathlib import Path
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.vcs import committing, integration, objects, reading, worktrees
 from oodatcaa.vcs.git import CREW, GitPolicy, run_git
-from oodatcaa.vcs.integration import MergeCandidate
+from oodatcaa.vcs.integration import MergeCandidate, MergeChain
 from oodatcaa.vcs.layout import Layout, find_layout
 from oodatcaa.vcs.records import (
     Advanced,
@@ -202,9 +202,48 @@ class Repository:
             )
         return worktrees.restore(checkout, self.resolve(commit), keep)
 
-    def prune_checks(self, alive: Callable[[CheckOwner], bool] | None = None) -> tuple[Path, ...]:
-        """Remove what killed processes left; the default asks this host's process table."""
-        return self._worktrees.prune(alive)
+    def prune_checks(
+        self,
+        alive: Callable[[CheckOwner], bool] | None = None,
+        on_parked: Callable[[Path, str], None] | None = None,
+    ) -> tuple[Path, ...]:
+        """Remove what killed processes left; the default asks this host's process table.
+
+        Commits and changes that only such a worktree has are parked first: `on_parked(path, ref)`.
+        """
+        return self._worktrees.prune(alive, on_parked)
+
+    def reclaim_story(self, story_id: str) -> str | None:
+        """Remove the worktree of a story that is over; the ref that keeps its uncommitted work,
+        "" when there was none, None when there is no worktree. Its branch always stays."""
+        return self._worktrees.reclaim_story(story_id)
+
+    def story_worktrees(self) -> dict[str, Path]:
+        """Story id -> its lasting worktree."""
+        return {
+            item.path.name: item.path
+            for item in self.worktrees()
+            if item.path.parent == self.worktrees_dir and item.exists
+        }
+
+    def park_story(self, story_id: str, label: str, *, clean: bool) -> str:
+        """Keep the uncommitted work in a story's worktree on a ref ("" = there was none); with
+        `clean` the worktree is then as its branch says."""
+        return self._worktrees.park_story(story_id, label, clean=clean)
+
+    def restart_branch(self, story_id: str, branch: str, base: str, label: str) -> str:
+        """Let a story's branch begin again at `base`; the ref that keeps what it was.
+
+        Only in the story's own worktree, whose uncommitted work is parked too.
+        """
+        return self._worktrees.restart(story_id, branch, self.resolve(base), label)
+
+    def refs(self) -> dict[str, str]:
+        """Every ref with the object that it names, and HEAD of the main checkout."""
+        lines = run_git(self.root, ["for-each-ref", "--format=%(refname) %(objectname)"]).out
+        found = dict(line.split(" ", 1) for line in lines.splitlines() if " " in line)
+        head = self.head()
+        return {**found, "HEAD": head.branch or head.sha or ""}
 
     # -- integration
 
@@ -225,6 +264,17 @@ class Repository:
                 path, target, branch, branch_sha, message, self._policy
             )
             yield candidate
+
+    @contextlib.contextmanager
+    def merge_chain(self, target: str, label: str) -> Iterator[MergeChain]:
+        """Like `merge_into`, for several branches one after the other."""
+        base = reading.resolve(self.root, f"refs/heads/{target}")
+        with self._worktrees.check(base, f"merge-{label}") as path:
+            yield integration.MergeChain(path, target, self._policy)
+
+    def conflicting_paths(self, target: str, branch: str) -> tuple[str, ...]:
+        """What would conflict in a merge of `branch` into `target` now."""
+        return integration.conflicting_paths(self.root, f"refs/heads/{target}", branch)
 
     def advance(self, target: str, candidate_sha: str, expected_old: str) -> Advanced:
         """Move `target` forward, if it still is at `expected_old`.

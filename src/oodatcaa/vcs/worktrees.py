@@ -22,6 +22,7 @@ from oodatcaa.kit.locks import FileLock
 from oodatcaa.kit.process import is_alive, process_identity
 from oodatcaa.vcs.git import Output, git_processes, run_git
 from oodatcaa.vcs.layout import Layout
+from oodatcaa.vcs.parking import park_commit, park_worktree
 from oodatcaa.vcs.reading import (
     dirty_paths,
     git_folder,
@@ -101,8 +102,16 @@ class Worktrees:
             with self._locked():
                 self._remove(path)
 
-    def prune(self, alive: Callable[[CheckOwner], bool] | None = None) -> tuple[Path, ...]:
-        """Remove check worktrees whose process is gone; those of other hosts stay."""
+    def prune(
+        self,
+        alive: Callable[[CheckOwner], bool] | None = None,
+        on_parked: Callable[[Path, str], None] | None = None,
+    ) -> tuple[Path, ...]:
+        """Remove check worktrees whose process is gone; those of other hosts stay.
+
+        What only they hold is parked. Uncommitted files in a gates' worktree are what checks
+        left behind, nobody's work; its commits are kept all the same.
+        """
         is_living = alive or owner_lives
         folder = self._checks
         removed = []
@@ -117,9 +126,52 @@ class Worktrees:
             for name in sorted(names):
                 owner = self._read_owner(folder / name)
                 if owner is None or not is_living(owner):
+                    ref = self._keep(folder / name, name.removeprefix(CHECK_PREFIX))
+                    if ref and on_parked is not None:
+                        on_parked(folder / name, ref)
                     self._remove(folder / name)
                     removed.append(folder / name)
         return tuple(removed)
+
+    def reclaim_story(self, story_id: str) -> str | None:
+        """Park what is not committed and remove the worktree; None when there is none."""
+        path = self._layout.worktrees_dir / story_id
+        with self._locked():
+            if path not in {item.path for item in list_worktrees(self._layout.root)}:
+                return None
+            ref = self._keep(path, story_id)
+            self._remove(path)
+        return ref
+
+    def park_story(self, story_id: str, label: str, *, clean: bool) -> str:
+        path = self._layout.worktrees_dir / story_id
+        with self._locked():
+            found = {item.path: item for item in list_worktrees(self._layout.root)}.get(path)
+            if found is None or not self._usable(found) or not dirty_paths(path):
+                return ""
+            drop_stale_index_lock(path)
+            ref = park_worktree(self._layout.root, path, label)
+            if clean:
+                _clean(path)
+        return ref
+
+    def restart(self, story_id: str, branch: str, sha: str, label: str) -> str:
+        """The story's branch at `sha`, its old head (and what was not committed) parked."""
+        path = self._layout.worktrees_dir / story_id
+        with self._locked():
+            if read_head(path).branch != branch:
+                raise OodatcaaError(
+                    "git.not_ours",
+                    f"{path} is not on {branch}",
+                    hint=f"look: git -C '{path}' status",
+                )
+            drop_stale_index_lock(path)
+            ref = park_commit(self._layout.root, resolve(path, "HEAD"), label)
+            if dirty_paths(path):
+                park_worktree(self._layout.root, path, label)
+                _clean(path)
+            run_git(path, ["reset", "--quiet", "--hard", sha])
+        return ref
 
     def remove_story(self, story_id: str, *, force: bool = False) -> bool:
         """Remove a story's worktree (its branch stays); False when there is none.
@@ -204,6 +256,20 @@ class Worktrees:
                 hint="set XDG_CACHE_HOME to a folder that can be written",
             ) from error
 
+    def _keep(self, path: Path, label: str) -> str:
+        """Park what only this worktree has. One that git can not read any more, or with too much
+        in it, is moved aside; nothing is lost then either."""
+        if not (path / ".git").exists():
+            self._put_aside(path)
+            return ""
+        try:
+            gates = label.startswith("gates-")
+            return park_worktree(self._layout.root, path, label, commits_only=gates)
+        except OodatcaaError:
+            (path / ".git").unlink(missing_ok=True)
+            self._put_aside(path)
+            return ""
+
     def _put_aside(self, path: Path) -> None:
         """A folder that git knows nothing about may be somebody's work: moved, not deleted."""
         if not path.exists():
@@ -270,6 +336,12 @@ def restore(checkout: Path, commit: str, keep: Collection[str] = ()) -> tuple[st
         else:
             path.unlink(missing_ok=True)
     return tuple(sorted(changed))
+
+
+def _clean(checkout: Path) -> None:
+    """Back to HEAD; what git ignores stays. Only after its work was parked."""
+    run_git(checkout, ["reset", "--quiet", "--hard"])
+    run_git(checkout, ["clean", "-d", "--force", "--quiet"])
 
 
 def drop_stale_index_lock(checkout: Path) -> None:

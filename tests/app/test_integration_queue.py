@@ -1,0 +1,181 @@
+"""Several ready stories, one target: batches, bisection, conflicts, and a target that is in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from crew_boards import GATE
+from oodatcaa.app.project import Project
+from oodatcaa.domain.board import Board, Decision
+from oodatcaa.domain.goals import ArtifactCheck, Goals, Truth
+from oodatcaa.domain.lifecycle import initial_story
+from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.task import StoryKind
+from oodatcaa.kit.locks import FileLock
+from real_project import build, cancel_story, gated, git, make_project, plan, type_command, verify
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A sprint of four stories that do not depend on each other."""
+    project = make_project(tmp_path / "project")
+
+    def more(board: Board, now: datetime) -> Decision[None]:
+        for number in range(6, 10):
+            story = initial_story(
+                now, id=f"T{number:03d}", slug=f"s{number}", kind=StoryKind.CUSTOM,
+                title=f"story {number}", estimate_minutes=5,
+            )  # fmt: skip
+            board = board.with_task(story)
+        return Decision(board, None)
+
+    project.store.transact(more)
+    for number in range(1, 6):
+        cancel_story(project, f"T{number:03d}")
+    return project
+
+
+def ready(project: Project, story: str, gate: str = "", goals: Goals | None = None) -> None:
+    """Planned, built and tested; `gate` is a quality gate of its own."""
+
+    def change(made: Plan) -> Plan:
+        made = gated(made)
+        if gate:
+            own = GATE.evolve(id="G2", command=gate)
+            gates = (*made.test_plan.quality_gates, own)
+            made = made.evolve(test_plan=made.test_plan.evolve(quality_gates=gates))
+        return made.evolve(goals=goals) if goals else made
+
+    plan(project, story, change=change)
+    build(project, f"{story}-B01")
+    verify(project, f"{story}-T01")
+
+
+def integrator(project: Project) -> str:
+    return type_command(project.root, "agent", "integrator", "--once")
+
+
+def statuses(project: Project) -> dict[str, str]:
+    return {s.id: s.status.value for s in project.board().stories if s.id > "T005"}
+
+
+def test_ready_stories_land_together_and_a_bad_one_is_found(project: Project) -> None:
+    for story in ("T006", "T007", "T009"):
+        ready(project, story)
+    ready(project, "T008", "test ! -f notes/T008.md")  # fails wherever T008 is merged
+    before = project.repo.resolve("main")
+    output = integrator(project)
+    assert "the gates fail on T006, T007, T008, T009 together; trying 2 of them" in output
+    assert statuses(project) == {
+        "T006": "done", "T007": "done", "T008": "ready_for_integrator",
+        "T009": "ready_for_integrator",
+    }  # fmt: skip
+    integrator(project)
+    assert statuses(project)["T008"] == "needs_adapt"
+    integrator(project)
+    assert statuses(project)["T009"] == "done"
+    board = project.board()
+    main = project.repo.resolve("main")
+    assert project.repo.is_ancestor(before, main)
+    for name in ("T006", "T007", "T009"):
+        proof = board.story_by_id[name].integration
+        assert proof is not None
+        assert git(project.root, "rev-parse", f"{proof.merge_commit}^2")  # a merge of its own
+        assert project.repo.is_ancestor(project.repo.resolve(proof.tag), main)
+        assert all(project.evidence.load(item).acceptable for item in proof.evidence)
+        assert (project.root / f"notes/{name}.md").exists()
+    assert not (project.root / "notes/T008.md").exists()
+    first, second = (board.story_by_id[name].integration for name in ("T006", "T007"))
+    assert first is not None
+    assert second is not None
+    assert set(first.evidence) & set(second.evidence)  # the same gate ran once for both
+    assert git(project.root, "status", "--porcelain") == ""
+
+
+def test_a_conflict_goes_to_the_refiner_with_its_paths(project: Project) -> None:
+    ready(project, "T006")
+    (project.root / "notes").mkdir()
+    (project.root / "notes/T006.md").write_text("a person was faster\n")
+    git(project.root, "add", ".")
+    git(project.root, "commit", "-qm", "by hand")
+    before = project.repo.resolve("main")
+    integrator(project)
+    story = project.board().story_by_id["T006"]
+    assert story.status.value == "needs_adapt"
+    assert story.failure is not None
+    assert (story.failure.kind, story.failure.gates) == ("conflict", ("notes/T006.md",))
+    assert project.repo.resolve("main") == before
+
+
+def test_a_dirty_target_is_left_alone_and_a_person_is_asked(project: Project) -> None:
+    ready(project, "T006")
+    (project.root / "README.md").write_text("unfinished\n")
+    integrator(project)
+    story = project.board().story_by_id["T006"]
+    assert story.status.value == "needs_human"
+    assert "uncommitted work" in story.reason
+    assert (project.root / "README.md").read_text() == "unfinished\n"
+    git(project.root, "checkout", "-q", "README.md")
+    type_command(project.root, "approve", "T006", "--why", "put away")
+    integrator(project)
+    assert statuses(project)["T006"] == "done"
+
+
+def test_goals_are_checked_on_the_merge_and_people_are_asked(project: Project) -> None:
+    goals = Goals(
+        truths=(
+            Truth(statement="it reads well"),
+            Truth(statement="there", command="test -d notes"),
+        ),
+        artifacts=(ArtifactCheck(path="notes/T006.md", contains=("attempt",)),),
+    )
+    ready(project, "T006", goals=goals)
+    ready(project, "T007")
+    integrator(project)
+    story = project.board().story_by_id["T006"]
+    assert story.status.value == "needs_human"
+    assert "a person decides whether this is true: it reads well" in story.reason
+    type_command(project.root, "waive", "T006", "GT1", "--why", "I read it", "--hours", "1")
+    type_command(project.root, "approve", "T006", "--why", "it does")
+    integrator(project)
+    assert statuses(project)["T006"] == "done"
+    proof = project.board().story_by_id["T006"].integration
+    assert proof is not None
+    found = {project.evidence.load(item).gate.id: item for item in proof.evidence}
+    assert {"GT1", "GT2", "GA1"} <= found.keys()
+    assert project.evidence.load(found["GT1"]).detail.startswith("waived by")
+    history = project.root / ".oodatcaa/history/sprint-1/T006/evidence.json"
+    kept = {item["gate"]: item for item in json.loads(history.read_text())}
+    assert kept["GA1"]["verdict"] == "passed"
+    assert "output_tail" not in kept["GT2"]
+
+
+def test_one_integrator_at_a_time(project: Project) -> None:
+    ready(project, "T006")
+    folder = project.work / "locks"
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / "integrate-main.lock")
+    assert lock.try_acquire()
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "oodatcaa", "agent", "integrator", "--once"],
+        cwd=project.root, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert waiting.stdout is not None
+    lines = []
+    for line in waiting.stdout:
+        lines.append(line)
+        if "waits: another integrator is at main" in line:
+            assert statuses(project)["T006"] == "integrating"
+            lock.release()
+    assert waiting.wait(60) == 0
+    lock.close()
+    assert any("waits" in line for line in lines), lines
+    assert statuses(project)["T006"] == "done"

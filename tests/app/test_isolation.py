@@ -1,0 +1,132 @@
+"""What happens outside of an agent's worktree is seen, and what dead attempts left is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from oodatcaa.app.isolation import keep_look, kept_look, look, refuse_trespass, trespasses
+from oodatcaa.app.project import Project
+from oodatcaa.app.starting import reclaim, tidy_worktree
+from oodatcaa.domain.task import Subtask
+from oodatcaa.errors import OodatcaaError
+from real_project import build, cancel_story, gated, git, make_project, plan, type_command, verify
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return make_project(tmp_path / "project")
+
+
+def worktree(project: Project) -> Path:
+    story = project.board().story_by_id["T001"]
+    return project.repo.story_worktree("T001", story.branch, "main")
+
+
+def test_its_own_worktree_and_the_frameworks_work_are_fine(project: Project) -> None:
+    plan(project, "T001", change=gated)
+    before = look(project, "T001-B01", 1)
+    build(project, "T001-B01")  # commits on the story's branch, stores evidence
+    tree = worktree(project)
+    (tree / "scratch.txt").write_text("anything")
+    git(tree, "commit", "-q", "--allow-empty", "-m", "more")
+    verify(project, "T001-T01")
+    type_command(project.root, "agent", "integrator", "--once")
+    assert project.board().story_by_id["T001"].status.value == "done"
+    assert trespasses(project, before) == ()
+
+
+def test_every_trespass_is_named_and_refused(project: Project) -> None:
+    plan(project, "T001")
+    build(project, "T001-B01")
+    root = project.root
+    before = look(project, "T001-T01", 1)
+    keep_look(project, before)
+    assert kept_look(project, "T001-T01", 1) == before
+    assert kept_look(project, "T001-T01", 2) is None
+
+    (root / "README.md").write_text("agents were here\n")
+    (root / "left.txt").write_text("x")
+    git(root, "branch", "sneaky")
+    git(root, "tag", "T002-complete", "feat/T001-" + project.board().story_by_id["T001"].slug)
+    git(root, "config", "alias.st", "!evil")
+    hook = root / ".git/hooks/post-commit"
+    hook.write_text("#!/bin/sh\n")
+    evidence = next((project.work / "evidence/T001").glob("*.json"))
+    text = evidence.read_text().replace('"passed"', '"failed"')
+    os.utime(evidence, (1, 1))
+    evidence.write_text(text)
+    record = next((project.work / "plans/T001").glob("plan-v1.json"))
+    record.unlink()
+    queue = project.work / "SPRINT_QUEUE.json"
+    queue.write_text(queue.read_text().replace('"estimate_minutes": ', '"estimate_minutes": 1'))
+    git(root, "commit", "-q", "--allow-empty", "-m", "straight onto main")
+
+    found = "\n".join(trespasses(project, before))
+    for words in (
+        "main checkout: README.md was changed",
+        "main checkout: left.txt was changed",
+        "refs/heads/sneaky was made",
+        "refs/tags/T002-complete was made",
+        "refs/heads/main was moved",
+        ".git/config was changed",
+        ".git/hooks/post-commit was made",
+        f"evidence/T001/{evidence.name} was changed",
+        "plans/T001/plan-v1.json was deleted",
+        "SPRINT_QUEUE.json was",
+    ):
+        assert words in found, found
+    with pytest.raises(OodatcaaError) as refused:
+        refuse_trespass(project, before, "tester-A")
+    assert refused.value.code == "isolation"
+    assert "outside of its worktree" in refused.value.message
+    assert "left.txt" in type_command(root, "log", "--task", "T001-T01", "--json")
+    assert (root / "left.txt").exists()  # nothing is put back: it may be a person's work
+
+
+def test_what_a_dead_attempt_left_is_parked_and_named(project: Project) -> None:
+    plan(project, "T001")
+    build(project, "T001-B01")
+    tree = worktree(project)
+    (tree / "half.md").write_text("half a thought\n")
+    (tree / "notes/T001.md").write_text("changed\n")
+    task = project.board().find("T001-B01")
+    assert isinstance(task, Subtask)
+    tidy_worktree(project, task, "builder-A", project.plans.load("T001", 1))
+    assert git(tree, "status", "--porcelain") == ""
+    (ref,) = git(project.root, "for-each-ref", "--format=%(refname)", "refs/oodatcaa").splitlines()
+    assert git(project.root, "show", f"{ref}:half.md") == "half a thought"
+    assert git(project.root, "show", f"{ref}:notes/T001.md") == "changed"
+    assert ref in type_command(project.root, "log", "--task", "T001-B01")
+
+
+def test_reclaiming_keeps_unmerged_commits_and_uncommitted_work(project: Project) -> None:
+    plan(project, "T001")
+    build(project, "T001-B01")
+    tree = worktree(project)
+    (tree / "half.md").write_text("half\n")
+    branch = project.board().story_by_id["T001"].branch
+    head = project.repo.resolve(branch)
+    assert reclaim(project, "crew") == ()  # somebody may still work on it
+    assert tree.exists()
+    cancel_story(project, "T001")
+    (line,) = reclaim(project, "crew")
+    assert not tree.exists()
+    ref = line.split()[-1]
+    assert git(project.root, "show", f"{ref}:half.md") == "half"
+    assert project.repo.resolve(branch) == head
+    assert ref in type_command(project.root, "log")
+
+
+def test_a_merge_that_a_killed_integrator_made_is_parked(project: Project) -> None:
+    chain = project.repo.merge_chain("main", "T001")
+    tree = chain.__enter__().worktree
+    git(tree, "commit", "-q", "--allow-empty", "-m", "only here")
+    sha = git(tree, "rev-parse", "HEAD")
+    seen: list[str] = []
+    gone = project.repo.prune_checks(lambda _: False, lambda _path, ref: seen.append(ref))
+    assert gone == (tree,)
+    assert not tree.exists()
+    assert project.repo.resolve(seen[0]) == sha
