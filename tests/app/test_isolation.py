@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from oodatcaa.app.isolation import keep_look, kept_look, look, refuse_trespass, trespasses
 from oodatcaa.app.project import Project
 from oodatcaa.app.starting import reclaim, tidy_worktree
+from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec
 from oodatcaa.domain.task import Subtask
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.gates import GateRequest, GateRunner
 from real_project import build, cancel_story, gated, git, make_project, plan, type_command, verify
 
 
@@ -130,3 +133,19 @@ def test_a_merge_that_a_killed_integrator_made_is_parked(project: Project) -> No
     assert gone == (tree,)
     assert not tree.exists()
     assert project.repo.resolve(seen[0]) == sha
+
+
+def test_a_check_that_uses_the_queue_gets_a_copy(project: Project) -> None:
+    line = f"{sys.executable} -m oodatcaa cancel T001 --why rehearsal"
+    evidence = run_gate(project, line)
+    assert evidence.verdict.value == "passed", evidence.output_tail
+    assert "T001 is cancelled" in evidence.output_tail
+    assert project.board().story_by_id["T001"].status.value == "needs_plan"
+    assert trespasses(project, look(project, "T001-B01", 1)) == ()
+
+
+def run_gate(project: Project, line: str) -> Evidence:
+    spec = GateSpec(id="G1", name="g", kind=GateKind.COMMAND, command=line)
+    request = GateRequest(story="T001", task="T001", attempt=1, commit="main", gates=(spec,))
+    (found,) = GateRunner(project.repo, project.evidence).run(request)
+    return found

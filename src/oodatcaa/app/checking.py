@@ -13,6 +13,7 @@ from oodatcaa.domain.task import Story, StoryKind, Subtask
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.gates.ports import GateRequest
 from oodatcaa.gates.runner import GateRunner
+from oodatcaa.gates.store import EvidenceStore
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.desk import Desk
 
@@ -46,19 +47,41 @@ class Checker:
             waivers=story.waivers,
             target=self._project.sprint().target_branch,
         )
-        runner = GateRunner(
-            self._project.repo,
-            self._project.evidence,
-            self._project.config.gates,
-            metrics=ArtefactMetrics(self._desk, plan, self._project.repo.file_at),
-            should_stop=self._desk.should_stop,
-        )
+        runner = self.runner(plan, self._project.evidence)
 
         def tell(evidence: Evidence) -> None:
             gate = evidence.gate
             say(f"{task.id} {gate.id} {evidence.verdict.value}: {gate.name} ({evidence.detail})")
 
         return runner.run(request, on_evidence=tell)
+
+    def again(
+        self, found: tuple[Evidence, ...], plan: Plan, store: EvidenceStore
+    ) -> tuple[Evidence, ...]:
+        """The same gates at the same commit once more, into another `store`; without waivers.
+
+        `found` belongs to one task and one commit. It moves nothing.
+        """
+        first = found[0]
+        request = GateRequest(
+            story=first.story,
+            task=first.task,
+            attempt=first.attempt,
+            commit=first.commit,
+            gates=tuple(item.gate for item in found),
+            variables=self._variables(plan),
+            target=self._project.sprint().target_branch,
+        )
+        return self.runner(plan, store).run(request)
+
+    def runner(self, plan: Plan, store: EvidenceStore) -> GateRunner:
+        return GateRunner(
+            self._project.repo,
+            store,
+            self._project.config.gates,
+            metrics=ArtefactMetrics(self._desk, plan, self._project.repo.file_at),
+            should_stop=self._desk.should_stop,
+        )
 
     def _variables(self, plan: Plan) -> dict[str, str]:
         """{model}, {data}, {run}, {adapter}: those that exist by now."""

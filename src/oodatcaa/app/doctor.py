@@ -46,7 +46,9 @@ def mend(project: Project) -> tuple[str, ...]:
         done.append(f"the queue was rebuilt up to transaction {repaired.seq}")
     runs = RunStore(project.models / "runs").recover()
     done += [f"run {run.run_id} of a dead process is recorded as failed" for run in runs]
-    pruned = project.repo.prune_checks()
+    pruned = project.repo.prune_checks(
+        on_parked=lambda path, ref: done.append(f"work left in {path.name} is kept as {ref}")
+    )
     done += [f"removed the left-over check worktree {path.name}" for path in pruned]
     return tuple(done)
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from oodatcaa.app.project import Project
 from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
+from oodatcaa.domain.states import tasks_of
 from oodatcaa.domain.task import Story, StoryStatus, story_of
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.clock import utc_now
@@ -231,8 +232,7 @@ def _queue_problems(project: Project, before: Look) -> list[str]:
 
 
 def _held(board: Board, own: str) -> tuple[str, ...]:
-    tasks = (*board.stories, *board.subtasks)
-    found = {story_of(task.id) for task in tasks if task.lease is not None}
+    found = {story_of(task.id) for task in tasks_of(board) if task.lease is not None}
     return tuple(sorted(found - {own}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,11 +14,21 @@ from oodatcaa.app.activity import Broadcast
 from oodatcaa.app.project import Project
 from oodatcaa.domain import people, submission
 from oodatcaa.domain.evidence import Waiver
+from oodatcaa.domain.goal_gates import goal_gates, person_gates
 from oodatcaa.domain.plan import Plan
-from oodatcaa.domain.states import role_holding, role_wanted
+from oodatcaa.domain.states import role_holding, role_wanted, tasks_of
 from oodatcaa.domain.task import Artefact, Failure, Role, Story, Subtask, Task
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.roles.desk import BuildResult
+
+
+def gate_ids(plan: Plan) -> tuple[str, ...]:
+    """Every gate that can decide about a story, the framework's own additions included."""
+    tests = plan.test_plan
+    exits = [gate for gates in plan.exit_gates.values() for gate in gates]
+    goals = (*goal_gates(plan.goals), *person_gates(plan.goals))
+    every = (*exits, *tests.quality_gates, *tests.acceptance, *goals)
+    return tuple(dict.fromkeys([*(gate.id for gate in every), "TX1", "M1"]))
 
 
 def me() -> str:
@@ -75,7 +86,13 @@ def release_task(project: Project, task_id: str, owner: str, why: str) -> Task:
 
 
 def submit_task(
-    project: Project, task_id: str, owner: str, *, plan_file: Path | None, failure: str | None
+    project: Project,
+    task_id: str,
+    owner: str,
+    *,
+    plan_file: Path | None,
+    failure: str | None,
+    say: Callable[[str], None] = print,
 ) -> Task:
     """Hand in what was done by hand; the framework runs every gate itself.
 
@@ -90,10 +107,10 @@ def submit_task(
     assert task.lease is not None
     role = task.lease.role
     if failure is not None:
-        return _submit_failure(project, task, owner, failure)
+        return hand_in_failure(project, task, owner, "reported", failure)
     if role in (Role.PLANNER, Role.REFINER):
         return _submit_plan_file(project, task, owner, plan_file)
-    broadcast = Broadcast(project.work, owner, role, print)
+    broadcast = Broadcast(project.work, owner, role, say)
     workshop = Workshop(project)
     desk = workshop.desk(owner, project.objective(), broadcast=broadcast)
     claimed = Claimed(
@@ -124,8 +141,9 @@ def _artefacts(task: Subtask) -> tuple[Artefact, ...]:
     return task.artefacts
 
 
-def _submit_failure(project: Project, task: Task, owner: str, why: str) -> Task:
-    failure = Failure(kind="reported", task=task.id, summary=why, at=datetime.now(UTC))
+def hand_in_failure(project: Project, task: Task, owner: str, kind: str, why: str) -> Task:
+    """The attempt is over without work to check: to the refiner, or to a person."""
+    failure = Failure(kind=kind, task=task.id, summary=why, at=datetime.now(UTC))
     return project.store.transact(
         lambda board, now: submission.fail_task(
             board, now, task=task.id, owner=owner, attempt=task.attempt, failure=failure
@@ -185,7 +203,19 @@ def cancel_task(project: Project, task: str, by: str, why: str) -> Task:
 
 
 def waive_gate(project: Project, story: str, gate: str, by: str, why: str, hours: float) -> Story:
-    """One gate of a story does not have to pass for `hours`; written down with who and why."""
+    """One gate of a story does not have to pass for `hours`; written down with who and why.
+
+    Raises RefusedError: waive.no_reason, waive.not_a_person, waive.unknown_gate, and what
+    `domain.people.waive` raises.
+    """
+    if not why.strip():
+        raise RefusedError(
+            "waive.no_reason",
+            "a waiver needs a reason",
+            hint=f"oodatcaa waive {story} {gate} --why …",
+        )
+    _must_be_a_person(project, by)
+    _must_be_a_gate(project, story, gate)
     return project.store.transact(
         lambda board, now: people.waive(
             board,
@@ -194,3 +224,36 @@ def waive_gate(project: Project, story: str, gate: str, by: str, why: str, hours
             waiver=Waiver(gate_id=gate, by=by, why=why, at=now, until=now + timedelta(hours=hours)),
         )
     )
+
+
+def _must_be_a_person(project: Project, name: str) -> None:
+    """An agent of the crew, or whoever holds a task under that name, can not waive."""
+    holds = [
+        task.id
+        for task in tasks_of(project.board())
+        if task.lease is not None and task.lease.owner == name
+    ]
+    crew = {f"{role.value}-" for role in Role} | {
+        f"{item.name}-" for item in project.roster.definitions
+    }
+    if holds or any(name.startswith(start) for start in crew):
+        what = f"holds {holds[0]}" if holds else "is an agent of the crew"
+        raise RefusedError(
+            "waive.not_a_person",
+            f"{name} {what}; who does the work can not waive its checks",
+            hint="a person waives it: --as YOUR-NAME",
+        )
+
+
+def _must_be_a_gate(project: Project, story: str, gate: str) -> None:
+    found = project.board().story_by_id.get(story)
+    if found is None or found.plan_version == 0:
+        return
+    plan = project.plans.load(story, found.plan_version)
+    known = gate_ids(plan)
+    if gate not in known:
+        raise RefusedError(
+            "waive.unknown_gate",
+            f"{story} has no gate {gate!r}; there are {', '.join(known)}",
+            hint=f"oodatcaa show {story}",
+        )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from oodatcaa.domain.board import Board, Sprint
 from oodatcaa.domain.policy import Policy
 from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.kit.rehearsal import work_dir
 from oodatcaa.state.store import QueueStore
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Project:
 
     @property
     def work(self) -> Path:
-        return self.root / STATE_DIR / "work"
+        return work_dir(self.root, self.root / STATE_DIR / "work")
 
     @property
     def models(self) -> Path:

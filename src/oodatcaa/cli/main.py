@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from oodatcaa.cli import crew, history, models, project, queue, training
+from oodatcaa.cli import crew, evidence, history, mcp, models, project, queue, training
 from oodatcaa.cli.show import guarded
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ history.register(app)
 crew.register(app)
 models.register(app)
 training.register(app)
+evidence.register(app)
+mcp.register(app)
 
 
 def main() -> None:

@@ -170,10 +170,10 @@ def waive(
     story: str,
     gate: str,
     why: Annotated[str, typer.Option(help="your reason")],
-    hours: Annotated[float, typer.Option(help="how long it holds")] = 24.0,
+    hours: Annotated[float, typer.Option(help="how long it holds; there is no default")],
     owner: Owner = "",
 ) -> None:
-    """One gate of a story does not have to pass for a while."""
+    """One gate of a story does not have to pass for a while. For people only."""
     from oodatcaa.app.people import waive_gate
     from oodatcaa.app.project import open_project
 

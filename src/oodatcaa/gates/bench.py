@@ -19,6 +19,7 @@ from oodatcaa.gates.store import EvidenceStore
 from oodatcaa.gates.variables import UnknownVariables, exported, fill
 from oodatcaa.kit.config import GatesConfig
 from oodatcaa.kit.process import CommandResult, Limits, run_command
+from oodatcaa.kit.rehearsal import rehearse
 
 SETUP_TIMEOUT_S = 1800.0
 VERSIONS_TIMEOUT_S = 60.0
@@ -79,7 +80,9 @@ class Benches:
             self._config.cache_by,
             self._config.python,
         )
+        copy = rehearse(self._checkouts.root, self._store.work_dir, shims / "work")
         bench = self._bench(worktree, shims / "first", request, "", cached)
+        bench.env |= copy
         with cached.held() if cached else nullcontext():
             self._furnish(bench, request, cached)
         # Setup may have made the environment that the gates run in, but no change to the code.
@@ -94,6 +97,7 @@ class Benches:
                 cached.folder / "bin/python"
             )
         final = self._bench(worktree, shims / "gates", request, python, cached)
+        final.env |= copy
         final.keep = bench.keep
         if not final.python.is_file():
             final.problem = f"the gates' interpreter {final.python} does not exist"

@@ -30,6 +30,10 @@ class EvidenceStore:
         self._work = work_dir
         self._root = work_dir / "evidence"
 
+    @property
+    def work_dir(self) -> Path:
+        return self._work
+
     def folder(self, name: str) -> Path:
         """A folder beside the evidence for what is derived from it; made when missing."""
         path = self._work / name

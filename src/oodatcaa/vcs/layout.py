@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.rehearsal import work_dir
 from oodatcaa.vcs.git import Output, run_git
 
 STATE_FOLDER = ".oodatcaa"
@@ -23,7 +24,7 @@ class Layout:
 
     @property
     def work_dir(self) -> Path:
-        return self.root / STATE_FOLDER / "work"
+        return work_dir(self.root, self.root / STATE_FOLDER / "work")
 
     @property
     def worktrees_dir(self) -> Path:
