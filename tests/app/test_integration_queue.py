@@ -13,13 +13,24 @@ import pytest
 
 from crew_boards import GATE
 from oodatcaa.app.project import Project
+from oodatcaa.app.starting import tidy_worktree
 from oodatcaa.domain.board import Board, Decision
 from oodatcaa.domain.goals import ArtifactCheck, Goals, Truth
 from oodatcaa.domain.lifecycle import initial_story
 from oodatcaa.domain.plan import Plan
-from oodatcaa.domain.task import StoryKind
+from oodatcaa.domain.task import Role, StoryKind, Subtask
 from oodatcaa.kit.locks import FileLock
-from real_project import build, cancel_story, gated, git, make_project, plan, type_command, verify
+from real_project import (
+    build,
+    cancel_story,
+    gated,
+    git,
+    make_project,
+    plan,
+    take,
+    type_command,
+    verify,
+)
 
 
 @pytest.fixture
@@ -112,6 +123,19 @@ def test_a_conflict_goes_to_the_refiner_with_its_paths(project: Project) -> None
     assert story.failure is not None
     assert (story.failure.kind, story.failure.gates) == ("conflict", ("notes/T006.md",))
     assert project.repo.resolve("main") == before
+    old = project.repo.resolve(story.branch)
+    type_command(project.root, "agent", "refiner", "--once")
+    board = project.board()
+    assert board.story_by_id["T006"].plan_version == 2
+    (again,) = [item for item in board.subtasks_of("T006") if item.status.value == "ready"]
+    held = take(project, Role.BUILDER, again.id)
+    assert isinstance(held, Subtask)
+    project.repo.story_worktree("T006", story.branch, "main")
+    tidy_worktree(project, held, "builder-A", project.plans.load("T006", 2))
+    assert project.repo.resolve(story.branch) == before  # it begins again at the target
+    refs = git(project.root, "for-each-ref", "--format=%(objectname)", "refs/oodatcaa/parked")
+    assert old in refs.splitlines()
+    assert "begins again at main" in type_command(project.root, "log", "--task", again.id)
 
 
 def test_a_dirty_target_is_left_alone_and_a_person_is_asked(project: Project) -> None:

@@ -23,7 +23,6 @@ from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, Verdict, verd
 from oodatcaa.domain.goal_gates import person_gates
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import (
-    Approval,
     Failure,
     Integration,
     ManualLease,
@@ -155,7 +154,7 @@ def _others(claimed: Claimed, held: Merged) -> list[Merged]:
     now = datetime.now(UTC)
     for story in project.board().stories:
         ready = story.status is StoryStatus.READY_FOR_INTEGRATOR and story.lease is None
-        if not ready or story.id == held.story.id or story.approval is Approval.MERGE:
+        if not ready or story.id == held.story.id:
             continue
         plan = project.plans.load(story.id, story.plan_version)
         waived = {item.gate_id for item in story.waivers if item.at <= now < item.until}

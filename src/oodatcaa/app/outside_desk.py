@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oodatcaa.app import people
-from oodatcaa.app.agent import negotiate_and_show
 from oodatcaa.app.isolation import keep_look, kept_look, look, refuse_trespass
 from oodatcaa.app.project import Project
+from oodatcaa.app.sprint_view import negotiate_and_show
 from oodatcaa.app.starting import tidy_worktree
 from oodatcaa.domain.board import Event
 from oodatcaa.domain.evidence import Evidence, GateSpec

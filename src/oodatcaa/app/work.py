@@ -99,14 +99,16 @@ class Claimed:
 @contextmanager
 def looking_around(claimed: Claimed, name: str) -> Iterator[Desk]:
     """The claim's desk; for an external agent with a throw-away checkout of the branch `name`, for
-    an agent never works in the checkout of a person."""
+    an agent never works in the checkout of a person. What it changes elsewhere refuses it."""
     agents = claimed.desk.agents
     if agents is None or agents.acting().builtin:
         yield claimed.desk
         return
     repo = claimed.project.repo
+    before = look(claimed.project, claimed.task.id, claimed.attempt)
     with repo.check_worktree(repo.resolve(name), f"{claimed.role.value}-{claimed.task.id}") as path:
         yield replace(claimed.desk, checkout=lambda: path)
+    refuse_trespass(claimed.project, before, claimed.owner)
 
 
 def do_plan(claimed: Claimed) -> None:

@@ -116,13 +116,27 @@ def _judge(
     problems = verdict_of(evidence, gates) + _unwaived(story, evidence, now)
     ids = tuple(item.id for item in evidence)
     if problems and failure is None:
+        kind = _kind(evidence, gates, problems)
         failure = Failure(
-            kind="gate", task=held.id, summary=problems[0], gates=problems, evidence=ids, at=now
+            kind=kind, task=held.id, summary=problems[0], gates=problems, evidence=ids, at=now
         )
     if failure is not None:
         held = held.evolve(commit=commit, artefacts=artefacts, evidence=held.evidence + ids)
         return _failed(board, now, held, failure)
     return _passed(board, now, held, commit, artefacts, ids)
+
+
+def _kind(
+    evidence: tuple[Evidence, ...], gates: tuple[GateSpec, ...], problems: tuple[str, ...]
+) -> str:
+    """`not_run` when nothing failed but something could not be checked: building again would not
+    help, a person may waive it or bring what was missing."""
+    left = [item for item in evidence if not item.acceptable]
+    only = len(left) == len(problems) and {item.gate.id for item in evidence} >= {
+        gate.id for gate in gates
+    }
+    unchecked = all(item.verdict is Verdict.NOT_RUN for item in left)
+    return "not_run" if left and only and unchecked else "gate"
 
 
 def _check_evidence(held: Subtask, commit: str, evidence: tuple[Evidence, ...]) -> None:

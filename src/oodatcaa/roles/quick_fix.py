@@ -18,7 +18,8 @@ def quick_fix(
 
     Done again are the builds that did not get done and what depends on them; when all were done
     and a test or the merge failed, the last build in which an agent worked. Nothing is built
-    again when only the tester's agent failed.
+    again when only the tester's agent failed; everything is after a conflict, for the branch
+    begins again at the target.
     """
     again = _again(board, previous, failure)
     names: dict[str, str] = {}
@@ -49,6 +50,8 @@ def _renamed(item: SubtaskPlan, names: dict[str, str]) -> SubtaskPlan:
 
 def _again(board: Board, plan: Plan, failure: Failure) -> frozenset[str]:
     """The subtasks that have to be done once more: all tests, and the builds that it takes."""
+    if classify(failure) is FailureClass.CONFLICT:
+        return frozenset(item.id for item in plan.subtasks)
     builds = [item for item in plan.subtasks if item.kind is SubtaskKind.BUILD]
     again = {item.id for item in plan.subtasks if item.kind is SubtaskKind.TEST}
     undone = {item.id for item in builds if not _done(board, item.id)}
