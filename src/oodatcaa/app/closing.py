@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from oodatcaa.app.ledger import Ledger
 from oodatcaa.app.project import Project
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.negotiation import sprint_outcome
@@ -48,7 +49,8 @@ def summarise_sprint(project: Project) -> SprintSummary:
         outcome=OUTCOMES.get(sprint_outcome(board), "unknown"),
         finished_at=datetime.now(UTC),
         goal=objective.title,
-        acceptance=objective.acceptance,
+        acceptance=() if objective.stories else objective.acceptance,
+        calls=Ledger(project.work, sprint.number).calls() if (sprint := board.sprint) else (),
         run=runs.read("mlx", training.run_id) if training else None,
         evaluation=evaluation.result if evaluation else None,
         evidence=tuple(

@@ -13,9 +13,11 @@ from types import FrameType
 from typing import Any
 
 from oodatcaa.app.claims import run_negotiation
+from oodatcaa.app.notify import Notifier
 from oodatcaa.app.project import Project
 from oodatcaa.app.starting import reclaim
 from oodatcaa.domain.negotiation import sprint_outcome
+from oodatcaa.domain.notices import sprint_done
 from oodatcaa.domain.task import Role
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.kit.locks import FileLock
@@ -57,6 +59,7 @@ class Crew:
     members: list[Member] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     _stopping: bool = False
+    _notifier: Notifier = field(init=False)
     _impatient: bool = False
 
     def run(self) -> CrewOutcome:
@@ -75,6 +78,11 @@ class Crew:
                 hint="oodatcaa status",
             )
         began = time.monotonic()
+        try:
+            self._notifier = Notifier(self.project)
+        except OodatcaaError:
+            lock.release()
+            raise
         handlers = self._catch_signals()
         try:
             self.problems += reclaim(self.project, "crew")
@@ -87,7 +95,17 @@ class Crew:
             lock.release()
         run_negotiation(self.project.store, self.project.policy)
         self.project.store.flush()
-        return CrewOutcome(result, time.monotonic() - began, tuple(self.problems))
+        seconds = time.monotonic() - began
+        self._say_goodbye(result, seconds)
+        return CrewOutcome(result, seconds, tuple(self.problems))
+
+    def _say_goodbye(self, result: str, seconds: float) -> None:
+        self._notifier.look()
+        if result == "done":
+            sprint = self.project.sprint()
+            self._notifier.tell(sprint_done(sprint.number, sprint.title, seconds))
+        self._notifier.close()
+        self.problems += self._notifier.problems
 
     def _recover_runs(self) -> None:
         from oodatcaa.app.desk import Workshop
@@ -106,6 +124,7 @@ class Crew:
             if not self._keep_alive():
                 return "crew_failed"
             self._tell("running")
+            self._notifier.look()
             time.sleep(TICK_SECONDS)
 
     def _tell(self, state: str) -> None:

@@ -55,6 +55,7 @@ CONFIG = """\
 # How the crew works in this repository. Every key has a default; docs/reference/config.md has all.
 
 heartbeat_seconds = 15
+# approval = "plan"   # or "merge": where every story waits for a person; default "none"
 
 [wip]                 # how many tasks of one role may be in work at once, enforced in the claim
 planner = 1
@@ -85,6 +86,14 @@ builder = 2
 tester = 1
 refiner = 1
 integrator = 1
+
+# [budgets.story]     # hard limits for external agents; also [budgets.subtask], [budgets.sprint]
+# minutes = 120
+# tokens = 2000000
+# cost_usd = 10.0
+
+# [notify]            # pip install 'oodatcaa[notify]'; any URL that apprise knows
+# urls = ["ntfy://$NTFY_TOPIC"]
 
 [training]
 fast_cpu = true       # Linux CPU only: a real BLAS, float32 and dequantised products; same losses

@@ -12,6 +12,7 @@ from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.budgets import Budgets
 from oodatcaa.domain.evidence import ResourceLimits
 from oodatcaa.domain.gate_presets import PRESETS, preset_for
+from oodatcaa.domain.notices import NoticeKind
 from oodatcaa.domain.policy import LeaseMinutes, Policy, WipLimits
 from oodatcaa.domain.task import Approval
 from oodatcaa.errors import OodatcaaError
@@ -128,6 +129,13 @@ class CrewConfig(Record):
     integrator: int = Field(default=1, ge=0)
 
 
+class NotifyConfig(Record):
+    """Where people are told, as URLs of apprise; `$NAME` in them is taken from the environment."""
+
+    urls: tuple[NonEmpty, ...] = ()
+    events: tuple[NoticeKind, ...] = tuple(NoticeKind)
+
+
 class TrainingConfig(Record):
     sample_interval_ms: int = Field(default=100, ge=10, le=100, description="memory watcher")
     profile_tokens: PositiveInt = Field(
@@ -150,6 +158,7 @@ class Config(Record):
     )
     agents: AgentsConfig = AgentsConfig()
     budgets: Budgets = Budgets()
+    notify: NotifyConfig = NotifyConfig()
     crew: CrewConfig = CrewConfig()
     approval: Approval = Field(
         default=Approval.NONE, description="where stories wait for a person: plan, merge or none"

@@ -15,7 +15,7 @@ from oodatcaa.domain.board import Board
 from oodatcaa.domain.definition import explain
 from oodatcaa.domain.plan import AdaptationNote, Plan
 from oodatcaa.domain.rounds import rounds_allowed
-from oodatcaa.domain.rungs import Way, bounded, classify, next_way
+from oodatcaa.domain.rungs import FailureClass, Way, bounded, classify, next_way
 from oodatcaa.domain.task import Failure, Story
 from oodatcaa.roles.desk import Agents, Desk
 from oodatcaa.roles.prompts import failure_lines, record_prompt
@@ -73,10 +73,23 @@ def refine_custom(
     note = AdaptationNote(
         round=round,
         trigger=trigger,
-        rungs=(f"{way.value}: what failed is done again", *filter(None, (reason,)), *changes),
+        rungs=(
+            f"{way.value}: what failed is done again",
+            *_conflict(board, found),
+            *filter(None, (reason,)),
+            *changes,
+        ),
         failed=failure.gates,
     )
     return quick_fix(desk, board, story, previous, failure, note)
+
+
+def _conflict(board: Board, found: FailureClass) -> tuple[str, ...]:
+    """The branch is built upon, so the conflict has to be resolved on it."""
+    if found is not FailureClass.CONFLICT or board.sprint is None:
+        return ()
+    target = board.sprint.target_branch
+    return (f"merge {target} into this branch here in the worktree and resolve the conflicts",)
 
 
 def _proposal(

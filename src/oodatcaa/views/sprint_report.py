@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from oodatcaa.domain.agents import Call
 from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.board import Board
+from oodatcaa.domain.budgets import total
 from oodatcaa.domain.evidence import ACCEPTABLE, Bound, Evidence, Verdict
 from oodatcaa.domain.plan import AdaptationNote
 from oodatcaa.domain.task import Story
@@ -72,6 +74,7 @@ class SprintSummary(Record):
     open_first: tuple[tuple[str, str], ...] = Field(default=(), description="(label, path)")
     links: tuple[tuple[str, str], ...] = Field(default=(), description="(label, path)")
     lessons: tuple[str, ...] = Field(default=(), description="derived from events")
+    calls: tuple[Call, ...] = Field(default=(), description="of external agents")
 
 
 def sprint_report(summary: SprintSummary) -> str:
@@ -98,6 +101,7 @@ def sprint_report(summary: SprintSummary) -> str:
         side_by_side(summary.comparisons),
         section("Stories", _stories(summary.board), _open_stories(summary.board)),
         _adaptations(summary),
+        _agents(summary.calls),
         section("Evidence", _evidence(summary.evidence)),
         section("Machine", machine_facts(summary.run.machine if summary.run else None)),
         section("Lessons learned", prose_bullets(summary.lessons)),
@@ -257,3 +261,20 @@ def run_line(run: RunRecord) -> str:
     """One line about a run for lists: `2026-… finished, 2.41 GB peak, 125.0 tokens/s`."""
     peak = memory(run.peak_memory_bytes) if run.peak_memory_bytes is not None else NOT_MEASURED
     return f"{run.run_id} {run.status.value}, {peak} peak, {rate(run.tokens_per_second)}"
+
+
+def _agents(calls: tuple[Call, ...]) -> str:
+    """What external agents used, as they said themselves; nothing when none worked here."""
+    if not calls:
+        return ""
+    names = sorted({call.definition for call in calls})
+    rows = []
+    for name in names:
+        own = tuple(call for call in calls if call.definition == name)
+        failed = sum(1 for call in own if call.ending is None or call.ending.value != "finished")
+        rows.append((code(name), code(own[-1].runner), str(failed), prose(total(own).describe())))
+    rows.append((bold("all"), "", "", prose(total(calls).describe())))
+    return section(
+        "External agents",
+        table(("Agent", "Runner", "Calls not finished", "Used, as the agent reported it"), rows),
+    )
