@@ -49,7 +49,7 @@ def test_silence_is_a_time_out_and_what_was_written_is_kept(tmp_path: Path) -> N
         tmp_path,
         [{"write": "half.py", "text": "x = 1\n"}, {"silent": 100}],
         GOOD_TURN,
-        more="limits:\n  silence_minutes: 0.02\n",
+        more="limits:\n  silence_minutes: 0.1\n",
     )
     assert work(root) == "done"
     assert ledger(root)[1] == ("T001-B01", "silent")
