@@ -103,6 +103,16 @@ def test_rounds_end_at_a_person_and_nothing_unproved_is_merged(tmp_path: Path) -
     assert git(root, "tag") == ""
 
 
+def test_refused_permissions_wait_for_a_person_and_go_on_after_the_word(tmp_path: Path) -> None:
+    root = crew(tmp_path, [{"denied": [{"tool_name": "Bash"}]}], GOOD_TURN)
+    assert work(root) == "needs_human"
+    reason = task(root, "T001").reason
+    assert "refused 1 permission: " in reason
+    assert "allow it in agents/builder-s.md" in reason
+    approve_story(Project(root), "T001", "ada", "allowed now")
+    assert work(root) == "done"
+
+
 def test_approvals_and_a_review(tmp_path: Path) -> None:
     veto = {"veto": ["it greets nobody"], "checks": []}
     check = {"name": "compiles", "command": "{python} -m py_compile greeter.py", "why": "syntax"}

@@ -29,15 +29,16 @@ class Carried(Record):
 def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) -> Board:
     """Turn OBJECTIVE.md into a sprint's stories. Raises OodatcaaError when it can not begin:
 
-    an invalid objective or configuration, no commits, a detached or dirty main checkout, a sprint
-    still open, bad data, a model that can not be had, a limit below what loading it needs.
+    an invalid objective, configuration or agent, no commits, a detached or dirty main checkout, a
+    sprint still open, bad data, a model that can not be had, a limit below what loading it needs.
     """
     objective = project.objective()
-    _ = project.config
+    _ = project.roster  # and with it the configuration
     target = _clean_target(project)
     _none_open(project)
-    for note in preflight(project, objective):
-        say(f"note: {note}")
+    if not objective.stories:  # stories of a project's own need neither model nor data
+        for note in preflight(project, objective):
+            say(f"note: {note}")
     number = 1 + _last_number(project)
     carried = _carried(project)
     now = datetime.now(UTC)

@@ -114,7 +114,8 @@ def _changes(board: Board, story: Story, to: StoryStatus, now: datetime) -> dict
         failure = story.failure or Failure(
             kind="stuck", task=story.id, summary=story.reason, at=now
         )
-        return {"reason": story.reason, "extra_rounds": extra, "failure": failure}
+        kept = {"reason": story.reason, "extra_rounds": extra, "failure": failure}
+        return {**kept, "granted": True}
     return {"failure": None}
 
 

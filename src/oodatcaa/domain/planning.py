@@ -46,6 +46,7 @@ def submit_plan(
         plan_version=plan.version,
         adapt_round=held.adapt_round + (1 if adapting else 0),
         failure=None,
+        granted=False,
         reason=f"a person has to approve plan v{plan.version}" if asks else "",
         waits_for=Approval.PLAN if asks else Approval.NONE,
     )

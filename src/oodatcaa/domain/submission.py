@@ -255,6 +255,7 @@ def start_over(
         now,
         reason=lesson,
         failure=None,
+        granted=False,
         adapt_round=held.adapt_round + 1,
         lessons=(*held.lessons, lesson),
     )

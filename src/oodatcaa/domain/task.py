@@ -115,6 +115,9 @@ class Story(_Task):
     waits_for: Approval = Field(
         default=Approval.NONE, description="the approval that a story in needs_human waits for"
     )
+    granted: bool = Field(
+        default=False, description="a person said to try again what the policy had given up"
+    )
     lessons: tuple[NonEmpty, ...] = Field(
         default=(), description="why earlier plans were thrown away; the next planner reads them"
     )

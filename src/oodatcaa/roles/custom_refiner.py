@@ -50,11 +50,13 @@ class StartOver:
 def refine_custom(
     desk: Desk, board: Board, story: Story, previous: Plan, failure: Failure
 ) -> Plan | StartOver | GiveUp:
-    """The next plan version, a start-over, or a person. An agent that fails to answer is left
-    out: then the policy alone decides."""
+    """The next plan version, a start-over, or a person. What a person approved is tried once more
+    whatever the policy says. An agent that fails to answer is left out."""
     found = classify(failure)
     round = story.adapt_round + 1
     way = next_way(found, round=round, max_rounds=rounds_allowed(board, story))
+    if way is Way.HUMAN and story.granted:
+        way = Way.QUICK_FIX
     reason, changes = "", tuple[str, ...]()
     definition = desk.agents.acting() if desk.agents is not None else None
     if desk.agents is not None and definition is not None and not definition.builtin:
@@ -65,7 +67,7 @@ def refine_custom(
     trigger = f"{found.value}: {failure.summary}"
     if way is Way.HUMAN:
         return GiveUp(
-            reason=f"{trigger}; {reason or 'nothing is left to try by itself'}",
+            reason="; ".join((trigger, *filter(None, (reason,)))),
             hint=f"mend it, then: oodatcaa approve {story.id}",
         )
     if way is Way.START_OVER:

@@ -132,9 +132,8 @@ class Reader:
         if self.errors:
             return Ending.ERROR, f"it reported an error (exit code {exit_code}): {self.errors[-1]}"
         if self.denied:
-            return Ending.DENIED, f"it was refused {len(self.denied)} permissions: " + "; ".join(
-                self.denied[:3]
-            )
+            number = f"{len(self.denied)} permission{'s' if len(self.denied) != 1 else ''}"
+            return Ending.DENIED, f"it was refused {number}: " + "; ".join(self.denied[:3])
         if self._stream.format == "jsonl" and not self.succeeded:
             return Ending.ERROR, f"it ended (exit code {exit_code}) without an event of success"
         if exit_code != 0:

@@ -69,11 +69,17 @@ def failure_of(bench: Bench, definition: AgentDefinition, turn: Turn) -> Failure
     return Failure(
         kind=KINDS[turn.ending],
         task=bench.subtask.id,
-        summary=f"{definition.name}: {turn.detail or turn.ending.value}",
+        summary=f"{definition.name}: {turn.detail or turn.ending.value}{_advice(definition, turn)}",
         gates=turn.denied,
         layer=turn.circle or None,
         at=bench.desk.now(),
     )
+
+
+def _advice(definition: AgentDefinition, turn: Turn) -> str:
+    if turn.ending is not Ending.DENIED:
+        return ""
+    return f"; allow it in {definition.source or 'its definition'} (tools), or change the plan"
 
 
 def _nobody(bench: Bench) -> Failure:
