@@ -49,7 +49,7 @@ def type_command(folder: Path, *words: str, expect: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def make_project(root: Path) -> Project:
+def make_project(root: Path, model: str = "demo") -> Project:
     """A repository with one commit, initialised, with an open sprint of five stories."""
     root.mkdir(parents=True)
     git(root, "init", "-q", "-b", "main")
@@ -58,7 +58,7 @@ def make_project(root: Path) -> Project:
     (root / "README.md").write_text("# A project\n", encoding="utf-8")
     git(root, "add", ".")
     git(root, "commit", "-qm", "first")
-    init_project(root, commit=True, objective=objective_text())
+    init_project(root, commit=True, objective=objective_text(model=model))
     project = open_project(root)
     new_sprint(project)
     return project

@@ -6,7 +6,6 @@ import pytest
 
 from crew_boards import NOW, OBJECTIVE, POLICY, build, finish, fresh_board, planned, sprint, take
 from oodatcaa.domain.board import Board, EventKind
-from oodatcaa.domain.evidence import Verdict
 from oodatcaa.domain.lifecycle import invariants
 from oodatcaa.domain.progress import critical_path, longest_paths, progress
 from oodatcaa.domain.sprinting import close_sprint, open_sprint, stories_for
@@ -46,19 +45,49 @@ def test_one_sprint_at_a_time_and_only_sound_stories() -> None:
 
 
 def test_unfinished_stories_move_on_and_can_be_opened_again() -> None:
-    board = finish(fresh_board(), "T001")
-    board = build(planned(board, "T002"), "T002-B01", Verdict.FAILED)
+    board = finish(finish(fresh_board(), "T001"), "T002")
+    board = build(planned(board, "T003", builds=2), "T003-B01")
+    board = board.with_task(board.story_by_id["T005"].evolve(depends_on=()))
     closed = close_sprint(board, NOW, by="Kim")
-    assert (closed.board.sprint, closed.board.stories) == (None, ())
-    carried = {story.id: story for story in closed.value}
-    assert sorted(carried) == ["T002", "T003", "T004", "T005"]
-    assert carried["T003"].depends_on == ("T002",)
-    assert (carried["T002"].status, carried["T002"].plan_version) == (StoryStatus.NEEDS_PLAN, 1)
-    assert carried["T002"].attempt == board.story_by_id["T002"].attempt
+    assert (closed.board.sprint, closed.board.stories, closed.board.subtasks) == (None, (), ())
+    assert closed.value.sprint == 1
+    assert [story.id for story in closed.value.unfinished] == ["T003", "T004", "T005"]
+    carried = {story.id: story for story in closed.value.stories}
+    assert sorted(carried) == ["T001", "T002", "T003", "T004", "T005"]  # what T003 builds on too
+    assert carried["T001"] == board.story_by_id["T001"]
+    assert carried["T003"].depends_on == ("T001", "T002")
+    assert (carried["T003"].status, carried["T003"].plan_version) == (StoryStatus.NEEDS_PLAN, 1)
+    assert carried["T004"].reason == "waits for T003"
+    assert carried["T003"].attempt == board.story_by_id["T003"].attempt
     assert closed.events[0].kind is EventKind.SPRINT
-    assert "1 of 5 stories integrated" in closed.events[0].text
-    again = open_sprint(closed.board, NOW, sprint=sprint(), stories=closed.value).board
+    assert "2 of 5 stories integrated" in closed.events[0].text
+    parts = {item.id: item for item in closed.value.subtasks}
+    assert parts["T003-B01"] == board.subtask_by_id["T003-B01"]
+    assert parts["T003-B02"].status.value == "cancelled"
+    second = sprint().evolve(number=2)
+    again = open_sprint(
+        closed.board,
+        NOW,
+        sprint=second,
+        stories=closed.value.stories,
+        subtasks=closed.value.subtasks,
+    ).board
     assert invariants(again, POLICY) == ()
+    assert again.story_by_id["T003"].status is StoryStatus.NEEDS_PLAN
+
+
+def test_a_finished_story_that_nobody_builds_on_stays_behind() -> None:
+    board = finish(finish(fresh_board(), "T001"), "T002")
+    for story in ("T003", "T004", "T005"):
+        board = finish(board, story)
+    assert close_sprint(board, NOW, by="Kim").value.stories == ()
+
+
+def test_ids_go_on_where_an_earlier_sprint_ended() -> None:
+    stories = stories_for(OBJECTIVE, NOW, first=6)
+    assert [story.id for story in stories] == ["T006", "T007", "T008", "T009", "T010"]
+    assert stories[2].depends_on == ("T006", "T007")
+    assert stories[4].depends_on == ("T009",)
 
 
 def test_a_sprint_that_is_being_worked_on_is_not_closed() -> None:

@@ -151,3 +151,9 @@ def test_inventory_counts_the_commit_not_the_folder(repo: Repository, root: Path
     assert (seen.total.files, seen.total.lines) == (7, 10)
     assert seen.packages == ("pkg",)
     assert seen.for_plan().rows[-1].files == 7
+
+
+def test_what_git_ignores_is_known(repo: Repository) -> None:
+    assert repo.is_ignored(".oodatcaa/work/SPRINT_QUEUE.json")
+    assert repo.is_ignored("notes.log")
+    assert not repo.is_ignored("README.md")

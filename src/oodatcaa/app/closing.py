@@ -10,10 +10,12 @@ from oodatcaa.app.project import Project
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.negotiation import sprint_outcome
 from oodatcaa.domain.task import StoryKind
+from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.roles.builder import records
 from oodatcaa.training.runs import RunStore
 from oodatcaa.views.evaluation import Comparison
+from oodatcaa.views.markdown import page, prose
 from oodatcaa.views.sprint_report import SprintSummary, StoryAdaptation, sprint_report
 
 SPRINT_REPORT = "SPRINT_REPORT.md"
@@ -28,8 +30,22 @@ def write_sprint_report(project: Project) -> Path:
     return path
 
 
-def summarise_sprint(project: Project) -> SprintSummary:
-    board = project.board()
+def closed_report(project: Project, board: Board, until: datetime) -> str:
+    """The report of a sprint that is closed, from its last board. What can not be read any more
+    is said in the report instead of keeping the sprint from being closed."""
+    try:
+        return sprint_report(summarise_sprint(project, board, until))
+    except OodatcaaError as error:
+        title = board.sprint.title if board.sprint else "a sprint"
+        return page(f"Sprint report: {title}", prose(f"It could not be made: {error}."))
+
+
+def summarise_sprint(
+    project: Project, board: Board | None = None, until: datetime | None = None
+) -> SprintSummary:
+    """Of the open sprint as it stands, or of `board`, a closed one's last, as it stood `until`."""
+    closed = board is not None
+    board = board if board is not None else project.board()
     objective = project.objective()
     by_kind = {story.kind: story.id for story in board.stories}
 
@@ -46,8 +62,8 @@ def summarise_sprint(project: Project) -> SprintSummary:
     runs = RunStore(project.models / "runs")
     return SprintSummary(
         board=board,
-        outcome=OUTCOMES.get(sprint_outcome(board), "unknown"),
-        finished_at=datetime.now(UTC),
+        outcome=_outcome(board, closed=closed),
+        finished_at=until or datetime.now(UTC),
         goal=objective.title,
         acceptance=() if objective.stories else objective.acceptance,
         calls=Ledger(project.work, sprint.number).calls() if (sprint := board.sprint) else (),
@@ -58,8 +74,15 @@ def summarise_sprint(project: Project) -> SprintSummary:
         ),
         adaptations=_adaptations(project, board),
         comparisons=_comparisons(made),
-        open_first=_open_first(project),
+        open_first=() if closed else _open_first(project),
     )
+
+
+def _outcome(board: Board, *, closed: bool) -> str:
+    found = sprint_outcome(board)
+    if closed and found == "running":
+        return "closed before every story was finished"
+    return OUTCOMES.get(found, "unknown")
 
 
 def _adaptations(project: Project, board: Board) -> tuple[StoryAdaptation, ...]:

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
+from oodatcaa.app.archiving import CARRIED, half_closed
+from oodatcaa.app.history import HISTORY, archived_board, archived_sprints
 from oodatcaa.app.plans import read_record
 from oodatcaa.app.preflight import preflight
 from oodatcaa.app.project import Project
-from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Sprint
-from oodatcaa.domain.sprinting import close_sprint, open_sprint, stories_for
-from oodatcaa.domain.task import Story
+from oodatcaa.domain.sprinting import Carried, open_sprint, stories_for
 from oodatcaa.errors import RefusedError
-from oodatcaa.kit.files import write_atomic
-
-CARRIED = "carried.json"
-
-
-class Carried(Record):
-    """Stories of a closed sprint that were not finished; the next `sprint new` begins with them."""
-
-    stories: tuple[Story, ...] = ()
 
 
 def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) -> Board:
-    """Turn OBJECTIVE.md into a sprint's stories. Raises OodatcaaError when it can not begin:
+    """Turn OBJECTIVE.md, or what the last sprint left unfinished, into a sprint's stories.
 
-    an invalid objective, configuration or agent, no commits, a detached or dirty main checkout, a
-    sprint still open, bad data, a model that can not be had, a limit below what loading it needs.
+    Raises OodatcaaError when it can not begin: an invalid objective, configuration or agent, no
+    commits, a detached or dirty main checkout, a sprint still open or closed half way, bad data, a
+    model that can not be had, a limit below what loading it needs.
     """
+    _none_open(project)
     objective = project.objective()
     _ = project.roster  # and with it the configuration
     target = _clean_target(project)
-    _none_open(project)
     if not objective.stories:  # stories of a project's own need neither model nor data
         for note in preflight(project, objective):
             say(f"note: {note}")
-    number = 1 + _last_number(project)
-    carried = _carried(project)
+    last = _last_number(project)
+    number = 1 + last
+    carried = _carried(project, _last_closed(project))
+    first = 1 + _last_story(project)
     now = datetime.now(UTC)
     sprint = Sprint(
         number=number,
@@ -58,7 +50,10 @@ def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) ->
             board,
             at,
             sprint=sprint.evolve(created_at=at),
-            stories=carried or stories_for(objective, at, project.config.approval),
+            stories=carried.stories
+            if carried.unfinished
+            else stories_for(objective, at, project.config.approval, first=first),
+            subtasks=carried.subtasks if carried.unfinished else (),
         )
     )
     (project.work / CARRIED).unlink(missing_ok=True)
@@ -68,46 +63,11 @@ def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) ->
     return project.board()
 
 
-@dataclass(frozen=True)
-class Closed:
-    """Where the closed sprint lies, and the unfinished stories that move on."""
-
-    number: int
-    folder: Path
-    carried: tuple[Story, ...]
-
-
-def end_sprint(project: Project, by: str) -> Closed:
-    """Archive the sprint's queue, log and report; unfinished stories wait for the next one.
-
-    Raises RefusedError while somebody still works on it.
-    """
-    from oodatcaa.app.closing import write_sprint_report
-
-    number = project.sprint().number
-    report = write_sprint_report(project)
-    folder, carried = project.store.archive_sprint(
-        number, lambda board, now: close_sprint(board, now, by=by)
-    )
-    report.replace(folder / report.name)
-    write_atomic(project.work / CARRIED, Carried(stories=carried).model_dump_json(indent=2) + "\n")
-    return Closed(number, folder, carried)
-
-
-def _none_open(project: Project) -> None:
-    """Said before the data is read; the store's own rule still decides."""
-    sprint = project.board().sprint
-    if sprint is not None:
-        raise RefusedError(
-            "sprint.open",
-            f"sprint {sprint.number} ({sprint.title}) is open",
-            hint="oodatcaa run goes on with it, oodatcaa sprint close ends it",
-        )
-
-
-def _carried(project: Project) -> tuple[Story, ...]:
+def _carried(project: Project, last: int) -> Carried:
+    """What the last sprint left; nothing when that was taken up already."""
     path = project.work / CARRIED
-    return read_record(path, Carried).stories if path.exists() else ()
+    found = read_record(path, Carried) if path.exists() else Carried()
+    return found if found.sprint == last else Carried()
 
 
 def _clean_target(project: Project) -> str:
@@ -130,12 +90,44 @@ def _clean_target(project: Project) -> str:
     return target
 
 
-def _last_number(project: Project) -> int:
-    """The highest sprint number so far, from the exported history and the archive."""
-    folders = [
-        *(project.root / ".oodatcaa" / "history").glob("sprint-*"),
-        *(project.work / "archive").glob("sprint-*"),
-    ]
-    numbers = [int(path.name[7:]) for path in folders if path.name[7:].isdigit()]
+def _none_open(project: Project) -> None:
     sprint = project.board().sprint
-    return max([*numbers, sprint.number if sprint else 0], default=0)
+    if sprint is not None:
+        raise RefusedError(
+            "sprint.open",
+            f"sprint {sprint.number} ({sprint.title}) is open",
+            hint="oodatcaa run goes on with it, oodatcaa sprint close ends it",
+        )
+    if waiting := half_closed(project):
+        raise RefusedError(
+            "sprint.half_closed",
+            f"closing sprint {waiting[0]} was not completed",
+            hint="oodatcaa sprint close completes it",
+        )
+
+
+def _last_number(project: Project) -> int:
+    """The highest sprint number so far, from the exported history, the archive and the tags."""
+    folders = (project.root / HISTORY).glob("sprint-*")
+    names = [path.name for path in folders] + [
+        tag for tag in project.repo.tags() if tag.startswith("sprint-")
+    ]
+    numbers = [int(name[7:]) for name in names if name[7:].isdigit()]
+    return max([*numbers, _last_closed(project)], default=0)
+
+
+def _last_closed(project: Project) -> int:
+    return max(archived_sprints(project), default=0)
+
+
+def _last_story(project: Project) -> int:
+    """The highest story number that was ever used here: ids name branches, tags and folders."""
+    ids = [
+        story.id
+        for folder in archived_sprints(project).values()
+        for story in archived_board(folder).stories
+    ]
+    ids += [path.name for path in (project.root / HISTORY).glob("sprint-*/T*")]
+    ids += [tag.removesuffix("-complete") for tag in project.repo.tags()]
+    numbers = [int(name[1:]) for name in ids if name[:1] == "T" and name[1:].isdigit()]
+    return max(numbers, default=0)

@@ -80,13 +80,15 @@ def sprint_new() -> None:
 
 @sprint_app.command("close")
 def sprint_close() -> None:
-    """Archive the sprint; unfinished stories move on to the next one."""
+    """Archive the sprint into one commit and a tag; what is unfinished moves on to the next."""
+    from oodatcaa.app.archiving import RETROSPECTIVE, end_sprint
     from oodatcaa.app.people import me
     from oodatcaa.app.project import open_project
-    from oodatcaa.app.sprints import end_sprint
 
     closed = end_sprint(open_project(), me())
-    say(f"sprint {closed.number} is closed; it lies in {closed.folder}")
-    for story in closed.carried:
+    where = f"{closed.commit[:12]} on {closed.target}, tag {closed.tag}"
+    say(f"sprint {closed.number} is closed: {where}")
+    say(f"read: {closed.folder / RETROSPECTIVE}")
+    for story in closed.carried.unfinished:
         say(f"  {story.id} moves on: {story.title}")
     following("oodatcaa sprint new")

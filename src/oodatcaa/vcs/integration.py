@@ -129,7 +129,9 @@ def conflicting_paths(root: Path, target: str, branch: str) -> tuple[str, ...]:
     return tuple(sorted(set(output.fields()[1:]))) if output.code == 1 else ()
 
 
-def advance(root: Path, target: str, candidate_sha: str, expected_old: str) -> Advanced:
+def advance(
+    root: Path, target: str, candidate_sha: str, expected_old: str, *, beside_work: bool = False
+) -> Advanced:
     """Move `target` from `expected_old` to its descendant; see Repository.advance."""
     ref = f"refs/heads/{target}"
     new, old = resolve(root, candidate_sha), resolve(root, expected_old)
@@ -146,7 +148,7 @@ def advance(root: Path, target: str, candidate_sha: str, expected_old: str) -> A
         )
     checkout = _checkout_of(root, target)
     if checkout is not None:
-        _forward_checkout(checkout, target, old, new)
+        _forward_checkout(checkout, target, old, new, beside_work=beside_work)
     else:
         _swap(root, ref, target, old, new)
     return Advanced(
@@ -174,10 +176,29 @@ def _checkout_of(root: Path, target: str) -> Path | None:
     return None
 
 
-def _forward_checkout(checkout: Path, target: str, old: str, new: str) -> None:
+def refuse_stuck(root: Path, target: str, folder: str) -> None:
+    """Raises TargetDirty when files of `folder` could not be committed to `target` now, although
+    nothing else there would be touched."""
+    checkout = _checkout_of(root, target)
+    if checkout is None:
+        return
     if operation := operation_in_progress(checkout):
         raise TargetDirty(target, checkout, (), reason=f"a {operation} in progress")
-    if dirty := dirty_paths(checkout, untracked=False):
+    if dirty := [path for path in dirty_paths(checkout) if path.startswith(f"{folder}/")]:
+        raise TargetDirty(target, checkout, dirty)
+
+
+def _forward_checkout(
+    checkout: Path, target: str, old: str, new: str, *, beside_work: bool
+) -> None:
+    if operation := operation_in_progress(checkout):
+        raise TargetDirty(target, checkout, (), reason=f"a {operation} in progress")
+    dirty = dirty_paths(checkout, untracked=False)
+    if beside_work:
+        args = ["diff", "--name-only", "-z", "--no-renames", old, new]
+        moved = set(run_git(checkout, args).fields())
+        dirty = tuple(path for path in dirty if path in moved)
+    if dirty:
         raise TargetDirty(target, checkout, dirty)
     if blocking := _in_the_way(checkout, old, new):
         raise TargetDirty(target, checkout, blocking, reason="untracked files in the way")

@@ -127,7 +127,9 @@ class Repository:
 
     def is_ignored(self, path: str) -> bool:
         """Whether git would ignore `path` (relative to the main checkout)."""
-        return run_git(self.root, ["check-ignore", "--quiet", "--", path], may_fail=True).ok
+        # check-ignore is the one command that refuses literal pathspecs.
+        args = ["--no-literal-pathspecs", "check-ignore", "--quiet", "--", path]
+        return run_git(self.root, args, may_fail=True).ok
 
     def file_at(self, commit: str, path: str) -> bytes | None:
         """The content of a tracked file at a commit, None when there is none."""
@@ -245,6 +247,10 @@ class Repository:
         head = self.head()
         return {**found, "HEAD": head.branch or head.sha or ""}
 
+    def abandoned_checks(self) -> tuple[Path, ...]:
+        """What `prune_checks` would remove."""
+        return self._worktrees.abandoned()
+
     # -- integration
 
     @contextlib.contextmanager
@@ -276,14 +282,55 @@ class Repository:
         """What would conflict in a merge of `branch` into `target` now."""
         return integration.conflicting_paths(self.root, f"refs/heads/{target}", branch)
 
-    def advance(self, target: str, candidate_sha: str, expected_old: str) -> Advanced:
+    def advance(
+        self, target: str, candidate_sha: str, expected_old: str, *, beside_work: bool = False
+    ) -> Advanced:
         """Move `target` forward, if it still is at `expected_old`.
 
         Checked out somewhere: fast-forward in that checkout, which must be clean (TargetDirty,
         also with untracked files in the way; nothing was changed). Not checked out: compare and
         swap. Moved meanwhile: TargetMoved, merge again. Already there: fine.
+
+        With `beside_work` uncommitted work stays in a checkout that is moved, as it was, as long
+        as it is in other files than those that change.
         """
-        return integration.advance(self.root, target, candidate_sha, expected_old)
+        return integration.advance(
+            self.root, target, candidate_sha, expected_old, beside_work=beside_work
+        )
+
+    def refuse_stuck(self, target: str, folder: str) -> None:
+        """Raises OodatcaaError when a commit of files in `folder` can not be brought to `target`
+        now: no such branch, a merge in progress in its checkout, or own work in that folder."""
+        self.target_branch(target)
+        integration.refuse_stuck(self.root, target, folder)
+
+    def last_change(self, commit: str, path: str) -> str | None:
+        """The newest commit up to `commit` that changed `path`; None when none did."""
+        args = ["log", "-1", "--format=%H", self.resolve(commit), "--", path]
+        return run_git(self.root, args).line or None
+
+    def tags(self) -> dict[str, str]:
+        """Every tag with the commit that it names."""
+        return dict(self._refs("refs/tags", "%(*objectname) %(objectname)"))
+
+    def branches(self) -> dict[str, str]:
+        """Every local branch with the commit at its head."""
+        return dict(self._refs("refs/heads", "%(objectname)"))
+
+    def parked_refs(self) -> tuple[str, ...]:
+        """Names under refs/oodatcaa: work that was put aside there."""
+        args = ["for-each-ref", "--format=%(refname)", "refs/oodatcaa"]
+        return tuple(run_git(self.root, args).out.splitlines())
+
+    def _refs(self, below: str, what: str) -> Iterator[tuple[str, str]]:
+        args = ["for-each-ref", f"--format=%(refname:strip=2) {what}", below]
+        for line in run_git(self.root, args).out.splitlines():
+            name, *shas = line.split(" ")
+            yield name, next(sha for sha in shas if sha)
+
+    def tracked_below(self, *folders: str) -> tuple[str, ...]:
+        """Paths in the index of the main checkout that lie in one of `folders`."""
+        return run_git(self.root, ["ls-files", "-z", "--", *folders]).fields()
 
     def _must_have_commits(self) -> None:
         if self.head().kind == "unborn":

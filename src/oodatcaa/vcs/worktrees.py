@@ -112,25 +112,14 @@ class Worktrees:
         What only they hold is parked. Uncommitted files in a gates' worktree are what checks
         left behind, nobody's work; its commits are kept all the same.
         """
-        is_living = alive or owner_lives
-        folder = self._checks
         removed = []
         with self._locked():
-            names = {path.stem for path in self._owners.glob(f"{CHECK_PREFIX}*.json")}
-            names |= {path.name for path in folder.glob(f"{CHECK_PREFIX}*")}
-            names |= {
-                item.path.name
-                for item in list_worktrees(self._layout.root)
-                if item.path.parent == folder and item.path.name.startswith(CHECK_PREFIX)
-            }
-            for name in sorted(names):
-                owner = self._read_owner(folder / name)
-                if owner is None or not is_living(owner):
-                    ref = self._keep(folder / name, name.removeprefix(CHECK_PREFIX))
-                    if ref and on_parked is not None:
-                        on_parked(folder / name, ref)
-                    self._remove(folder / name)
-                    removed.append(folder / name)
+            for path in self.abandoned(alive):
+                ref = self._keep(path, path.name.removeprefix(CHECK_PREFIX))
+                if ref and on_parked is not None:
+                    on_parked(path, ref)
+                self._remove(path)
+                removed.append(path)
         return tuple(removed)
 
     def reclaim_story(self, story_id: str) -> str | None:
@@ -172,6 +161,22 @@ class Worktrees:
                 _clean(path)
             run_git(path, ["reset", "--quiet", "--hard", sha])
         return ref
+
+    def abandoned(self, alive: Callable[[CheckOwner], bool] | None = None) -> tuple[Path, ...]:
+        """Check worktrees whose process is gone."""
+        is_living = alive or owner_lives
+        folder = self._checks
+        names = {path.stem for path in self._owners.glob(f"{CHECK_PREFIX}*.json")}
+        names |= {path.name for path in folder.glob(f"{CHECK_PREFIX}*")}
+        names |= {
+            item.path.name
+            for item in list_worktrees(self._layout.root)
+            if item.path.parent == folder and item.path.name.startswith(CHECK_PREFIX)
+        }
+        owners = {name: self._read_owner(folder / name) for name in sorted(names)}
+        return tuple(
+            folder / name for name, owner in owners.items() if owner is None or not is_living(owner)
+        )
 
     def remove_story(self, story_id: str, *, force: bool = False) -> bool:
         """Remove a story's worktree (its branch stays); False when there is none.
