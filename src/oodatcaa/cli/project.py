@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from oodatcaa.cli.show import following, say
+from oodatcaa.cli.show import as_json, following, say
 
 sprint_app = typer.Typer(help="Open and close sprints.", no_args_is_help=True)
 
@@ -44,22 +44,22 @@ def init(
 
 def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="mend what is safe")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Examine machine, project and state; say what is wrong and what would mend it."""
+    """Check everything against everything; say what it means and what would mend it."""
     from oodatcaa.app.doctor import diagnose, mend
     from oodatcaa.app.project import open_project
+    from oodatcaa.cli.examination import as_data, tell
     from oodatcaa.errors import EXIT_STATE
 
     project = open_project()
-    for line in mend(project) if repair else ():
-        say(f"repaired: {line}")
-    checks = diagnose(project)
-    for check in checks:
-        mark = {True: "ok", False: "BAD", None: "note"}[check.ok]
-        hint = f"  ({check.hint})" if check.hint and check.ok is not True else ""
-        say(f"{mark:>5}  {check.name:<16} {check.text}{hint}")
-    following("oodatcaa status")
-    if any(check.ok is False for check in checks):
+    mended = mend(project) if repair else ()
+    found = diagnose(project)
+    if json:
+        as_json(as_data(found, mended))
+    else:
+        tell(found, mended)
+    if not found.sound:
         raise typer.Exit(EXIT_STATE)
 
 

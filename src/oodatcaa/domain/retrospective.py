@@ -9,6 +9,7 @@ from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.board import Board, Event, EventKind
 from oodatcaa.domain.metrics import SprintMetrics, waiting_of
 from oodatcaa.domain.sprinting import Carried
+from oodatcaa.domain.task import story_of
 from oodatcaa.domain.timeline import FINISHED_WORDS
 
 TROUBLE_STATES = frozenset({"needs_adapt", "needs_human"})
@@ -55,11 +56,13 @@ def look_back(
 
 
 def _setbacks(history: Sequence[Event]) -> tuple[Setback, ...]:
-    rows = []
+    rows: list[Setback] = []
     for place, event in enumerate(history):
         failed = event.after in TROUBLE_STATES and event.before not in (*TROUBLE_STATES, "adapting")
         if not (failed or event.kind in (EventKind.EXPIRE, EventKind.REFUSED)):
             continue
+        if any((row.at, story_of(row.subject)) == (event.at, event.subject) for row in rows):
+            continue  # the story only follows its subtask
         after = next(
             (
                 later

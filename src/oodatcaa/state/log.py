@@ -216,6 +216,12 @@ def read_log(
                 yield logged
 
 
+def every_entry(work_dir: Path) -> list[Logged]:
+    """What the log's files hold, in their order, with whatever is doubled or out of place."""
+    paths = [*rotations(work_dir / ARCHIVE), work_dir / LOG_FILE]
+    return [one for path in paths if path.exists() for one in dialect.parse(_text(path))]
+
+
 def wanted(logged: Logged, task: str | None, agent: str | None, since: datetime | None) -> bool:
     event = logged.event
     if task is not None and task not in (event.subject, story_of(event.subject)):

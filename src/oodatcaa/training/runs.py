@@ -281,14 +281,30 @@ class RunStore:
         What was measured until then (losses, memory, iterations) is kept in the record.
         """
         recovered = []
-        for run in self.list().runs:
-            if run.status is not RunStatus.RUNNING or self._has_living_owner(run):
-                continue
+        for run in self.abandoned():
             failed = self._killed(run, now or datetime.now(UTC))
             with contextlib.suppress(StateError):  # someone else recovered it first
                 self.finish(failed)
                 recovered.append(failed)
         return tuple(recovered)
+
+    def abandoned(self) -> tuple[RunRecord, ...]:
+        """Runs that say running, but whose owner died on this machine."""
+        running = (run for run in self.list().runs if run.status is RunStatus.RUNNING)
+        return tuple(run for run in running if not self._has_living_owner(run))
+
+    def relink(self, backend: str) -> str | None:
+        """Make `latest` name the newest finished run, or nothing when none finished."""
+        with self._lock(backend):
+            done = [r for r in self.list(backend).runs if r.status is RunStatus.FINISHED]
+            newest = max(done, key=lambda run: (run.finished_at, run.run_id), default=None)
+            link = self.root / backend / LATEST
+            if link.is_symlink():
+                link.unlink()
+            if newest is None:
+                return None
+            self._point_latest(newest)
+            return newest.run_id
 
     def _has_living_owner(self, run: RunRecord) -> bool:
         owners = (_owner(self.folder(run) / name) for name in (OWNER_FILE, CHILD_FILE))

@@ -141,7 +141,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], align: str = ""
     for row in body:
         if len(row) != len(head):
             raise ValueError(f"a row has {len(row)} cells, the head has {len(head)}: {row}")
-    marks = align.ljust(len(head), "l")
+    marks = align.ljust(len(head), "l")[: len(head)]
     widths = [
         max(3, *(display_width(row[column]) for row in [head, *body]))
         for column in range(len(head))

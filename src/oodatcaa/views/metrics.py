@@ -118,7 +118,7 @@ def _throughput(found: SprintMetrics) -> str:
 def _ratio(value: float | None, amount: int) -> str:
     if value is None:
         return f"{NONE}: no subtask is finished"
-    return f"x{value:.2f} (median of {count(amount, 'finished subtask')})"
+    return f"x{value:.3g} (median of {count(amount, 'finished subtask')})"
 
 
 def _measured_path(found: SprintMetrics) -> str:
@@ -150,7 +150,7 @@ def _stories(found: SprintMetrics) -> Block:
             str(item.adapt_rounds),
             minutes(item.estimate_minutes),
             minutes(item.agent_seconds / 60),
-            f"x{item.ratio:.2f}" if item.ratio is not None else "open",
+            f"x{item.ratio:.3g}" if item.ratio is not None else "open",
         )
         for item in found.stories
     ]
@@ -190,7 +190,7 @@ def _estimates(found: SprintMetrics) -> Block:
             item.task,
             minutes(item.estimate_minutes),
             duration(60 * item.actual_minutes),
-            f"x{item.ratio:.2f}",
+            f"x{item.ratio:.3g}",
             str(item.attempts),
         )
         for item in found.estimates
