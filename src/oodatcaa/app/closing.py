@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from oodatcaa.app.ledger import Ledger
+from oodatcaa.app.plans import read_record
 from oodatcaa.app.project import Project
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.negotiation import sprint_outcome
+from oodatcaa.domain.report import Report
 from oodatcaa.domain.task import StoryKind
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
@@ -74,7 +76,10 @@ def summarise_sprint(
         ),
         adaptations=_adaptations(project, board),
         comparisons=_comparisons(made),
+        plots=() if closed else _plots(project),
         open_first=() if closed else _open_first(project),
+        links=() if closed else _links(project, board),
+        lessons=_lessons(project, board),
     )
 
 
@@ -83,6 +88,39 @@ def _outcome(board: Board, *, closed: bool) -> str:
     if closed and found == "running":
         return "closed before every story was finished"
     return OUTCOMES.get(found, "unknown")
+
+
+def _plots(project: Project) -> tuple[tuple[str, str], ...]:
+    """What the crew committed beside its documents; the page lies in the work folder."""
+    folder = project.root / "docs" / "training" / "plots"
+    return tuple(
+        (f"loss and memory: {path.stem}", f"../../docs/training/plots/{path.name}")
+        for path in sorted(folder.glob("*.png"))
+    )
+
+
+def _links(project: Project, board: Board) -> tuple[tuple[str, str], ...]:
+    """Every story's plans and reports, and the other documents of the training."""
+    found: list[tuple[str, str]] = []
+    for story in board.stories:
+        for folder in ("plans", "reports"):
+            for path in sorted((project.work / folder / story.id).glob("*.md")):
+                label = path.stem.replace(f"{story.id}-", "")
+                found.append((f"{story.id}: {label}", f"{folder}/{story.id}/{path.name}"))
+    return tuple(found)
+
+
+def _lessons(project: Project, board: Board) -> tuple[str, ...]:
+    """What the roles' reports learned, each lesson once, in the order of the stories."""
+    found: dict[str, None] = {}
+    for story in board.stories:
+        for path in sorted((project.work / "reports" / story.id).glob("*.json")):
+            try:
+                lines = read_record(path, Report).lessons
+            except OodatcaaError as error:
+                lines = (str(error),)
+            found |= {f"{story.id}: {line}": None for line in lines}
+    return tuple(found)
 
 
 def _adaptations(project: Project, board: Board) -> tuple[StoryAdaptation, ...]:

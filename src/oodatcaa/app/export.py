@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from oodatcaa.app.plans import read_record
 from oodatcaa.app.project import Project
 from oodatcaa.domain.evidence import Evidence
+from oodatcaa.domain.report import Report
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.views.report import report as render
 
 EVIDENCE_FILE = "evidence.json"
 
@@ -41,11 +44,23 @@ def story_files(project: Project, story: str) -> dict[str, bytes]:
         ("facts", project.work / "facts" / story, ("*.json",)),
     )
     return {
-        f"{label}/{path.name}": path.read_bytes()
+        f"{label}/{path.name}": _exported(label, path)
         for label, folder, patterns in sources
         for path in sorted({found for pattern in patterns for found in folder.glob(pattern)})
         if ".attempt-" not in path.name
     }
+
+
+def _exported(label: str, path: Path) -> bytes:
+    """The file as it is; a report's page is drawn again, for its links lead elsewhere from here."""
+    record = path.with_suffix(".json")
+    if label != "reports" or path.suffix != ".md" or not record.is_file():
+        return path.read_bytes()
+    try:
+        report = read_record(record, Report)
+    except OodatcaaError:
+        return path.read_bytes()  # the page is what is left of it
+    return render(report, evidence_dir=f"../{EVIDENCE_FILE}", plan_dir="../plans").encode()
 
 
 def summarise(evidence: Evidence) -> dict[str, object]:

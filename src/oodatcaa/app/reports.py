@@ -14,6 +14,7 @@ from oodatcaa.domain.report import Action, Challenge, Report
 from oodatcaa.domain.task import Role, Story, Task
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.views.report import report as render
+from oodatcaa.views.units import listing, words
 
 TROUBLE = frozenset({EventKind.EXPIRE, EventKind.REFUSED, EventKind.RELEASE})
 
@@ -93,7 +94,10 @@ def compose(
 def challenges(events: list[Event], plan: Plan | None) -> tuple[Challenge, ...]:
     """From this story's events: lost leases, refused work, failed gates; with what was done."""
     found: list[Challenge] = []
+    adapted = plan is not None and plan.adaptation is not None
     for event in events:
+        if adapted and event.after == "needs_adapt":
+            continue  # told below, with what was done about it
         failed = event.after in ("needs_adapt", "needs_human")
         if event.kind in TROUBLE or (failed and event.kind is EventKind.TRANSITION):
             found.append(Challenge(what=event.text, solution="", at=event.at))
@@ -134,13 +138,14 @@ def impact(board: Board, story: Story) -> tuple[str, ...]:
     waiting = [other.id for other in board.stories if story.id in other.depends_on]
     lines = [f"Objective: {now.objective_percent:.0f} % of the estimated work is integrated."]
     if waiting:
-        lines.append(f"{', '.join(waiting)} wait for {story.id}.")
+        verb = "waits" if len(waiting) == 1 else "wait"
+        lines.append(f"{listing(waiting)} {verb} for {story.id}.")
     return tuple(lines)
 
 
 def next_steps(board: Board, story: Story) -> tuple[str, ...]:
     offered = [f"{offer.role.value}: {offer.task}" for offer in board.offers]
-    lines = [f"{story.id} is {board.story_by_id[story.id].status.value}."]
+    lines = [f"{story.id} is {words(board.story_by_id[story.id].status.value)}."]
     if offered:
         lines.append("Offered now: " + ", ".join(offered) + ".")
     return tuple(lines)

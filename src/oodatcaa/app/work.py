@@ -33,6 +33,7 @@ from oodatcaa.roles.planning import make_plan
 from oodatcaa.roles.records import AgentFailedError
 from oodatcaa.roles.refiner import refine
 from oodatcaa.roles.tester import Examination, examine
+from oodatcaa.views.units import listing
 
 
 class StoppedError(Exception):
@@ -174,11 +175,17 @@ def _plan_summary(plan: Plan) -> tuple[str, ...]:
         f"{len(plan.steps)} steps in {len(plan.subtasks)} subtasks (size {plan.size.value}), "
         f"estimated {plan.estimate_minutes} minutes",
         f"chosen: {plan.decision.chosen}",
-        *(f"{item.id}: steps {', '.join(map(str, item.steps)) or '-'}" for item in plan.subtasks),
+        *(f"{item.id}: {item.title}{_steps(item.steps)}" for item in plan.subtasks),
     ]
     if plan.adaptation is not None:
         lines = [*(f"adapted: {rung}" for rung in plan.adaptation.rungs), *lines]
     return tuple(lines)
+
+
+def _steps(numbers: tuple[int, ...]) -> str:
+    if not numbers:
+        return ""
+    return f" (step{'s' if len(numbers) > 1 else ''} {listing([str(n) for n in numbers])})"
 
 
 def plan_metrics(plan: Plan) -> tuple[Metric, ...]:

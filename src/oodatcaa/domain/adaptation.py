@@ -358,7 +358,8 @@ def failed_metrics(failure: Failure) -> frozenset[str]:
 
 def _trigger(failure: Failure) -> str:
     layer = f" ({failure.layer})" if failure.layer else ""
-    return f"{failure.kind}{layer}: {failure.summary}"
+    kind = f"{failure.kind}{layer}".replace("_", " ")
+    return failure.summary if failure.summary.startswith(kind) else f"{kind}: {failure.summary}"
 
 
 def _scaled_rate(params: QLoRA, factor: float) -> tuple[QLoRA, str]:

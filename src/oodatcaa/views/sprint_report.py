@@ -213,7 +213,10 @@ def _open_stories(board: Board) -> str:
 
 
 def _why(story: Story) -> str:
-    return story.reason or (story.failure.summary if story.failure else "No reason was recorded.")
+    if story.lease is not None:
+        return f"{story.lease.owner} works on it"
+    failed = story.failure.summary if story.failure else ""
+    return story.reason or failed or "Its subtasks are in work or wait"
 
 
 def _adaptations(summary: SprintSummary) -> str:

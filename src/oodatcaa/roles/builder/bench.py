@@ -58,5 +58,6 @@ class Bench:
             layer=failure.layer.value if failure.layer else None,
             needed_bytes=failure.needed_bytes,
             limit_bytes=failure.limit_bytes,
+            gates=(f"what helps: {failure.hint}",) if failure.hint else (),
             at=self.desk.now(),
         )

@@ -133,6 +133,12 @@ def profile_memory(bench: Bench) -> StepOutcome:
     )
 
 
+WHAT_HELPS = (
+    "what helps: a smaller batch with accumulation, gradient checkpointing, shorter sequences, "
+    "fewer layers, heavier quantisation; the Refiner tries them in this order"
+)
+
+
 def _refusal(bench: Bench, facts: records.ProfileFacts) -> Failure:
     over = facts.estimate.total_bytes - facts.limit_bytes
     largest = max(facts.estimate.parts, key=lambda part: part.bytes)
@@ -147,6 +153,7 @@ def _refusal(bench: Bench, facts: records.ProfileFacts) -> Failure:
             f"{over / GB:.2f} GB over the limit of {facts.limit_bytes / GB:.2f} GB; largest part: "
             f"{largest.name} {largest.bytes / GB:.2f} GB"
         ),
+        gates=(WHAT_HELPS,),
         at=bench.desk.now(),
     )
 

@@ -61,7 +61,7 @@ def build(
             workspace.commit(outcome.files, f"[{label}] {story.id} {step.title}")
         actions.append(
             Action(
-                title=f"{step.number}. {step.title}",
+                title=f"{step.title} (step {step.number})",
                 outcome="failed" if failure else "done",
                 minutes=(time.monotonic() - began) / 60,
                 estimate_minutes=step.estimate_minutes,
