@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +94,16 @@ def test_an_objective_goes_in_and_a_merged_adapter_comes_out(project: Path) -> N
     tracked = git(project, "ls-files").split("\n")
     assert not [path for path in tracked if path.endswith(".safetensors")]
     assert (project / "models/runs/mlx/latest/adapters/adapters.safetensors").exists()
+    for said in ("test loss", "predicted", "wall time", "SPRINT_REPORT.md"):
+        assert said in output
+    pages = list((project / ".oodatcaa/history").rglob("*.md"))
+    assert len(pages) > 15
+    assert [(page.name, target) for page in pages for target in dead_links(page)] == []
+
+
+def dead_links(page: Path) -> list[str]:
+    """Relative targets of a page that lead nowhere from where it lies."""
+    found = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    return [
+        target for target in found if "://" not in target and not (page.parent / target).exists()
+    ]
