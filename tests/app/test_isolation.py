@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import crew_projects
 from oodatcaa.app.isolation import keep_look, kept_look, look, refuse_trespass, trespasses
 from oodatcaa.app.project import Project
 from oodatcaa.app.starting import reclaim, tidy_worktree
@@ -149,3 +150,19 @@ def run_gate(project: Project, line: str) -> Evidence:
     request = GateRequest(story="T001", task="T001", attempt=1, commit="main", gates=(spec,))
     (found,) = GateRunner(project.repo, project.evidence).run(request)
     return found
+
+
+def test_an_agent_that_writes_elsewhere_is_refused_then_does_it_well(tmp_path: Path) -> None:
+    work_of = [
+        {"write": "greeter.py", "text": crew_projects.GOOD},
+        {"write": "tests/test_greeter.py", "text": crew_projects.TEST},
+    ]
+    stray = str(tmp_path / "project/stray.txt")
+    naughty = [*work_of, {"write": stray, "text": "x"}, {"done": "all tests pass"}]
+    root = crew_projects.crew(tmp_path, naughty, [*work_of, {"done": "all tests pass"}])
+    assert crew_projects.work(root) == "done"
+    first = crew_projects.task(root, "T001-B01")
+    assert first.failure is not None
+    assert first.failure.kind == "isolation"
+    assert "stray.txt was changed" in crew_projects.log(root)
+    assert (tmp_path / "project/stray.txt").exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, ResourceLimits, Verdict
 from oodatcaa.domain.gate_presets import PRESETS, preset_for
 from oodatcaa.gates.reading import read_command
-from oodatcaa.kit.config import GatesConfig
+from oodatcaa.kit.config import Config, GatesConfig
 from oodatcaa.kit.process import CommandResult
 from oodatcaa.vcs import Repository
 
@@ -212,3 +214,11 @@ def test_every_preset_starts_its_real_tool(root: Path) -> None:
             [sys.executable, "-c", f"import {module}"], cwd=root, check=False, timeout=60
         )
         assert done.returncode == 0, module
+
+
+def test_what_the_how_to_shows_is_a_valid_configuration() -> None:
+    page = Path(__file__).parents[2] / "docs/how-to/old-project.md"
+    blocks = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        Config.model_validate(tomllib.loads(block))

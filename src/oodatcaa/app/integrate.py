@@ -8,15 +8,13 @@ target moves by one fast-forward, and each story is done only after a look at th
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from oodatcaa.app import claims
 from oodatcaa.app.checking import Checker, story_gates
 from oodatcaa.app.exporting import HISTORY, export_records, promised_files
+from oodatcaa.app.target import turn, write_ahead
 from oodatcaa.app.work import Claimed
 from oodatcaa.domain import submission
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, Verdict, verdict_of
@@ -32,7 +30,6 @@ from oodatcaa.domain.task import (
 )
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.kit.locks import FileLock
 from oodatcaa.vcs import TargetDirty, TargetMoved
 from oodatcaa.vcs.integration import MergeChain
 from oodatcaa.views.changelog import changelog_entry, insert_changelog
@@ -40,7 +37,6 @@ from oodatcaa.views.changelog import changelog_entry, insert_changelog
 MERGE_TRIES = 3
 BATCH = 8
 """Stories that are tried together at most; each keeps its own merge commit."""
-WAIT_SECONDS = 0.5
 _OWN_VARIABLE = re.compile(r"\{(?!python\}|worktree\})[a-z]")
 
 
@@ -76,7 +72,7 @@ class _GatesFailed(Exception):
 def integrate(claimed: Claimed, story: Story, plan: Plan, gates: tuple[GateSpec, ...]) -> str:
     """One word for the log: done, needs_adapt or needs_human."""
     held = Merged(story, plan, gates)
-    with _turn(claimed):
+    with turn(claimed):
         try:
             return _integrate(claimed, held)
         except _Conflict as conflict:
@@ -98,32 +94,6 @@ def integrate(claimed: Claimed, story: Story, plan: Plan, gates: tuple[GateSpec,
             details = tuple(error.details)
             summary = f"{error.message}{hint}"
             return _failed(claimed, held, summary, human=True, code=error.code, lines=details)
-
-
-@contextmanager
-def _turn(claimed: Claimed) -> Iterator[None]:
-    """Wait until no other integrator works on this target."""
-    target = claimed.project.sprint().target_branch
-    folder = claimed.project.work / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", target)
-    lock = FileLock(
-        folder / f"integrate-{name}.lock",
-        code="integration.busy",
-        what=f"the integration queue of {target}",
-    )
-    with closing(lock):
-        told = False
-        while not lock.try_acquire():
-            claimed.stop_if_asked()
-            if not told:
-                claimed.broadcast.say(f"{claimed.task.id} waits: another integrator is at {target}")
-            told = True
-            time.sleep(WAIT_SECONDS)
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 def _integrate(claimed: Claimed, held: Merged) -> str:
@@ -177,7 +147,7 @@ def _land(claimed: Claimed, batch: list[Merged]) -> str:
             _record(claimed, chain, item)
         claimed.stop_if_asked()
         _still_ours(claimed)
-        write_ahead(claimed, target, chain.base, chain.head, names)
+        write_ahead(claimed.project, target, chain.base, chain.head, names)
         advanced = project.repo.advance(target, chain.head, chain.base)
     outcome = _prove(claimed, merged[0], target)
     for item in merged[1:]:
@@ -185,13 +155,6 @@ def _land(claimed: Claimed, batch: list[Merged]) -> str:
     if advanced.note:
         claimed.broadcast.say(advanced.note)
     return outcome
-
-
-def write_ahead(claimed: Claimed, target: str, old: str, new: str, names: str) -> None:
-    """Say which move of the target is the framework's own, before it happens."""
-    folder = claimed.project.work / "integrations"
-    text = f"{target} {old} {new} {names}\n"
-    write_atomic(folder / f"{new}.txt", text)
 
 
 def _merge_all(claimed: Claimed, chain: MergeChain, batch: list[Merged]) -> list[Merged]:

@@ -24,7 +24,7 @@ from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.files import write_atomic
 
-GUARDS = "guards"
+GUARDS, INTEGRATIONS = "guards", "integrations"
 OWN_REFS = "refs/oodatcaa/"
 SETTLE_TRIES, SETTLE_SECONDS = 5, 1.0
 """An integrator that fast-forwards the main checkout makes it look changed for a moment."""
@@ -175,18 +175,16 @@ def _ref_problems(
 
 def _own_move(project: Project, ref: str, old: str, new: str) -> bool:
     """Whether integrations that were written down beforehand lead from `old` to `new`."""
-    steps: dict[str, str] = {}
-    for path in (project.work / "integrations").glob("*.txt"):
+    steps: dict[str, set[str]] = {}
+    for path in (project.work / INTEGRATIONS).glob("*.txt"):
         words = path.read_text(encoding="utf-8").split()
         if len(words) > 2 and f"refs/heads/{words[0]}" == ref:
-            steps[words[1]] = words[2]
-    seen: set[str] = set()
-    while old in steps and old not in seen:
-        seen.add(old)
-        old = steps[old]
-        if old == new:
-            return True
-    return False
+            steps.setdefault(words[1], set()).add(words[2])
+    front, seen = {old}, {old}
+    while front:
+        front = {there for here in front for there in steps.get(here, ())} - seen
+        seen |= front
+    return new in seen
 
 
 def _own_tag(project: Project, ref: str) -> bool:

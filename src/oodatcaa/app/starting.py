@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from oodatcaa.app.isolation import note
 from oodatcaa.app.project import Project
 from oodatcaa.domain.plan import Plan, StepKind
 from oodatcaa.domain.states import is_finished
-from oodatcaa.domain.task import Subtask, story_of
+from oodatcaa.domain.task import Subtask
+
+STORY = re.compile(r"T\d{3,}")
 
 
 def step_kinds(plan: Plan, task: Subtask) -> set[StepKind]:
@@ -54,9 +58,9 @@ def reclaim(project: Project, owner: str) -> tuple[str, ...]:
     project.repo.prune_checks(on_parked=parked)
     board = project.board()
     for name in project.repo.story_worktrees():
-        story = board.story_by_id.get(story_of(name))
-        if story is not None and not is_finished(story):
-            continue
+        story = board.story_by_id.get(name)
+        if not STORY.fullmatch(name) or (story is not None and not is_finished(story)):
+            continue  # a person's own worktree, or one in use
         ref = project.repo.reclaim_story(name)
         if ref:
             kept.append(f"the worktree of {name} held uncommitted work; it is kept as {ref}")

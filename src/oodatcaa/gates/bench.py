@@ -26,7 +26,7 @@ VERSIONS_TIMEOUT_S = 60.0
 
 _ASK_VERSIONS = """
 import importlib.metadata, json, platform, sys
-found = {"python": platform.python_version()}
+found = {"platform": platform.platform(), "python": platform.python_version()}
 for name in sys.argv[1:]:
     try:
         found[name] = importlib.metadata.version(name)

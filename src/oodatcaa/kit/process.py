@@ -64,7 +64,8 @@ class Limits(Record):
 
     def argument(self) -> str:
         """For the supervisor."""
-        values = {"DATA": self.memory_bytes, "CPU": self.cpu_seconds, "FSIZE": self.file_bytes}
+        memory = self.memory_bytes if sys.platform.startswith("linux") else None
+        values = {"DATA": memory, "CPU": self.cpu_seconds, "FSIZE": self.file_bytes}
         return ",".join(f"{name}={value}" for name, value in values.items() if value) or "-"
 
 
