@@ -92,7 +92,7 @@ def gate_table(gates: tuple[GateSpec, ...]) -> str:
         ("Gate", "Name", "Decided by", "Critical", "Time limit"),
         [
             (gate.id, prose(gate.name), gate_rule(gate), "yes" if gate.critical else "no",
-             duration(gate.timeout_seconds))
+             "" if gate.kind is GateKind.PERSON else duration(gate.timeout_seconds))
             for gate in gates
         ],
         "llllr",
@@ -102,7 +102,7 @@ def gate_table(gates: tuple[GateSpec, ...]) -> str:
 def gate_section(gate: GateSpec, memory_limit_bytes: int | None = None, level: int = 3) -> str:
     """A gate with its statement and the exact command, bound or files that decide it."""
     title = f"{gate.id}: {gate.name}" + (" (critical)" if gate.critical else "")
-    blocks = [prose(gate.statement)]
+    blocks = [prose(gate.statement) if gate.statement != gate.name else ""]
     if gate.kind is GateKind.COMMAND:
         how = "ends with exit code 0" + (
             ", or finds no more than the same command on the target branch" if gate.baseline else ""
@@ -129,7 +129,8 @@ def gate_section(gate: GateSpec, memory_limit_bytes: int | None = None, level: i
         limit = memory_limit_bytes
         if gate.bound.metric == "peak_memory" and limit is not None and gate.bound.value > limit:
             blocks.append(f"The run itself is stopped at {memory(limit)}, the objective's limit.")
-    blocks.append(f"Time limit: {duration(gate.timeout_seconds)}.")
+    if gate.kind is not GateKind.PERSON:
+        blocks.append(f"Time limit: {duration(gate.timeout_seconds)}.")
     return section(title, *blocks, level=level)
 
 
