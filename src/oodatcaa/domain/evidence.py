@@ -196,6 +196,9 @@ class Evidence(Record):
     duration_seconds: float
     waiver: Waiver | None = None
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @property
     def acceptable(self) -> bool:
         return self.verdict in ACCEPTABLE
