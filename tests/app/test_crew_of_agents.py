@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from agent_making import calls
-from crew_projects import BAD, GOOD, TEST, board, command, crew, git, log, plan_answer, task, work
+from agent_making import ACP_AGENT, calls, script
+from crew_projects import (
+    BAD,
+    GOOD,
+    TEST,
+    board,
+    command,
+    crew,
+    git,
+    log,
+    make_project,
+    plan_answer,
+    task,
+    work,
+)
 
 BUILDS: list[dict[str, Any]] = [
     {"write": "greeter.py", "text": GOOD},
@@ -74,3 +88,30 @@ def test_a_planner_that_never_answers_well_costs_four_calls_and_a_person(tmp_pat
     assert work(root) == "needs_human"
     assert "invalid record 4 times" in task(root, "T001").reason
     assert len(calls(tmp_path / "planner.json")) == 4
+
+
+def test_an_agent_over_acp_builds_through_merge_and_its_permissions_are_in_the_log(
+    tmp_path: Path,
+) -> None:
+    acts: list[dict[str, Any]] = [
+        {"ask": "edit", "path": "/etc/passwd", "then": []},
+        {"client_write": "greeter.py", "text": GOOD},
+        {"usage": [50, 5]},
+        {"done": "done"},
+    ]
+    path = script(tmp_path / "acp.json", acts)
+    runner = {"kind": "acp", "argv": [sys.executable, str(ACP_AGENT), str(path)]}
+    plans = script(tmp_path / "planner.json", [{"done": plan_answer()}])
+    root = make_project(
+        tmp_path,
+        {
+            "planner-s": {"role": "planner", "script": plans},
+            "builder-acp": {"role": "builder", "runner": runner},
+        },
+    )
+    assert work(root) == "done"
+    assert git(root, "show", "main:greeter.py") == GOOD
+    history = log(root)
+    assert "builder-acp asked: refused: edit /etc/passwd" in history
+    assert "builder-acp asked: allowed: write greeter.py" in history
+    assert "55 tokens, cost unknown" in history

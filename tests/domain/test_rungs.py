@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oodatcaa.domain.agents import Call, Ending, Limits, Usage
+from oodatcaa.domain.agents import Call, Ending, Limits, Turn, Usage
 from oodatcaa.domain.board import Event, EventKind
 from oodatcaa.domain.budgets import Budgets, Spent, over, reached, spent
 from oodatcaa.domain.notices import NoticeKind, notices
-from oodatcaa.domain.retry import pause_before_retry
+from oodatcaa.domain.retry import pause_before_retry, session_for_retry
 from oodatcaa.domain.rungs import LADDER, FailureClass, Way, bounded, classify, next_way
 from oodatcaa.domain.task import Failure, Role
 
@@ -73,6 +73,14 @@ def test_pauses_double_up_to_a_ceiling_and_end() -> None:
     assert pause_before_retry(Ending.ERROR, 10_000, retries=10**6, base=5, ceiling=30) == 30
     for ending in set(Ending) - {Ending.ERROR}:
         assert pause(1, ending) is None
+
+
+def test_a_session_that_is_not_known_any_more_is_left() -> None:
+    lost = Turn(ending=Ending.ERROR, session="s-1")
+    assert session_for_retry(lost, "s-1") == ""
+    assert session_for_retry(lost, "") == "s-1"
+    worked = lost.evolve(usage=Usage(input_tokens=5))
+    assert session_for_retry(worked, "s-1") == "s-1"
 
 
 def test_a_limit_is_reached_by_what_is_known_only() -> None:

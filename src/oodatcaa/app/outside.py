@@ -23,7 +23,7 @@ from oodatcaa.domain.agents import (
 )
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
 from oodatcaa.domain.budgets import Budgets, Spent, over, reached, spent
-from oodatcaa.domain.retry import pause_before_retry
+from oodatcaa.domain.retry import pause_before_retry, session_for_retry
 from oodatcaa.domain.task import Role, Task, story_of
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.runners.ports import Runner, Watch
@@ -120,7 +120,7 @@ class OutsideAgents:
             )
             if pause is None or not self._sleep(pause, turn):
                 return turn
-            session = turn.session
+            session = session_for_retry(turn, session)
 
     def session_of(self, definition: AgentDefinition, step: int) -> str:
         """The newest session of this agent on this step of the story; empty when there is none or
@@ -180,16 +180,15 @@ class OutsideAgents:
         else:
             self.ledger.put(call)
             order = self._order(definition, call, prompt, cwd, session)
-            notes: list[str] = []
             watch = Watch(
                 over_budget=_Meter(self, definition, call).over_budget,
                 should_stop=self._should_stop,
-                note=notes.append,
+                note=lambda text: self.note(f"{definition.name} asked: {text}"),
             )
             self._say(f"{self._task.id} {definition.name} works ({definition.runner})")
             turn = runner.run(order, watch)
             self.ledger.put(_ended(call, turn))
-            turn = turn.evolve(notes=(*turn.notes, *notes), circle=self._circle(turn))
+            turn = turn.evolve(circle=self._circle(turn))
         what = turn.ending.value + (f": {turn.detail}" if turn.detail else "")
         self.note(
             f"{definition.name} {what}; {turn.usage.describe()}",

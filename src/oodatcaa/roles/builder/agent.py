@@ -45,7 +45,8 @@ def work(bench: Bench) -> StepOutcome:
     ok = turn.ok or (turn.ending is Ending.DENIED and changed)
     return StepOutcome(
         facts=_facts(definition, turn, session),
-        files=(".",),
+        # Stopped may mean that the lease is lost: then the worktree is somebody else's already.
+        files=() if turn.ending is Ending.STOPPED else (".",),
         metrics=(
             Metric(
                 name=f"{definition.name}, step {bench.step.number}",
