@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types clean bench-store torture
+.PHONY: help install demo test check lint types clean bench-memory bench-real-size bench-store torture
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,12 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 check: lint types test ## ruff, mypy --strict and pytest: what CI runs
+
+bench-memory: $(STAMP) ## forecast against measured peak over a grid of random models, into docs/benchmarks.md
+	$(BIN)/python benchmarks/memory.py --write
+
+bench-real-size: $(STAMP) ## a random 7B model: forecast, probe and a training step, into docs/benchmarks.md
+	$(BIN)/python benchmarks/real_size.py --write
 
 bench-store: $(STAMP) ## the queue beside filelock + json and SQLite, into docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_store.py --write

@@ -134,7 +134,7 @@ def _write_weights(folder: Path, options: dict[str, Any]) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -171,5 +171,5 @@ def _write_tokenizer(folder: Path) -> None:
 if __name__ == "__main__":
     _target, _options = Path(sys.argv[1]), json.loads(sys.argv[2])
     _write_weights(_target, _options)
-    _write_tokenizer(_target)
+    write_tokenizer(_target)
     (_target / "config.json").write_text(json.dumps(_config(_options), indent=1), encoding="utf-8")

@@ -34,6 +34,7 @@ SMOL = ModelShape(
     model_type="llama", hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
     num_kv_heads=3, head_dim=64, vocab_size=49152, tied_embeddings=True,
     weight_bytes=98_200_000, parameters=134_515_008, bits=4, group_size=32,
+    tokenizer_bytes=3_522_656,
 )  # fmt: skip
 MEASURED = (
     ({"batch_size": 1, "max_seq_length": 64, "num_layers": 1}, 734_830_592),
@@ -67,11 +68,11 @@ def part(estimate: MemoryEstimate, name: str) -> int:
 
 
 @pytest.mark.parametrize(("params", "measured"), MEASURED)
-def test_the_estimate_is_never_under_what_was_measured_nor_absurd(
+def test_the_estimate_is_within_15_percent_of_what_was_measured(
     params: dict[str, Any], measured: int
 ) -> None:
     predicted = estimate_training(SMOL, QLoRA(**params)).total_bytes
-    assert 1.0 <= predicted / measured <= 1.6
+    assert 0.85 <= predicted / measured <= 1.15
 
 
 def test_stock_cross_entropy_of_32_times_2048_is_about_50_gb() -> None:

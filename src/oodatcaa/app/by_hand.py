@@ -7,7 +7,7 @@ from collections.abc import Callable
 from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
 from oodatcaa.app.project import Project
 from oodatcaa.domain.objective import Objective
-from oodatcaa.domain.training import MemoryEstimate, RunRecord, TrainProgress, TrainSpec
+from oodatcaa.domain.training import RunRecord, TrainProgress, TrainSpec
 from oodatcaa.errors import OodatcaaError
 
 Say = Callable[[str], None]
@@ -26,14 +26,6 @@ def objective_spec(project: Project, objective: Objective, shelf: ModelShelf) ->
         git_sha=head.sha or "",
         git_dirty=bool(project.repo.dirty_paths()),
     )
-
-
-def estimate_objective(project: Project, say: Say) -> MemoryEstimate:
-    """The memory that the objective's parameters are expected to need."""
-    objective = project.objective()
-    shelf = ModelShelf(say, project.root)
-    spec = objective_spec(project, objective, shelf)
-    return Workshop(project).backends(shelf, objective)[spec.backend].estimate(spec)
 
 
 def train_objective(

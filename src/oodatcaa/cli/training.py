@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from oodatcaa.cli.show import as_json, following, say
 
 if TYPE_CHECKING:
+    from oodatcaa.app.estimating import EstimateReport
     from oodatcaa.domain.training import RunRecord, TrainProgress
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -21,24 +23,80 @@ def register(app: typer.Typer) -> None:
     app.command("runs")(runs)
 
 
-def estimate(json: AsJson = False) -> None:
-    """What the objective's parameters are expected to need, part by part; loads nothing."""
-    from oodatcaa.app.by_hand import estimate_objective
-    from oodatcaa.app.project import open_project
-    from oodatcaa.domain.training import GB
-    from oodatcaa.kit.machine import total_memory
+def estimate(
+    model: Annotated[str | None, typer.Option(help="folder or name; the objective's")] = None,
+    data: Annotated[Path | None, typer.Option(help="folder that bounds the lengths")] = None,
+    limit: Annotated[str | None, typer.Option(help="for example 16GB; the objective's")] = None,
+    fine_tune_type: Annotated[str | None, typer.Option(help="lora, dora or full")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adam, adamw, sgd, adafactor or muon")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="of the adapter")] = None,
+    num_layers: Annotated[int | None, typer.Option(help="last N blocks; -1 = all")] = None,
+    keys: Annotated[str | None, typer.Option(help="adapted layers, separated by commas")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="rows of a batch")] = None,
+    max_seq_length: Annotated[int | None, typer.Option(help="tokens of a row")] = None,
+    grad_accumulation_steps: Annotated[int | None, typer.Option(help="batches a step")] = None,
+    grad_checkpoint: Annotated[
+        bool | None, typer.Option("--grad-checkpoint/--no-grad-checkpoint", help="keep inputs only")
+    ] = None,
+    mask_prompt: Annotated[
+        bool | None, typer.Option("--mask-prompt/--no-mask-prompt", help="loss on answers only")
+    ] = None,
+    quantize_bits: Annotated[int | None, typer.Option(help="2, 3, 4, 6 or 8")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="measure a few real steps first")] = False,
+    json: AsJson = False,
+) -> None:
+    """What a spec is expected to need, part by part, and the largest batches that fit."""
+    from oodatcaa.app.estimating import estimate_spec
 
-    project = open_project()
-    found = estimate_objective(project, say)
+    given = {
+        "fine_tune_type": fine_tune_type,
+        "optimizer": optimizer,
+        "rank": rank,
+        "num_layers": num_layers,
+        "keys": keys.split(",") if keys else None,
+        "batch_size": batch_size,
+        "max_seq_length": max_seq_length,
+        "grad_accumulation_steps": grad_accumulation_steps,
+        "grad_checkpoint": grad_checkpoint,
+        "mask_prompt": mask_prompt,
+        "quantize_bits": quantize_bits,
+    }
+    found = estimate_spec(
+        _quiet if json else say,
+        model=model,
+        data=data,
+        limit=limit,
+        probe=probe,
+        changes={name: value for name, value in given.items() if value is not None},
+    )
     if json:
         as_json(found)
         return
-    for part in found.parts:
-        say(f"{part.bytes / GB:9.2f} GB  {part.name}: {part.formula}")
-    limit = min(project.objective().memory_limit_bytes, total_memory())
-    verdict = "fits" if found.total_bytes <= limit else "does NOT fit"
-    say(f"{found.total_bytes / GB:9.2f} GB  estimated in all; {verdict} {limit / GB:.2f} GB")
-    following("oodatcaa sprint new")
+    say(estimate_lines(found))
+    again = "oodatcaa train" if model is None else "oodatcaa init, with these in OBJECTIVE.md"
+    following(again if found.estimate.source == "probe" else "oodatcaa estimate --probe")
+
+
+def _quiet(_: str) -> None:
+    return None
+
+
+def estimate_lines(found: EstimateReport) -> str:
+    """The table that people read."""
+    estimate, limit = found.estimate, found.limit_bytes
+    rows = f"{found.batch} x {found.length} tokens, {found.targets} with loss"
+    lines = [f"{found.model}: {rows}", f"source: {estimate.method}", ""]
+    lines += [f"{part.bytes / 1e9:9.3f} GB  {part.name}: {part.formula}" for part in estimate.parts]
+    lines += [f"{estimate.total_bytes / 1e9:9.3f} GB  process tree: what the memory gate compares"]
+    if estimate.mlx_peak_bytes is not None:
+        lines += [f"{estimate.mlx_peak_bytes / 1e9:9.3f} GB  of it in MLX's own counter"]
+    lines += [f"NOT KNOWN: {what}; the figures are a lower bound" for what in estimate.unknown]
+    verdict = "fits" if found.fits else "does NOT fit"
+    lines += ["", f"{verdict} the limit of {limit / 1e9:.2f} GB", "", "largest batch that fits:"]
+    lines += [f"  {fit.batch:5d} x {fit.length} tokens" for fit in found.largest]
+    return "\n".join(lines)
 
 
 def train() -> None:

@@ -65,6 +65,13 @@ class TrainingBackend(Protocol):
 
     def estimate(self, spec: TrainSpec) -> MemoryEstimate: ...
 
+    def forecast(self, spec: TrainSpec, *, budget: int = ...) -> MemoryEstimate:
+        """A measured estimate: real steps at or below the worst batch of at most `budget` tokens.
+
+        Measures nothing when an earlier probe answers.
+        """
+        ...
+
     def train(
         self,
         spec: TrainSpec,

@@ -22,13 +22,33 @@ class LrSchedule(StrEnum):
     LINEAR = "linear"
 
 
+class FineTune(StrEnum):
+    """What is trained: low-rank updates, weight-decomposed ones (Liu et al. 2024), or weights."""
+
+    LORA = "lora"
+    DORA = "dora"
+    FULL = "full"
+
+
+class Optimizer(StrEnum):
+    """The optimizers that mlx-lm's configuration offers."""
+
+    ADAM = "adam"
+    ADAMW = "adamw"
+    SGD = "sgd"
+    ADAFACTOR = "adafactor"
+    MUON = "muon"
+
+
 class QLoRA(Record):
-    """The parameters of one low-rank fine-tuning.
+    """The parameters of one fine-tuning; rank, alpha, dropout and keys mean nothing for `full`.
 
     `alpha` is the paper's (Hu et al. 2021, section 4.1): the update is `alpha / rank * B A x`.
     mlx-lm calls the quotient `scale` and takes it directly; see the `scale` property.
     """
 
+    fine_tune_type: FineTune = FineTune.LORA
+    optimizer: Optimizer = Optimizer.ADAMW
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -78,6 +98,12 @@ class QLoRA(Record):
             )
         return self
 
+    @model_validator(mode="after")
+    def _adam_has_no_weight_decay(self) -> QLoRA:
+        if self.optimizer is Optimizer.ADAM and self.weight_decay:
+            raise ValueError("optimizer adam has no weight decay; use adamw")
+        return self
+
 
 class TrainSpec(Record):
     """Everything a training child needs; stored as spec.json beside its results and never edited.
@@ -102,6 +128,24 @@ class TrainSpec(Record):
     start_iteration: int = Field(default=0, ge=0)
 
 
+class Matrix(Record):
+    """A linear layer of a block: `rows` outputs, `columns` inputs, unpacked."""
+
+    name: NonEmpty
+    rows: PositiveInt
+    columns: PositiveInt
+
+
+class BlockShape(Record):
+    """One transformer block as its tensors show it."""
+
+    matrices: tuple[Matrix, ...]
+    parameters: int
+    unknown: tuple[str, ...] = Field(
+        default=(), description="tensors of more than two axes: experts, convolutions"
+    )
+
+
 class ModelShape(Record):
     """What an estimate needs to know of a model, read from config.json and tensor headers."""
 
@@ -118,6 +162,13 @@ class ModelShape(Record):
     parameters: PositiveInt
     bits: int | None = Field(description="quantisation of the linear layers; None = not quantised")
     group_size: int | None = None
+    blocks: tuple[BlockShape, ...] = Field(
+        default=(), description="from the tensors; empty = a Llama-like block is assumed"
+    )
+    dense_logits: bool = Field(
+        default=False, description="something follows the output layer: every position is computed"
+    )
+    tokenizer_bytes: int = Field(default=0, description="size of tokenizer.json")
 
 
 class MemoryPart(Record):
@@ -127,12 +178,21 @@ class MemoryPart(Record):
 
 
 class MemoryEstimate(Record):
-    """An estimate, labelled as one: the parts that add up to a training step's peak."""
+    """An estimate, labelled as one: the parts that add up to a training step's peak.
+
+    `total_bytes` is the peak of the process tree, which is what the memory gate compares with the
+    limit; `mlx_peak_bytes` is the part of it that MLX's own counter will show.
+    """
 
     total_bytes: int
     parts: tuple[MemoryPart, ...]
     device: str
     method: str = Field(description="one line: what the numbers are derived from")
+    mlx_peak_bytes: int | None = None
+    source: Literal["analytic", "probe"] = "analytic"
+    unknown: tuple[str, ...] = Field(
+        default=(), description="what the formulas do not cover: `total_bytes` is a lower bound"
+    )
 
 
 class MemoryLayer(StrEnum):
@@ -141,6 +201,20 @@ class MemoryLayer(StrEnum):
     BEFORE = "before"
     DURING = "during"
     AFTER = "after"
+
+
+class MemoryStop(StrEnum):
+    """Which wall a run stood before: the layer's precise name.
+
+    `preflight` refused to start it; `step` is the run's own check, after every step and by a
+    thread that samples in between; `watcher` looks at the process tree from outside; `kernel`
+    is the operating system's limit, the last line.
+    """
+
+    PREFLIGHT = "preflight"
+    STEP = "step"
+    WATCHER = "watcher"
+    KERNEL = "kernel"
 
 
 class RunStatus(StrEnum):
@@ -164,6 +238,7 @@ class RunFailure(Record):
     kind: FailureKind
     message: NonEmpty
     layer: MemoryLayer | None = None
+    stop: MemoryStop | None = None
     needed_bytes: int | None = None
     limit_bytes: int | None = None
     hint: str = ""

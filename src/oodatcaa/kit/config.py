@@ -137,7 +137,9 @@ class NotifyConfig(Record):
 
 
 class TrainingConfig(Record):
-    sample_interval_ms: int = Field(default=100, ge=10, le=100, description="memory watcher")
+    sample_interval_ms: int = Field(
+        default=25, ge=10, le=100, description="memory watcher; never more than 50 in effect"
+    )
     profile_tokens: PositiveInt = Field(
         default=1024, description="tokens per step of the measured memory probe on a CPU"
     )

@@ -10,7 +10,9 @@ from pathlib import Path
 from oodatcaa.kit.faults import reach
 
 
-def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644, name: str = "file") -> None:
+def write_atomic(
+    path: Path, data: str | bytes | memoryview, *, mode: int = 0o644, name: str = "file"
+) -> None:
     """Replace `path` by `data`: temp file in the same folder, fsync, os.replace, fsync the folder.
 
     After a crash the file holds the old or the new content, never a part. Parent folders are made.

@@ -22,6 +22,19 @@ def total_memory() -> int:
     return min([total, *(limit for limit in limits if limit)])
 
 
+def gate_limit(limit: int) -> int:
+    """The limit that the memory gate holds on this machine: never more than there is.
+
+    On Apple silicon also never more than the working set that Metal recommends: two thirds of up
+    to 36 GiB, three quarters above (Apple documents no formula; the worker asks Metal itself).
+    """
+    total = total_memory()
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        share = 2 / 3 if total <= 36 * 2**30 else 3 / 4
+        return min(limit, int(total * share))
+    return min(limit, total)
+
+
 _CGROUP_LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",

@@ -1,7 +1,8 @@
 """The MLX backend as seen from outside its child processes: gate, run, watch, record.
 
-Nothing here imports mlx. A run passes the memory gate three times: before (estimate), during (the
-worker checks MLX's peak, the watch the process tree) and after (the measured peak decides).
+Nothing here imports mlx. A run passes the memory gate three times: before (forecast), during (the
+worker checks itself, the watch the process tree, the kernel is the last line) and after (the
+measured peak decides).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from oodatcaa.domain.training import (
     TrainSpec,
 )
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.kit.machine import guess_accelerator, total_memory
+from oodatcaa.kit.machine import gate_limit, guess_accelerator, total_memory
 from oodatcaa.training import probes
 from oodatcaa.training.children import (
     DEFAULTS,
@@ -42,9 +43,9 @@ from oodatcaa.training.children import (
 from oodatcaa.training.estimate import (
     check_before,
     estimate_evaluation,
-    estimate_training,
     read_shape,
 )
+from oodatcaa.training.forecast import ProbeCache
 from oodatcaa.training.metrics import merge_measured, peak, read_memory, read_metrics
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.protocol import (
@@ -55,12 +56,14 @@ from oodatcaa.training.protocol import (
     InferRequest,
     InferResult,
 )
+from oodatcaa.training.question import Question
 from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
 from oodatcaa.training.runs import Resume, RunStore
-from oodatcaa.training.tokens import known_lengths
 from oodatcaa.training.verdict import judge
 from oodatcaa.views.plots import plot_run
 
+PROBE_TOKENS = 2048
+"""Batches of at most this many tokens are measured as they are."""
 PLOT_FILE = "loss_and_memory.png"
 GATE_FILE = "estimate.json"
 
@@ -90,12 +93,14 @@ class MlxBackend:
         models: Models,
         *,
         reservations: Reservations | None = None,
+        probes: ProbeCache | None = None,
         on_wait: Callable[[tuple[Reservation, ...]], None] | None = None,
         settings: ChildSettings = DEFAULTS,
     ) -> None:
         self.runs = runs
         self.models = models
         self.reservations = reservations or default_reservations()
+        self.probes = probes or ProbeCache()
         self.on_wait = on_wait
         self.settings = settings
 
@@ -111,7 +116,24 @@ class MlxBackend:
 
         Data that is there bounds the lengths; without it every row counts as `max_seq_length`.
         """
-        return self._estimate(spec, Path(self.models.resolve(spec.model)))
+        return self._ask(spec, Path(self.models.resolve(spec.model))).analytic
+
+    def forecast(self, spec: TrainSpec, *, budget: int = PROBE_TOKENS) -> MemoryEstimate:
+        """What a probe says about the worst batch that the data allow.
+
+        Measures it when it has at most `budget` tokens, else smaller ones; measures nothing when
+        an earlier probe of the same family answers. A probe that itself ends at the memory gate
+        makes the estimate one that does not fit. Raises OodatcaaError for an unknown model or a
+        probe that fails for another reason.
+        """
+        asked = self._ask(spec, Path(self.models.resolve(spec.model)).resolve())
+        if asked.known:
+            return asked.answer()
+        need = max(1, min(asked.analytic.total_bytes, asked.limit))
+        with self.reservations.reserve(
+            need, asked.limit, label="memory probe", on_wait=self.on_wait
+        ):
+            return asked.measure(budget)
 
     def find_resumable(self, spec: TrainSpec) -> Resume | None:
         """The checkpoint that `spec` could go on from; use `resume.apply(spec)`."""
@@ -140,10 +162,10 @@ class MlxBackend:
             label=f"training {spec.story or spec.model_name or Path(spec.model).name}",
             should_stop=should_stop,
             on_wait=self.on_wait,
-        ):
+        ) as held:
             run = self._create(request)
             try:
-                return self._run(run, request, on_progress, should_stop)
+                return self._run(run, request, held, on_progress, should_stop)
             except BaseException as error:
                 # Ctrl-C, or a callback's error: the child is gone by now, the run must say so.
                 self._give_up(run, error)
@@ -159,7 +181,7 @@ class MlxBackend:
             device=guess_accelerator(),
             fast_cpu=self.settings.fast_cpu,
         )
-        limit = min(request.memory_limit_bytes, total_memory())
+        limit = gate_limit(request.memory_limit_bytes)
         with self.reservations.reserve(
             min(need.total_bytes, limit), limit, label="evaluation", on_wait=self.on_wait
         ):
@@ -178,7 +200,7 @@ class MlxBackend:
         memory_limit_bytes: int | None = None,
     ) -> tuple[InferenceProbe, ...]:
         """One probe per prompt, from one child that loads the model once."""
-        limit = min(memory_limit_bytes or total_memory(), total_memory())
+        limit = gate_limit(memory_limit_bytes or total_memory())
         request = InferRequest(
             model=str(self.models.resolve(model)),
             adapter_dir=adapter_dir,
@@ -203,24 +225,15 @@ class MlxBackend:
                 hint="a data folder holds train.jsonl, valid.jsonl and test.jsonl",
             )
         path = self.models.resolve(spec.model).resolve()
-        estimate = self._estimate(spec, path)
+        estimate = self._ask(spec, path).answer()
         ready = spec.evolve(
             model=str(path), model_name=spec.model_name or spec.model, data_dir=str(data)
         )
-        limit = min(spec.memory_limit_bytes, total_memory())
+        limit = gate_limit(spec.memory_limit_bytes)
         return _Request(ready, path, estimate, limit)
 
-    def _estimate(self, spec: TrainSpec, model_path: Path) -> MemoryEstimate:
-        params = spec.params
-        known = known_lengths(Path(spec.data_dir), model_path)
-        return estimate_training(
-            read_shape(model_path),
-            params,
-            seq_length=known.longest,
-            batch_targets=known.batch_targets(params.batch_size) if params.mask_prompt else None,
-            device=guess_accelerator(),
-            fast_cpu=self.settings.fast_cpu,
-        )
+    def _ask(self, spec: TrainSpec, model_path: Path) -> Question:
+        return Question(spec, model_path, self.probes, self.settings)
 
     def _create(self, request: _Request) -> RunRecord:
         run = self.runs.create(request.spec)
@@ -237,6 +250,7 @@ class MlxBackend:
         self,
         run: RunRecord,
         request: _Request,
+        held: Reservation,
         on_progress: Callable[[TrainProgress], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> RunRecord:
@@ -249,6 +263,7 @@ class MlxBackend:
             samples=folder / MEMORY_FILE,
             on_start=lambda pid: self.runs.set_child(run, pid),
             on_tick=_Progress(folder, on_progress) if on_progress else None,
+            allowance=lambda: self.reservations.allowance(held),
             should_stop=should_stop,
             settings=self.settings,
         )
@@ -287,10 +302,12 @@ class MlxBackend:
 def _draw(run: RunRecord, folder: Path) -> None:
     """The plot, if there is something to draw. A run never fails for its picture."""
     metrics = read_metrics(folder / METRICS_FILE)
-    if not metrics.train:
+    samples = read_memory(folder)
+    # Also a run that was stopped before its first step has its memory to show.
+    if not metrics.train and not samples:
         return
     try:
-        if plot_run(run, metrics, read_memory(folder), folder / PLOT_FILE):
+        if plot_run(run, metrics, samples, folder / PLOT_FILE):
             return
         note = "no plot: matplotlib is not installed (pip install 'oodatcaa[demo]')"
     except OSError as error:

@@ -17,12 +17,11 @@ from pydantic import ValidationError
 
 import oodatcaa
 from oodatcaa.domain.base import Record
-from oodatcaa.domain.training import FailureKind, MemoryLayer, RunFailure
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.memory import MemoryWatch
 from oodatcaa.kit.process import Child
-from oodatcaa.training.estimate import gb
+from oodatcaa.training.endings import Ended, crash_failure, log_tail, memory_stop
 from oodatcaa.training.protocol import (
     CHILD_LOG,
     EXIT_DESCRIBED,
@@ -30,13 +29,16 @@ from oodatcaa.training.protocol import (
     FAST_CPU,
     REQUEST_FILE,
     RESULT_FILE,
+    STOP_FILE,
+    WALL_FILE,
     ChildError,
+    StopNote,
+    WallNote,
 )
 
 POLL_SECONDS = 0.2
 STOP_GRACE = 120.0
 """Seconds a worker gets after SIGTERM: it ends its iteration and saves a checkpoint."""
-TAIL_LINES = 15
 MODULE = "oodatcaa.training.mlx"
 R = TypeVar("R", bound=Record)
 
@@ -45,23 +47,11 @@ R = TypeVar("R", bound=Record)
 class ChildSettings:
     """What the project's configuration says about children: `[training]` of config.toml."""
 
-    sample_interval_ms: int = 100
+    sample_interval_ms: int = 25
     fast_cpu: bool = True
 
 
 DEFAULTS = ChildSettings()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a child ended. `over_bytes` is set when the watch stopped it at the limit."""
-
-    exit_code: int
-    peak_bytes: int
-    seconds: float
-    over_bytes: int | None = None
-    watch_error: str | None = None
-    asked_to_stop: bool = False
 
 
 def run_child(
@@ -73,13 +63,15 @@ def run_child(
     samples: Path | None = None,
     on_start: Callable[[int], None] | None = None,
     on_tick: Callable[[int], None] | None = None,
+    allowance: Callable[[], int] | None = None,
     should_stop: Callable[[], bool] | None = None,
     grace: float = STOP_GRACE,
     settings: ChildSettings = DEFAULTS,
 ) -> Ended:
     """Run `argv` to its end under the watch. `on_tick` gets the tree's memory, several times a
-    second. When `should_stop` says so the child gets SIGTERM and `grace` seconds. An exception
-    from any callback, Ctrl-C included, ends the whole tree before it travels on.
+    second. `allowance` may lower the limit while it runs, when others need their share. When
+    `should_stop` says so the child gets SIGTERM and `grace` seconds. An exception from any
+    callback, Ctrl-C included, ends the whole tree before it travels on.
     """
     started = time.monotonic()
     child = Child.start(argv, cwd=folder, env=_environment(settings), log_path=log, oom_first=True)
@@ -97,6 +89,8 @@ def run_child(
         while (code := child.wait(POLL_SECONDS)) is None:
             if on_tick is not None:
                 on_tick(watch.current_bytes)
+            if allowance is not None:
+                watch.limit = min(limit, allowance())
             if asked_at is None and should_stop is not None and should_stop():
                 asked_at = time.monotonic()
                 child.ask_to_stop()
@@ -107,6 +101,9 @@ def run_child(
         peak_bytes=watch.peak_bytes,
         seconds=time.monotonic() - started,
         over_bytes=None if watch.over is None else watch.over.peak_bytes,
+        over_limit=watch.over_limit,
+        stop_note=_note(folder / STOP_FILE, StopNote),
+        wall_note=_note(folder / WALL_FILE, WallNote),
         watch_error=None if watch.error is None else repr(watch.error),
         asked_to_stop=asked_at is not None,
     )
@@ -114,6 +111,13 @@ def run_child(
 
 def _kill(child: Child) -> None:
     child.kill()
+
+
+def _note(path: Path, kind: type[R]) -> R | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _environment(settings: ChildSettings) -> dict[str, str]:
@@ -147,50 +151,6 @@ def read_result(folder: Path, kind: type[R]) -> R | ChildError | None:
         return None
 
 
-def log_tail(log: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
-    """The last lines of a log that say something."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 16_384))
-            text = file.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return ()
-    return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-lines:]
-
-
-def memory_failure(needed: int, limit: int, layer: MemoryLayer, hint: str = "") -> RunFailure:
-    """`failed: memory_gate`, with its numbers."""
-    over = gb(needed - limit) if needed - limit >= 5_000_000 else f"{needed - limit} bytes"
-    how = "and was stopped" if layer is MemoryLayer.DURING else "although it was not stopped"
-    return RunFailure(
-        kind=FailureKind.MEMORY_GATE,
-        layer=layer,
-        message=f"the run reached {gb(needed)}, {over} over the limit of {gb(limit)}, {how}",
-        needed_bytes=needed,
-        limit_bytes=limit,
-        hint=hint
-        or "smaller batch_size with grad_accumulation_steps, grad_checkpoint, fewer num_layers",
-    )
-
-
-def crash_failure(ended: Ended, log: Path) -> RunFailure:
-    """Why a child that described nothing ended, with the end of its log."""
-    tail = log_tail(log)
-    last = tail[-1] if tail else "its log is empty"
-    if ended.watch_error is not None:
-        kind, what = FailureKind.CRASH, f"the memory watch failed: {ended.watch_error}"
-    elif any("No space left on device" in line or "Errno 28]" in line for line in tail):
-        kind, what = FailureKind.DISK_FULL, f"no space left on device: {last}"
-    elif ended.exit_code in (-9, 137):
-        kind, what = FailureKind.KILLED, "killed by a signal from outside (out of memory?)"
-    elif ended.exit_code < 0:
-        kind, what = FailureKind.CRASH, f"ended by signal {-ended.exit_code}; last line: {last}"
-    else:
-        kind, what = FailureKind.CRASH, f"exit code {ended.exit_code}; last line: {last}"
-    return RunFailure(kind=kind, message=what, hint=f"read {log}")
-
-
 @contextmanager
 def _work_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="oodatcaa-") as name:
@@ -211,10 +171,11 @@ def ask_child(
         ended = run_child(
             child_command(name, folder), folder=folder, log=log, limit=limit, settings=settings
         )
-        if ended.over_bytes is not None:
+        stopped = memory_stop(ended, log, limit)
+        if stopped is not None:
             raise RefusedError(
                 "child.memory_gate",
-                f"{name} reached {gb(ended.over_bytes)}, over the limit of {gb(limit)}",
+                f"{name}: {stopped.message}",
                 hint="a smaller model, shorter max_seq_length, or a higher memory_limit",
             )
         result = read_result(folder, kind)

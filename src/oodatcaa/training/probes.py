@@ -188,6 +188,9 @@ class ProbedBackend:
     def estimate(self, spec: TrainSpec) -> MemoryEstimate:  # noqa: ARG002
         raise self._unavailable()
 
+    def forecast(self, spec: TrainSpec, *, budget: int = 0) -> MemoryEstimate:  # noqa: ARG002
+        raise self._unavailable()
+
     def train(
         self,
         spec: TrainSpec,  # noqa: ARG002

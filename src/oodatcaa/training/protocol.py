@@ -18,8 +18,10 @@ from oodatcaa.domain.training import (
     InferenceProbe,
     LossPoint,
     Machine,
+    MemoryStop,
     RunFailure,
     RunStatus,
+    TrainSpec,
 )
 
 SPEC_FILE = "spec.json"
@@ -48,9 +50,17 @@ def fast_cpu_wanted() -> bool:
     return os.environ.get(FAST_CPU, "1") != "0"
 
 
+STOP_FILE = "memory_stop.json"
+"""StopNote, written by a child that ended itself at the limit."""
+WALL_FILE = "memory_wall.json"
+"""WallNote, written by a child once the kernel's limit is in force."""
+PROBE_DIR = "probe"
+
 EXIT_OK = 0
 EXIT_DESCRIBED = 3
 """The child failed and result.json says why; any other non-zero code is a crash."""
+EXIT_MEMORY = 4
+"""The child ended itself at the memory limit; memory_stop.json has the numbers."""
 
 
 def checkpoint_adapter_name(iteration: int) -> str:
@@ -70,6 +80,58 @@ class ChildError(Record):
     message: NonEmpty
     hint: str = ""
     details: tuple[str, ...] = ()
+
+
+class WallNote(Record):
+    """The limits that a child has put on itself; `kernel_bytes` is None where there is none."""
+
+    limit_bytes: int
+    kernel_bytes: int | None
+
+
+class StopNote(Record):
+    """What a child measured when it ended itself."""
+
+    stop: MemoryStop
+    mlx_bytes: int = Field(description="MLX's active memory and its allocator's cache")
+    process_bytes: int
+    limit_bytes: int
+
+
+class ProbeSize(Record):
+    """One batch to measure: `targets` of its `batch * length` positions carry loss."""
+
+    batch: PositiveInt
+    length: PositiveInt
+    targets: PositiveInt
+
+
+class ProbeRequest(Record):
+    """Load the spec's model once and train two steps at each size, evaluation and saving too."""
+
+    spec: TrainSpec
+    sizes: tuple[ProbeSize, ...]
+    vocab_size: PositiveInt
+
+
+class ProbePoint(Record):
+    """Peaks of one size in bytes: MLX's counter with its cache, and the process."""
+
+    size: ProbeSize
+    mlx_bytes: int
+    process_bytes: int
+    step_seconds: float
+
+
+class ProbeResult(Record):
+    """`loaded` is the peak of loading and preparing the model, whatever is trained afterwards."""
+
+    points: tuple[ProbePoint, ...]
+    loaded_mlx_bytes: int
+    loaded_process_bytes: int
+    loss: str = Field(description="which loss path the worker took for this model")
+    versions: dict[str, str]
+    machine: Machine
 
 
 class WorkerResult(Record):

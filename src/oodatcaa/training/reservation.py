@@ -67,6 +67,19 @@ class Reservations:
         with self._locked():
             return self._live()
 
+    def allowance(self, mine: Reservation) -> int:
+        """What this holder may use now: what it reserved, and an equal share of what is left.
+
+        Over all holders that adds up to the smallest limit of those involved, so runs that share a
+        machine stay under it together even when each of them outgrows its reservation.
+        """
+        with self._locked():
+            held = [e for e in self._live() if e.granted and e.host == mine.host]
+        if not held:
+            return mine.limit
+        free = min(entry.limit for entry in held) - sum(entry.bytes for entry in held)
+        return mine.bytes + max(0, free) // len(held)
+
     @contextlib.contextmanager
     def reserve(
         self,

@@ -13,12 +13,15 @@ from pydantic import ValidationError
 
 from oodatcaa.domain.training import ModelShape
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.blocks import read_blocks
 
 DTYPE_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
     "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
     "F4": 4,
 }  # fmt: skip
+AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Options that change the logits: the worker then can not skip positions without a target."""
 MAX_HEADER = 100_000_000
 """The safetensors format's own bound on a header."""
 
@@ -51,7 +54,9 @@ def read_shape(model_path: Path | str) -> ModelShape:
     if config is not None and tensors and not problems:
         shape = _shape(config, tensors, problems)
         if shape is not None:
-            return shape
+            tokenizer = folder / "tokenizer.json"
+            size = tokenizer.stat().st_size if tokenizer.is_file() else 0
+            return shape.evolve(tokenizer_bytes=size)
     elif config is not None:
         _fields(config, problems)
     raise OodatcaaError(
@@ -207,10 +212,23 @@ def _shape(
             parameters=parameters,
             bits=quantization.get("bits") if quantised else None,
             group_size=quantization.get("group_size") if quantised else None,
+            dense_logits=any(config.get(key) for key in AFTER_HEAD),
+            blocks=read_blocks(tensors, fields["num_layers"], _groups(tensors, quantization)),
         )
     except ValidationError as error:
         problems += [f"config.json: {e['loc'][0]}: {e['msg']}" for e in error.errors()]
         return None
+
+
+def _groups(tensors: dict[str, _Tensor], quantization: dict[str, Any]) -> dict[str, int]:
+    """The quantisation group of every packed weight, by its name without `.weight`."""
+    found = {}
+    for name in tensors:
+        base, _, kind = name.rpartition(".")
+        if kind == "scales" and f"{base}.weight" in tensors:
+            own = quantization.get(base)
+            found[base] = int((own if isinstance(own, dict) else quantization)["group_size"])
+    return found
 
 
 def _parameters(

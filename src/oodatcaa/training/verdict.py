@@ -6,17 +6,17 @@ from pathlib import Path
 
 from oodatcaa.domain.training import (
     FailureKind,
-    MemoryLayer,
     RunFailure,
     RunRecord,
     RunStatus,
 )
-from oodatcaa.training.children import (
+from oodatcaa.training.children import read_result
+from oodatcaa.training.endings import (
     Ended,
     crash_failure,
     log_tail,
     memory_failure,
-    read_result,
+    memory_stop,
 )
 from oodatcaa.training.metrics import finite, peak
 from oodatcaa.training.protocol import (
@@ -40,9 +40,10 @@ def judge(
     result = read_result(folder, WorkerResult)
     if isinstance(result, WorkerResult):
         run = _merge(run, result)
-    if ended.over_bytes is not None:
-        failure = memory_failure(ended.over_bytes, limit, MemoryLayer.DURING)
-        return run, RunStatus.FAILED, failure
+    if not isinstance(result, WorkerResult) or ended.over_bytes is not None:
+        stopped = memory_stop(ended, log, limit)
+        if stopped is not None:
+            return run, RunStatus.FAILED, stopped
     if isinstance(result, ChildError) and ended.exit_code == EXIT_DESCRIBED:
         kind = FailureKind.DISK_FULL if "disk_full" in result.code else FailureKind.BAD_INPUT
         message = f"{result.message} [{result.code}]"
@@ -56,7 +57,7 @@ def judge(
     ):
         return run, RunStatus.FAILED, crash_failure(ended, log)
     if result.status is RunStatus.FINISHED and (run.peak_memory_bytes or 0) > limit:
-        failure = memory_failure(run.peak_memory_bytes or 0, limit, MemoryLayer.AFTER)
+        failure = memory_failure(run.peak_memory_bytes or 0, limit, None)
         return run, RunStatus.FAILED, failure
     failure_found = result.failure
     if result.status is RunStatus.FAILED and failure_found is None:

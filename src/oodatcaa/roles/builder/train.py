@@ -6,13 +6,15 @@ from pathlib import Path
 
 from oodatcaa.domain.report import Metric
 from oodatcaa.domain.task import Artefact, ArtefactKind, Failure, StoryKind
-from oodatcaa.domain.training import GB, RunRecord, RunStatus
+from oodatcaa.domain.training import GB, MemoryEstimate, RunRecord, RunStatus
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.builder.bench import DOCS, Bench
 from oodatcaa.roles.builder.data import dataset_facts
-from oodatcaa.roles.desk import StepOutcome
+from oodatcaa.roles.desk import Desk, StepOutcome
 from oodatcaa.views import training_docs as docs
+
+GPU_PROBE_TOKENS = 8192
 
 
 def story_of_kind(bench: Bench, kind: StoryKind) -> str:
@@ -33,7 +35,10 @@ def train(bench: Bench) -> StepOutcome:
     if resumed is not None:
         spec, run_before = resumed
         desk.say(f"{bench.subtask.id} goes on from the checkpoint of run {run_before}")
-    estimate = backend.estimate(spec)
+    estimate = backend.forecast(spec, budget=probe_budget(desk))
+    desk.say(f"{bench.subtask.id} forecast {estimate.total_bytes / GB:.2f} GB: {estimate.method}")
+    if estimate.total_bytes > spec.memory_limit_bytes:
+        return StepOutcome(failure=_does_not_fit(bench, estimate, spec.memory_limit_bytes))
     run = backend.train(spec, on_progress=desk.on_progress, should_stop=desk.should_stop)
     folder = desk.runs.folder(run.run_id)
     if run.status is not RunStatus.FINISHED:
@@ -55,7 +60,8 @@ def train(bench: Bench) -> StepOutcome:
             f"run {run.run_id}: {run.iterations_done} iterations, "
             f"{run.optimizer_steps} optimizer steps",
             f"train loss {first:.3f} -> {last:.3f}",
-            f"peak {peak:.2f} GB measured, {estimate.total_bytes / GB:.2f} GB estimated",
+            f"peak {peak:.2f} GB measured, {estimate.total_bytes / GB:.2f} GB forecast "
+            f"({estimate.method})",
         ),
         artefacts=(
             Artefact(kind=ArtefactKind.RUN, ref=run.run_id, sha256=run.adapter_sha256 or ""),
@@ -68,6 +74,27 @@ def train(bench: Bench) -> StepOutcome:
                 source="measured",
             ),
         ),
+    )
+
+
+def probe_budget(desk: Desk) -> int:
+    """Tokens of a batch that a probe may measure as it is: on a CPU a few seconds' worth."""
+    return desk.profile_tokens if desk.machine.accelerator == "cpu" else GPU_PROBE_TOKENS
+
+
+def _does_not_fit(bench: Bench, estimate: MemoryEstimate, limit: int) -> Failure:
+    over = estimate.total_bytes - limit
+    return Failure(
+        kind="memory_gate",
+        task=bench.subtask.id,
+        layer="before",
+        needed_bytes=estimate.total_bytes,
+        limit_bytes=limit,
+        summary=(
+            f"memory gate (before, preflight): forecast {estimate.total_bytes / GB:.2f} GB, "
+            f"{over / GB:.2f} GB over the limit of {limit / GB:.2f} GB; {estimate.method}"
+        ),
+        at=bench.desk.now(),
     )
 
 

@@ -52,7 +52,7 @@ def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, s
     """
     buffer = io.BytesIO()
     mx.save_safetensors(buffer, tensors, metadata=metadata)
-    data = buffer.getvalue()
+    data = buffer.getbuffer()  # not getvalue(): full fine-tuning's state would be there twice
     try:
         write_atomic(path, data)
     except OSError as error:

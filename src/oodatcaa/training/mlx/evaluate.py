@@ -195,7 +195,10 @@ def _answer(folder: Path) -> Record:
     request = read_request(folder, EvalRequest)
     # Before anything here imports mlx.
     preload()
-    return evaluate(request)
+    from oodatcaa.training.mlx.guard import walled
+
+    with walled(folder, request.memory_limit_bytes):
+        return evaluate(request)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,12 @@ def infer(request: InferRequest) -> InferResult:
 
 
 def _answer(folder: Path) -> Record:
-    return infer(read_request(folder, InferRequest))
+    request = read_request(folder, InferRequest)
+    preload()
+    from oodatcaa.training.mlx.guard import walled
+
+    with walled(folder, request.memory_limit_bytes):
+        return infer(request)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from oodatcaa.domain.training import (
     FailureKind,
     LossPoint,
     MemoryLayer,
+    MemoryStop,
     RunFailure,
     TrainProgress,
     TrainSpec,
@@ -47,13 +48,14 @@ class Stop(Exception):
 
 
 def memory_failure(limit: int) -> RunFailure | None:
-    """The memory gate's `during` layer, from MLX's own peak; None while it fits."""
-    peak = mx.get_peak_memory()
+    """The check after a step, from MLX's own peak and its allocator's cache; None while it fits."""
+    peak = max(mx.get_peak_memory(), mx.get_active_memory() + mx.get_cache_memory())
     if peak <= limit:
         return None
     return RunFailure(
         kind=FailureKind.MEMORY_GATE,
         layer=MemoryLayer.DURING,
+        stop=MemoryStop.STEP,
         message=f"MLX's peak memory is {peak / 1e9:.2f} GB, the limit is {limit / 1e9:.2f} GB",
         needed_bytes=peak,
         limit_bytes=limit,
@@ -115,7 +117,10 @@ class Monitor:
         self.train_losses: list[LossPoint] = []
         self.valid_losses: list[LossPoint] = []
         self._pending: list[tuple[float, int, float]] = []
-        self.boundary = self._snapshot()
+        # Without accumulation every iteration is a boundary: holding the last one would keep the
+        # optimizer from updating its state in place, a copy of weights and moments.
+        self.accumulates = self.params.grad_accumulation_steps > 1
+        self.boundary = self._snapshot() if self.accumulates else None
         self.saved = start
 
     def on_val_loss_report(self, val_info: dict[str, Any]) -> None:
@@ -136,7 +141,7 @@ class Monitor:
             raise Stop(failure)
         last = self.iteration == self.params.iters
         if self.iteration % self.params.grad_accumulation_steps == 0:
-            self.boundary = self._snapshot()
+            self.boundary = self._snapshot() if self.accumulates else None
             if self.iteration - self.saved >= self.params.save_every or last:
                 self.save()
         if self.iteration % self.params.steps_per_eval == 0 or last:
@@ -168,14 +173,15 @@ class Monitor:
 
         In the middle of an accumulation the iterations since then are done again on a resume.
         """
-        if self.boundary.iteration == self.saved:
+        boundary = self.boundary or self._snapshot()
+        if boundary.iteration == self.saved:
             return
         self.progress.say("saving", iteration=self.iteration)
         try:
-            self.boundary.save(self.folder / CHECKPOINTS_DIR, self.identity)
+            boundary.save(self.folder / CHECKPOINTS_DIR, self.identity)
         except DiskFullError as error:
             raise Stop(disk_full(error, self.saved)) from error
-        self.saved = self.boundary.iteration
+        self.saved = boundary.iteration
         self.progress.say("training")
 
     def _snapshot(self) -> Snapshot:

@@ -13,13 +13,12 @@ from mlx.utils import tree_flatten
 from mlx_lm import load
 from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapters
 
-from oodatcaa.domain.training import LrSchedule, QLoRA, TrainSpec
+from oodatcaa.domain.training import FineTune, LrSchedule, Optimizer, QLoRA, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.mlx.cpu import speed_up
 from oodatcaa.training.models import ModelStore, unavailable
 from oodatcaa.training.protocol import fast_cpu_wanted
 
-ADAPTER_LEAVES = frozenset({"lora_a", "lora_b"})
 TARGET_PACKAGES = ("oodatcaa", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers", "mkl")
 
 
@@ -63,7 +62,7 @@ def lora_parameters(params: QLoRA) -> dict[str, Any]:
 
 
 def attach_adapters(network: Any, params: QLoRA) -> None:
-    """Put LoRA layers on the last `num_layers` blocks; only they are trainable afterwards.
+    """Make the last `num_layers` blocks trainable: LoRA or DoRA layers on them, or all weights.
 
     Raises OodatcaaError `train.bad_params` listing everything that does not fit this model.
     """
@@ -76,7 +75,16 @@ def attach_adapters(network: Any, params: QLoRA) -> None:
             details=problems,
         )
     network.freeze()
-    linear_to_lora_layers(network, params.num_layers, lora_parameters(params))
+    if params.fine_tune_type is FineTune.FULL:
+        for block in network.layers[-max(params.num_layers, 0) :]:
+            block.unfreeze()
+        return
+    linear_to_lora_layers(
+        network,
+        params.num_layers,
+        lora_parameters(params),
+        use_dora=params.fine_tune_type is FineTune.DORA,
+    )
 
 
 def _adapter_problems(network: Any, params: QLoRA) -> list[str]:
@@ -87,7 +95,11 @@ def _adapter_problems(network: Any, params: QLoRA) -> list[str]:
     if params.num_layers == 0:
         # mlx-lm would take layers[-0:], which is all of them.
         problems.append("num_layers is 0, which trains nothing; -1 means every block")
-    if params.keys is not None:
+    if params.fine_tune_type is FineTune.FULL and any(
+        "scales" in module for module in network.layers[-1].modules()
+    ):
+        problems.append("fine_tune_type is full, but quantised weights can not be trained")
+    if params.fine_tune_type is not FineTune.FULL and params.keys is not None:
         linear = {name for name, module in network.layers[-1].named_modules() if "weight" in module}
         for key in params.keys:
             if key not in linear:
@@ -139,17 +151,39 @@ def schedule_config(params: QLoRA) -> dict[str, Any] | None:
     return config
 
 
-def adamw_config(params: QLoRA) -> dict[str, Any]:
-    """MLX leaves Kingma & Ba's bias correction out by default, which makes the first steps more
-    than three times the learning rate: in a run of a few optimizer steps, most of the run."""
-    return {"weight_decay": params.weight_decay, "bias_correction": True}
+OPTIMIZERS = {
+    Optimizer.ADAM: optim.Adam,
+    Optimizer.ADAMW: optim.AdamW,
+    Optimizer.SGD: optim.SGD,
+    Optimizer.ADAFACTOR: optim.Adafactor,
+    Optimizer.MUON: optim.Muon,
+}
+
+
+def optimizer_config(params: QLoRA) -> dict[str, Any]:
+    """mlx-lm's `optimizer_config` for the chosen optimizer.
+
+    MLX leaves Kingma & Ba's bias correction out by default, which makes the first steps more
+    than three times the learning rate: in a run of a few optimizer steps, most of the run. An
+    Adafactor of relative steps would ignore the learning rate (Shazeer & Stern 2018, section 8).
+    """
+    decay = {"weight_decay": params.weight_decay}
+    match params.optimizer:
+        case Optimizer.ADAM:
+            return {"bias_correction": True}
+        case Optimizer.ADAMW:
+            return {**decay, "bias_correction": True}
+        case Optimizer.ADAFACTOR:
+            return {**decay, "relative_step": False, "scale_parameter": False}
+        case Optimizer.SGD | Optimizer.MUON:
+            return decay
 
 
 def make_optimizer(params: QLoRA) -> Any:
-    """AdamW as `mlx_lm.lora` would make it from the same lora_config.yaml."""
+    """The optimizer that `mlx_lm.lora` would make from the same lora_config.yaml."""
     schedule = schedule_config(params)
     rate = build_schedule(schedule) if schedule else params.learning_rate
-    return optim.AdamW(learning_rate=rate, **adamw_config(params))
+    return OPTIMIZERS[params.optimizer](learning_rate=rate, **optimizer_config(params))
 
 
 def lora_config(spec: TrainSpec, adapter_path: Path) -> dict[str, Any]:
@@ -158,7 +192,7 @@ def lora_config(spec: TrainSpec, adapter_path: Path) -> dict[str, Any]:
     return {
         "model": spec.model,
         "train": True,
-        "fine_tune_type": "lora",
+        "fine_tune_type": p.fine_tune_type.value,
         "data": spec.data_dir,
         "adapter_path": str(adapter_path),
         "seed": p.seed,
@@ -169,8 +203,8 @@ def lora_config(spec: TrainSpec, adapter_path: Path) -> dict[str, Any]:
         "val_batches": p.val_batches,
         "learning_rate": p.learning_rate,
         "lr_schedule": schedule_config(p),
-        "optimizer": "adamw",
-        "optimizer_config": {"adamw": adamw_config(p)},
+        "optimizer": p.optimizer.value,
+        "optimizer_config": {p.optimizer.value: optimizer_config(p)},
         "steps_per_report": p.steps_per_report,
         "steps_per_eval": p.steps_per_eval,
         "save_every": p.save_every,

@@ -92,9 +92,16 @@ class Run:
         if not self.examples.items:
             raise _no_examples(self.spec, self.examples)
         setup.attach_adapters(network, self.params)
+        return self.fit(network, valid, self._identity())
+
+    def fit(self, network: Any, valid: Examples, identity: RunIdentity) -> str:
+        """Train `self.examples` into a model that has its trainable layers; the adapter's sha256.
+
+        Raises Stop. The memory probe calls this too: whatever a run does between loading and its
+        end, a probe does.
+        """
         optimizer = setup.make_optimizer(self.params)
         optimizer.init(network.trainable_parameters())
-        identity = self._identity()
         start = self._restore(network, optimizer, identity)
         config = self._write_configs()
         loss = make_loss(split_head(network))

@@ -23,9 +23,11 @@ def main() -> int:
         spec = read_request(folder, TrainSpec, SPEC_FILE)
         blas = preload()
         # mlx must not be imported before the BLAS is in place.
+        from oodatcaa.training.mlx.guard import walled
         from oodatcaa.training.mlx.trainer import Run
 
-        result: WorkerResult = Run(folder, spec, blas).train()
+        with walled(folder, spec.memory_limit_bytes):
+            result: WorkerResult = Run(folder, spec, blas).train()
         outcome.append(result.status)
         return result
 

@@ -1,0 +1,285 @@
+"""A forecast from measurements: the analytic terms, scaled to what a probe measured.
+
+A probe trains a few steps at small sizes (or at the very size in question) in a child under the
+limit. Each term of the estimate (constant, growing with tokens, and the moment of the loss or of
+the attention scores, quadratic in the length) gets a factor by least squares, held near 1 where
+the measurements say nothing: a linear Gaussian model with the analytic estimate as its prior. So
+the same code is right on Metal, CUDA and CPU, and after an upgrade of mlx.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from pydantic import ValidationError
+
+from oodatcaa.domain.base import Record
+from oodatcaa.domain.training import MemoryEstimate, MemoryPart, ModelShape, QLoRA
+from oodatcaa.kit.files import write_atomic
+from oodatcaa.training.estimate import step_terms
+from oodatcaa.training.formulas import Size, Terms
+from oodatcaa.training.protocol import ProbePoint, ProbeSize
+
+PRIOR = 0.25
+"""Standard deviation of a term's factor before anything is measured."""
+NOISE = 0.005
+"""Of a measured peak, relative: the CPU scheduler runs ahead by a few tensors more or less."""
+MARGIN = 0.01
+"""A forecast shall rather be over than under: added always, and once more for each doubling
+beyond what was measured."""
+REACH = 4
+"""A cached probe answers for batches of at most this many times its tokens."""
+FOLDER = "probes"
+
+
+class Probed(Record):
+    """What probes of one family measured; a family shares everything but the batch's size."""
+
+    schema_version: int = 1
+    family: dict[str, str]
+    points: tuple[ProbePoint, ...] = ()
+    loaded_mlx_bytes: int = 0
+    loaded_process_bytes: int = 0
+    beside_bytes: int = 0
+    """What the process tree holds beside the process that trains."""
+    loss: str = ""
+
+
+def family(model: str, versions: dict[str, str], device: str, params: QLoRA) -> dict[str, str]:
+    """What two specs must share for one probe to answer for both. `model` is a content hash."""
+    same = {
+        "model": model,
+        "device": device,
+        "fine_tune_type": params.fine_tune_type.value,
+        "optimizer": params.optimizer.value,
+        "rank": str(params.rank),
+        "num_layers": str(params.num_layers),
+        "keys": ",".join(params.keys) if params.keys is not None else "every",
+        "grad_checkpoint": str(params.grad_checkpoint),
+        "accumulates": str(params.grad_accumulation_steps > 1),
+        "dropout": str(params.dropout > 0),
+        "quantize_bits": str(params.quantize_bits),
+    }
+    return {**same, **{f"version of {name}": version for name, version in versions.items()}}
+
+
+def worker_versions() -> dict[str, str]:
+    """Versions that decide memory, and a hash of the worker's own source."""
+    import importlib.metadata
+
+    found = {}
+    for name in ("mlx", "mlx-lm"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "none"
+    source = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "mlx").glob("*.py")):
+        source.update(path.read_bytes())
+    return {**found, "worker": source.hexdigest()[:16]}
+
+
+class ProbeCache:
+    """Probes in the user's cache folder, one file per family; OODATCAA_PROBES names another."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        named = os.environ.get("OODATCAA_PROBES")
+        default = Path(named) if named else platformdirs.user_cache_path("oodatcaa") / FOLDER
+        self.folder = folder or default
+
+    def read(self, same: dict[str, str]) -> Probed:
+        """What is known of this family; an unreadable file is measured again."""
+        try:
+            found = Probed.model_validate_json(self._path(same).read_bytes())
+        except (OSError, ValidationError):
+            return Probed(family=same)
+        return found if found.family == same else Probed(family=same)
+
+    def add(self, new: Probed) -> Probed:
+        """Keep these points beside the older ones; a size measured again keeps its larger peak."""
+        known = {point.size: point for point in self.read(new.family).points}
+        for point in new.points:
+            old = known.get(point.size)
+            known[point.size] = point if old is None else _larger(old, point)
+        merged = new.evolve(points=tuple(known.values()))
+        write_atomic(self._path(new.family), merged.model_dump_json(indent=1) + "\n")
+        return merged
+
+    def _path(self, same: dict[str, str]) -> Path:
+        text = "\n".join(f"{key}={value}" for key, value in sorted(same.items()))
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _larger(old: ProbePoint, new: ProbePoint) -> ProbePoint:
+    return new.evolve(
+        mlx_bytes=max(old.mlx_bytes, new.mlx_bytes),
+        process_bytes=max(old.process_bytes, new.process_bytes),
+    )
+
+
+def probe_sizes(target: Size, budget: int) -> tuple[ProbeSize, ...]:
+    """The target itself when it has at most `budget` tokens; else up to three smaller sizes that
+    tell tokens from length apart."""
+    if target.tokens <= budget:
+        return (_scaled(target, target.batch, target.length),)
+    length = min(target.length, max(64, budget // 32 * 32))
+    batch = max(1, min(target.batch, budget // length))
+    half = max(32, length // 2 // 32 * 32)
+    sizes = {(batch, length), (batch, half)}
+    if batch > 1:
+        sizes.add((1, length))
+    return tuple(_scaled(target, *size) for size in sorted(sizes))
+
+
+def _scaled(target: Size, batch: int, length: int) -> ProbeSize:
+    share = target.targets / target.tokens
+    return ProbeSize(batch=batch, length=length, targets=max(1, math.ceil(share * batch * length)))
+
+
+def answers(probed: Probed, target: Size) -> bool:
+    """Whether these points can forecast `target` without measuring again."""
+    measured = max((p.size.batch * p.size.length for p in probed.points), default=0)
+    return measured * REACH >= target.tokens
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One size: its features and the two measured peaks."""
+
+    features: tuple[float, float, float]
+    process: int
+    mlx: int
+
+
+def forecast(
+    probed: Probed,
+    shape: ModelShape,
+    params: QLoRA,
+    target: Size,
+    device: str,
+    *,
+    fast_cpu: bool = True,
+) -> MemoryEstimate:
+    """The peak at `target`, by cause, from the points of `probed` (at least one)."""
+
+    def found(size: Size) -> Terms:
+        return step_terms(shape, params, size, device=device, fast_cpu=fast_cpu)
+
+    rows = [
+        (_size(point.size), point.process_bytes + probed.beside_bytes, point.mlx_bytes)
+        for point in probed.points
+    ]
+    wanted = found(target)
+    scales = {}
+    for name, runtime, peaks in (
+        ("process", True, [process for _, process, _ in rows]),
+        ("mlx", False, [mlx for _, _, mlx in rows]),
+    ):
+        lines = [_features(found(size), runtime) for size, _, _ in rows]
+        scales[name] = calibrate(lines, peaks)
+    beyond = max(0.0, math.log2(target.tokens / max(size.tokens for size, _, _ in rows)))
+    margin = 1 + MARGIN * (1 + beyond)
+    floor = max((process for size, process, _ in rows if _within(size, target)), default=0)
+    loaded = probed.loaded_process_bytes + probed.beside_bytes
+    parts = _parts(wanted, scales["process"], margin)
+    total = sum(part.bytes for part in parts)
+    least = round(max(floor * (1 + MARGIN), loaded))
+    if total < least:
+        formula = "measured at a size that is no larger, or while loading"
+        parts = (*parts, MemoryPart(name="measured beyond", bytes=least - total, formula=formula))
+    mlx = sum(f * s for f, s in zip(_features(wanted, False), scales["mlx"], strict=True))
+    return MemoryEstimate(
+        total_bytes=max(total, least),
+        parts=parts,
+        device=device,
+        method=_method(rows, target),
+        mlx_peak_bytes=round(max(mlx * margin, probed.loaded_mlx_bytes)),
+        source="probe",
+    )
+
+
+def _method(rows: Sequence[tuple[Size, int, int]], target: Size) -> str:
+    if any(size == target for size, _, _ in rows):
+        return f"measured in a probe of two steps at {target.batch} x {target.length} tokens"
+    sizes = ", ".join(f"{size.batch} x {size.length}" for size, _, _ in rows)
+    return f"the estimate's terms fitted to probes of two steps at {sizes} tokens"
+
+
+def _size(size: ProbeSize) -> Size:
+    return Size(size.batch, size.length, size.targets)
+
+
+def _within(size: Size, target: Size) -> bool:
+    return (
+        size.batch <= target.batch
+        and size.length <= target.length
+        and size.targets <= target.targets
+    )
+
+
+def _features(found: Terms, runtime: bool) -> tuple[float, float, float]:
+    constant = found.weights + found.trained + (found.runtime if runtime else 0)
+    if found.saving > found.kept + found.moment:
+        return constant + found.saving, 0.0, 0.0
+    return constant, found.kept, found.moment
+
+
+def _parts(found: Terms, scales: Sequence[float], margin: float) -> tuple[MemoryPart, ...]:
+    constant, kept, moment = _features(found, True)
+    named = (
+        ("weights, adapter, optimizer and runtime", constant, scales[0]),
+        ("activations", kept, scales[1]),
+        ("loss, or one block on its way back", moment, scales[2]),
+    )
+    return tuple(
+        MemoryPart(
+            name=name,
+            bytes=round(size * scale * margin),
+            formula=f"{size / 1e9:.3f} GB by formula x {scale:.3f} measured x {margin:.3f} margin",
+        )
+        for name, size, scale in named
+    )
+
+
+def calibrate(features: Sequence[Sequence[float]], peaks: Sequence[int]) -> list[float]:
+    """Factors s >= 0 that minimise sum((f·s - y)² / (NOISE y)²) + sum((s - 1)² / PRIOR²)."""
+    count = len(features[0])
+    free = list(range(count))
+    while True:
+        solved = _solve(features, peaks, free, count)
+        negative = [k for k in free if solved[k] < 0]
+        if not negative:
+            return solved
+        # An active-set step: what wants to be negative is nothing, the others are fitted again.
+        free = [k for k in free if k not in negative]
+
+
+def _solve(
+    features: Sequence[Sequence[float]], peaks: Sequence[int], free: Sequence[int], count: int
+) -> list[float]:
+    size = len(free)
+    matrix = [[0.0] * (size + 1) for _ in range(size)]
+    for i, k in enumerate(free):
+        matrix[i][i] += PRIOR**-2
+        matrix[i][size] += PRIOR**-2
+        for line, peak in zip(features, peaks, strict=True):
+            weight = (NOISE * peak) ** -2
+            matrix[i][size] += weight * line[k] * peak
+            for j, other in enumerate(free):
+                matrix[i][j] += weight * line[k] * line[other]
+    # Symmetric and positive definite thanks to the prior: no pivoting needed.
+    for i in range(size):
+        for below in range(i + 1, size):
+            factor = matrix[below][i] / matrix[i][i]
+            matrix[below] = [b - factor * a for a, b in zip(matrix[i], matrix[below], strict=True)]
+    result = [0.0] * count
+    for i in reversed(range(size)):
+        known = sum(matrix[i][j] * result[free[j]] for j in range(i + 1, size))
+        result[free[i]] = (matrix[i][size] - known) / matrix[i][i]
+    return result

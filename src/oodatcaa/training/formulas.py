@@ -1,0 +1,213 @@
+"""What a training step holds at its peak, term by term, from a model's shape alone.
+
+The structure follows from reverse-mode differentiation: frozen weights get no gradient; every
+trained block keeps what its backward pass needs, or only its input where it is checkpointed; then
+comes the larger of two moments, the output layer's loss or one block on its way back. The
+constants are fitted to measured peaks (`make bench-memory` prints how well they hold).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from dataclasses import dataclass
+
+from oodatcaa.domain.training import BlockShape, FineTune, Matrix, ModelShape, Optimizer, QLoRA
+
+PAD_TO = 32
+"""Rows of a batch are padded to a multiple of this."""
+TARGETS_TO = 64
+"""Target positions of a batch are padded to a multiple of this."""
+STATE_COPIES = {
+    Optimizer.ADAM: 2.0,
+    Optimizer.ADAMW: 2.0,
+    Optimizer.SGD: 1.0,
+    Optimizer.MUON: 1.0,
+    Optimizer.ADAFACTOR: 0.05,
+}
+"""Moments per trained parameter; Adafactor keeps a row and a column instead of a matrix."""
+UPDATE_COPIES = {Optimizer.ADAFACTOR: 2.0, Optimizer.MUON: 2.0}
+"""Temporaries while the optimizer works; one unless named here."""
+RUNTIME_BYTES = {"cpu": 130_000_000, "metal": 500_000_000, "cuda": 1_200_000_000}
+"""Interpreter, libraries and the supervisor's process. Only the CPU's was measured."""
+TOKENIZER_FACTOR = 4
+"""A loaded tokenizer per byte of its tokenizer.json."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between float32 on the CPU and half precision on a GPU, in bytes."""
+
+    itemsize: int
+    hidden: float
+    width: float
+    kept_scores: float
+    scores: float
+    head_copies: int
+    """Dense copies of a quantised output layer."""
+
+
+FLOAT32 = Kind(itemsize=4, hidden=20.8, width=6.96, kept_scores=0, scores=16, head_copies=3)
+HALF = Kind(itemsize=2, hidden=14.9, width=4.13, kept_scores=1.73, scores=12, head_copies=0)
+"""HALF was fitted on the CPU build in bfloat16; on Metal it is not measured."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A batch: `targets` of its positions carry loss."""
+
+    batch: int
+    length: int
+    targets: int
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Bytes. `kept` grows with tokens and trained blocks; `loss` and `block` are never there
+    together, so only the larger counts; the same holds for `step` and `saving`."""
+
+    weights: int
+    trained: int
+    kept: int
+    loss: int
+    block: int
+    scores: int
+    head: int
+    runtime: int
+    saving: int
+
+    @property
+    def moment(self) -> int:
+        """The larger of the two moments at the end of the forward pass."""
+        return max(self.loss + self.head, self.block + self.scores)
+
+
+@functools.cache
+def mlx_version() -> tuple[int, ...]:
+    """The installed mlx; without one the newest behaviour is assumed."""
+    try:
+        parts = importlib.metadata.version("mlx").split(".")[:3]
+    except importlib.metadata.PackageNotFoundError:
+        return (999,)
+    return tuple(int(part) if part.isdigit() else 0 for part in parts)
+
+
+def loss_copies(version: tuple[int, ...]) -> int:
+    """Float tensors of the logits' shape that stock cross entropy holds at once."""
+    return 4 if version >= (0, 32, 1) else 3
+
+
+def kind_for(device: str, fast_cpu: bool) -> Kind:
+    return FLOAT32 if device == "cpu" and fast_cpu else HALF
+
+
+def block_of(shape: ModelShape) -> BlockShape:
+    """The widest of the last blocks; a Llama-like one where the tensors showed none."""
+    if shape.blocks:
+        return max(shape.blocks, key=lambda block: block.parameters)
+    hidden, wide = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    sizes = {
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "mlp.down_proj": (hidden, wide),
+    }
+    matrices = tuple(Matrix(name=n, rows=r, columns=c) for n, (r, c) in sizes.items())
+    return BlockShape(matrices=matrices, parameters=sum(m.rows * m.columns for m in matrices))
+
+
+def trained_blocks(shape: ModelShape, params: QLoRA) -> int:
+    count = shape.num_layers if params.num_layers < 0 else params.num_layers
+    return min(count, shape.num_layers)
+
+
+def adapted(shape: ModelShape, params: QLoRA) -> tuple[Matrix, ...]:
+    """The matrices of one block that get an adapter."""
+    matrices = block_of(shape).matrices
+    if params.keys is None:
+        return matrices
+    return tuple(
+        m
+        for m in matrices
+        if any(m.name == key or m.name.endswith(f".{key}") for key in params.keys)
+    )
+
+
+def trained_parameters(shape: ModelShape, params: QLoRA) -> int:
+    """Parameters with a gradient: rank x (in + out) of every adapted matrix, or whole blocks."""
+    blocks = trained_blocks(shape, params)
+    if params.fine_tune_type is FineTune.FULL:
+        return blocks * block_of(shape).parameters
+    matrices = adapted(shape, params)
+    count = params.rank * sum(m.rows + m.columns for m in matrices)
+    if params.fine_tune_type is FineTune.DORA:
+        count += sum(m.rows for m in matrices)
+    return blocks * count
+
+
+def inner_width(shape: ModelShape) -> int:
+    """Sum over a block's matrices of the side that is not the residual stream's."""
+    hidden = shape.hidden_size
+    return sum(m.rows if m.columns == hidden else m.columns for m in block_of(shape).matrices)
+
+
+def terms(
+    shape: ModelShape, params: QLoRA, size: Size, weights: int, device: str, fast_cpu: bool
+) -> Terms:
+    """All terms of one step; `weights` is what the loaded model takes."""
+    kind = kind_for(device, fast_cpu)
+    blocks = trained_blocks(shape, params)
+    layer = round(size.tokens * (kind.hidden * shape.hidden_size + kind.width * inner_width(shape)))
+    scores = size.batch * shape.num_heads * size.length**2
+    one = layer + round(kind.kept_scores * scores) + _dora(shape, params, kind)
+    trained = trained_parameters(shape, params)
+    inputs = blocks * size.tokens * shape.hidden_size * kind.itemsize
+    quantised = shape.bits is not None or params.quantize_bits is not None
+    targets = size.tokens if shape.dense_logits else size.targets
+    largest = max((m.rows * m.columns for m in block_of(shape).matrices), default=0)
+    dense = 2 * kind.itemsize * largest if quantised and kind.head_copies else 0
+    head = kind.head_copies * kind.itemsize * shape.hidden_size * shape.vocab_size
+    return Terms(
+        weights=weights,
+        trained=round(4 * trained * _copies(params)),
+        kept=inputs if params.grad_checkpoint else blocks * one,
+        loss=loss_copies(mlx_version()) * round_up(targets, TARGETS_TO) * shape.vocab_size * 4,
+        block=(2 * one if params.grad_checkpoint else one) + dense,
+        scores=round(kind.scores * scores),
+        head=head if quantised else 0,
+        runtime=runtime_bytes(shape, device),
+        saving=round(4 * trained * (1.2 * max(1.0, STATE_COPIES[params.optimizer]))),
+    )
+
+
+def _copies(params: QLoRA) -> float:
+    """float32 copies of the trained parameters: gradient, moments, update; the weights themselves
+    too, unless they are the model's own."""
+    own = 0 if params.fine_tune_type is FineTune.FULL else 1
+    accumulated = 1 if params.grad_accumulation_steps > 1 else 0
+    update = UPDATE_COPIES.get(params.optimizer, 1.0)
+    return own + 1 + STATE_COPIES[params.optimizer] + update + accumulated
+
+
+def _dora(shape: ModelShape, params: QLoRA, kind: Kind) -> int:
+    """DoRA builds the adapted weight to take its norm: two dense copies of each matrix."""
+    if params.fine_tune_type is not FineTune.DORA:
+        return 0
+    return 2 * kind.itemsize * sum(m.rows * m.columns for m in adapted(shape, params))
+
+
+def runtime_bytes(shape: ModelShape, device: str) -> int:
+    base = RUNTIME_BYTES.get(device, max(RUNTIME_BYTES.values()))
+    return base + TOKENIZER_FACTOR * shape.tokenizer_bytes
+
+
+def round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,139 @@
+"""A few real steps at small sizes, measured: `python -m oodatcaa.training.mlx.probe FOLDER`.
+
+ProbeRequest -> ProbeResult. Each size goes through `Run.fit`, the very code of a training run:
+validation, steps, optimizer, a checkpoint, the final adapter. Only the examples are made up, and
+the model is loaded once for all sizes.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from oodatcaa.domain.base import Record
+from oodatcaa.training.mlx.blas import preload
+from oodatcaa.training.mlx.child import read_request, serve
+from oodatcaa.training.protocol import PROBE_DIR, ProbePoint, ProbeRequest, ProbeResult, ProbeSize
+
+LEARNING_RATE = 1e-6
+"""Made-up tokens must not move a weight far: the same model serves every size."""
+
+
+def probe(folder: Path, request: ProbeRequest) -> ProbeResult:
+    """The peaks of every size, smallest first: freed memory stays with the process for a while."""
+    blas = preload()
+    # mlx must not be imported before the BLAS is in place.
+    import mlx.core as mx
+    import numpy as np
+
+    from oodatcaa.training.mlx import setup
+    from oodatcaa.training.mlx.blas import describe_machine
+    from oodatcaa.training.mlx.guard import walled
+
+    spec = request.spec
+    with walled(folder, spec.memory_limit_bytes) as guard:
+        mx.random.seed(spec.params.seed)
+        np.random.seed(spec.params.seed)
+        network, _ = setup.load_base(spec.model, spec.params.quantize_bits)
+        setup.attach_adapters(network, spec.params)
+        loaded_mlx, loaded_process = guard.peaks()
+        points = [
+            _measure(folder, request, size, network, guard, blas)
+            for size in sorted(request.sizes, key=_tokens)
+        ]
+    return ProbeResult(
+        points=tuple(points),
+        loaded_mlx_bytes=loaded_mlx,
+        loaded_process_bytes=loaded_process,
+        loss=_loss_path(network),
+        versions=setup.versions(),
+        machine=describe_machine(blas),
+    )
+
+
+def _tokens(size: ProbeSize) -> tuple[int, int]:
+    return size.batch * size.length, size.targets
+
+
+def _measure(
+    folder: Path, request: ProbeRequest, size: ProbeSize, network: Any, guard: Any, blas: Any
+) -> ProbePoint:
+    import mlx.core as mx
+
+    from oodatcaa.training.mlx.checkpoints import RunIdentity
+    from oodatcaa.training.mlx.trainer import Run
+
+    gc.collect()
+    mx.clear_cache()
+    guard.reset()
+    params = _params(request, size)
+    target = folder / PROBE_DIR / f"{size.batch}x{size.length}"
+    target.mkdir(parents=True, exist_ok=True)
+    run = Run(target, request.spec.evolve(params=params, resume_from=None), blas)
+    run.examples = _examples(size, request.vocab_size)
+    with _unpatched(network):
+        run.fit(network, run.examples, RunIdentity(params="probe", train_sha256=""))
+    monitor = run.monitor
+    seconds = monitor.seconds / params.iters if monitor else 0.0
+    mlx, process = guard.peaks()
+    return ProbePoint(size=size, mlx_bytes=mlx, process_bytes=process, step_seconds=seconds)
+
+
+def _params(request: ProbeRequest, size: ProbeSize) -> Any:
+    """Enough micro-steps that moments and an accumulated gradient are held at once."""
+    accumulate = min(2, request.spec.params.grad_accumulation_steps)
+    return request.spec.params.evolve(
+        batch_size=size.batch,
+        max_seq_length=max(32, size.length),
+        grad_accumulation_steps=accumulate,
+        iters=2 * accumulate,
+        learning_rate=LEARNING_RATE,
+        warmup_steps=0,
+        val_batches=1,
+        steps_per_eval=1000,
+        save_every=1,
+    )
+
+
+def _examples(size: ProbeSize, vocabulary: int) -> Any:
+    import numpy as np
+
+    from oodatcaa.training.mlx.batches import Example, Examples
+
+    random = np.random.default_rng(0)
+    share, rest = divmod(min(size.targets, size.batch * (size.length - 1)), size.batch)
+    items = []
+    for row in range(size.batch):
+        tokens = random.integers(0, vocabulary, size.length).tolist()
+        targets = max(1, share + (row < rest))
+        items.append(Example(tuple(tokens), max(1, size.length - targets)))
+    return Examples(tuple(items), {}, {})
+
+
+@contextmanager
+def _unpatched(network: Any) -> Iterator[None]:
+    """mlx-lm checkpoints by patching the blocks' class: twice would nest."""
+    kinds = {type(block): type(block).__call__ for block in network.layers}
+    try:
+        yield
+    finally:
+        for kind, call in kinds.items():
+            kind.__call__ = call
+
+
+def _loss_path(network: Any) -> str:
+    from oodatcaa.training.mlx.loss import split_head
+
+    return "targets only" if split_head(network).sparse else "every position"
+
+
+def _answer(folder: Path) -> Record:
+    return probe(folder, read_request(folder, ProbeRequest))
+
+
+if __name__ == "__main__":
+    sys.exit(serve(_answer))

@@ -1,0 +1,165 @@
+"""What a spec will need, asked once: its worst batch, what is known of its family, and a probe."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from oodatcaa.domain.training import MemoryEstimate, MemoryPart, TrainSpec
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.machine import gate_limit, guess_accelerator
+from oodatcaa.training.children import DEFAULTS, ChildSettings, ask_child
+from oodatcaa.training.estimate import estimate_training, read_shape, worst_size
+from oodatcaa.training.forecast import (
+    ProbeCache,
+    Probed,
+    answers,
+    family,
+    forecast,
+    probe_sizes,
+    worker_versions,
+)
+from oodatcaa.training.formulas import Size
+from oodatcaa.training.models import ModelStore
+from oodatcaa.training.protocol import ProbeRequest, ProbeResult
+from oodatcaa.training.tokens import known_lengths
+
+MOST_ROWS = 4096
+"""A batch larger than this is not searched for."""
+
+
+class Question:
+    """Data that is there bounds the lengths; without it every row counts as `max_seq_length`.
+
+    Raises OodatcaaError `model.unreadable`.
+    """
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        path: Path,
+        cache: ProbeCache,
+        settings: ChildSettings = DEFAULTS,
+    ) -> None:
+        self.spec, self.path, self._cache, self._settings = spec, path, cache, settings
+        self.device = guess_accelerator()
+        self.shape = read_shape(path)
+        self.limit = gate_limit(spec.memory_limit_bytes)
+        lengths = known_lengths(Path(spec.data_dir), path)
+        params = spec.params
+        targets = lengths.batch_targets(params.batch_size) if params.mask_prompt else None
+        self.analytic = estimate_training(
+            self.shape,
+            params,
+            seq_length=lengths.longest,
+            batch_targets=targets,
+            device=self.device,
+            fast_cpu=settings.fast_cpu,
+        )
+        self.size = worst_size(params, lengths.longest, targets)
+
+    @cached_property
+    def family(self) -> dict[str, str]:
+        digest = ModelStore().model_sha256(self.path)
+        device = f"{self.device}, {'fast' if self._settings.fast_cpu else 'stock'} path"
+        return family(digest, worker_versions(), device, self.spec.params)
+
+    @cached_property
+    def probed(self) -> Probed:
+        return self._cache.read(self.family)
+
+    @property
+    def known(self) -> bool:
+        """Whether an earlier probe answers."""
+        return answers(self.probed, self.size)
+
+    def answer(self) -> MemoryEstimate:
+        """The forecast where a probe answers already, else the analytic estimate."""
+        return self.at(self.size) if self.known else self.analytic
+
+    def at(self, size: Size) -> MemoryEstimate:
+        """For another batch: the forecast where a probe is near enough, else the estimate."""
+        if answers(self.probed, size):
+            return self._forecast(size)
+        params = self.spec.params.evolve(batch_size=size.batch, max_seq_length=max(32, size.length))
+        return estimate_training(
+            self.shape,
+            params,
+            batch_targets=size.targets,
+            device=self.device,
+            fast_cpu=self._settings.fast_cpu,
+        )
+
+    def _forecast(self, size: Size) -> MemoryEstimate:
+        return forecast(
+            self.probed,
+            self.shape,
+            self.spec.params,
+            size,
+            self.device,
+            fast_cpu=self._settings.fast_cpu,
+        )
+
+    def largest_batch(self, length: int) -> int:
+        """Rows of `length` tokens that fit, with the data's share of targets; 0 = not one."""
+        share = self.size.targets / self.size.tokens
+
+        def fits(batch: int) -> bool:
+            targets = max(1, round(share * batch * length))
+            return self.at(Size(batch, length, targets)).total_bytes <= self.limit
+
+        low, high = 0, 1
+        while high <= MOST_ROWS and fits(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def measure(self, budget: int) -> MemoryEstimate:
+        """The forecast from a probe run now, of batches of at most `budget` tokens.
+
+        A probe that itself ends at the memory gate makes the estimate one that does not fit; any
+        other failure of the probe is raised.
+        """
+        ready = self.spec.evolve(
+            model=str(self.path),
+            resume_from=None,
+            start_iteration=0,
+            memory_limit_bytes=self.limit,
+        )
+        sizes = probe_sizes(self.size, budget)
+        request = ProbeRequest(spec=ready, sizes=sizes, vocab_size=self.shape.vocab_size)
+        try:
+            result, ended = ask_child(
+                "probe", request, ProbeResult, self.limit, settings=self._settings
+            )
+        except OodatcaaError as error:
+            if error.code != "child.memory_gate":
+                raise
+            return _over(self.analytic, self.limit, error)
+        highest = max(result.loaded_process_bytes, *(p.process_bytes for p in result.points))
+        self.probed = self._cache.add(
+            Probed(
+                family=self.family,
+                points=result.points,
+                loaded_mlx_bytes=result.loaded_mlx_bytes,
+                loaded_process_bytes=result.loaded_process_bytes,
+                beside_bytes=max(0, ended.peak_bytes - highest),
+                loss=result.loss,
+            )
+        )
+        return self._forecast(self.size)
+
+
+def _over(analytic: MemoryEstimate, limit: int, error: OodatcaaError) -> MemoryEstimate:
+    """A probe of a smaller size met the limit, so the full size is over it for certain."""
+    more = max(0, limit + 1 - analytic.total_bytes)
+    formula = f"a probe of at most this size ended at the gate: {error.message}"
+    part = MemoryPart(name="measured beyond", bytes=more, formula=formula)
+    return analytic.evolve(
+        total_bytes=analytic.total_bytes + more,
+        parts=(*analytic.parts, part),
+        source="probe",
+        method="a lower bound: the probe itself was stopped at the limit",
+    )

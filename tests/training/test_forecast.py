@@ -1,0 +1,138 @@
+"""The forecast: analytic terms scaled to what was measured, cached, and measured for real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oodatcaa.domain.training import FineTune, Optimizer, QLoRA, TrainSpec
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.estimate import estimate_training, read_shape
+from oodatcaa.training.forecast import (
+    ProbeCache,
+    Probed,
+    answers,
+    calibrate,
+    family,
+    forecast,
+    probe_sizes,
+)
+from oodatcaa.training.formulas import Size
+from oodatcaa.training.protocol import ProbePoint, ProbeSize
+from oodatcaa.training.question import Question
+from tiny_model import make_tiny_model
+
+FEATURE = st.floats(1e6, 1e10)
+FACTOR = st.floats(0.5, 2.0)
+SAME = family("0" * 64, {"mlx": "1"}, "cpu", QLoRA())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(FEATURE, FEATURE, FEATURE), min_size=1, max_size=4), FACTOR)
+def test_measurements_that_are_all_off_by_one_factor_are_met(
+    rows: list[tuple[float, float, float]], factor: float
+) -> None:
+    peaks = [round(sum(row) * factor) for row in rows]
+    scales = calibrate(rows, peaks)
+    assert all(scale >= 0 for scale in scales)
+    for row, peak in zip(rows, peaks, strict=True):
+        found = sum(f * s for f, s in zip(row, scales, strict=True))
+        assert found == pytest.approx(peak, rel=0.02)
+
+
+@given(st.integers(1, 64), st.integers(32, 8192), st.floats(0.05, 1), st.integers(64, 8192))
+def test_probe_sizes_stay_within_target_and_budget(
+    batch: int, length: int, share: float, budget: int
+) -> None:
+    target = Size(batch, length, max(1, round(batch * length * share)))
+    sizes = probe_sizes(target, budget)
+    assert 1 <= len(sizes) <= 3
+    for size in sizes:
+        assert size.batch <= target.batch
+        assert size.length <= target.length
+        assert size.targets <= target.targets + 1
+    largest = max(size.batch * size.length for size in sizes)
+    assert largest <= max(budget, 64)
+    if target.tokens <= budget:
+        assert largest == target.tokens
+
+
+def point(batch: int, length: int, process: int) -> ProbePoint:
+    size = ProbeSize(batch=batch, length=length, targets=batch * length)
+    return ProbePoint(size=size, mlx_bytes=process // 2, process_bytes=process, step_seconds=0.1)
+
+
+def test_the_cache_keeps_points_and_the_larger_peak_and_survives_a_torn_file(
+    tmp_path: Path,
+) -> None:
+    cache = ProbeCache(tmp_path)
+    cache.add(Probed(family=SAME, points=(point(1, 64, 100),)))
+    cache.add(Probed(family=SAME, points=(point(1, 64, 90), point(2, 64, 200))))
+    assert {(p.size.batch, p.process_bytes) for p in cache.read(SAME).points} == {
+        (1, 100),
+        (2, 200),
+    }
+    other = {**SAME, "rank": "64"}
+    assert cache.read(other).points == ()
+    assert not answers(cache.read(other), Size(1, 64, 64))
+    assert answers(cache.read(SAME), Size(8, 64, 64))
+    assert not answers(cache.read(SAME), Size(9, 64, 64))
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text()[:50])
+    assert cache.read(SAME).points == ()
+
+
+def test_a_forecast_is_never_under_a_smaller_size_that_was_measured(tiny: Path) -> None:
+    shape, params = read_shape(tiny), QLoRA(rank=4, num_layers=2)
+    probed = Probed(family=SAME, points=(point(1, 64, 10**9), point(1, 128, 2 * 10**9)))
+    small = forecast(probed, shape, params, Size(1, 64, 64), "cpu")
+    large = forecast(probed, shape, params, Size(2, 128, 256), "cpu")
+    assert small.total_bytes >= 10**9
+    assert large.total_bytes >= 2 * 10**9
+    assert large.source == "probe"
+    assert sum(part.bytes for part in large.parts) == large.total_bytes
+
+
+@pytest.mark.parametrize("kind", list(FineTune))
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_every_kind_and_optimizer_has_an_estimate(
+    tiny: Path, kind: FineTune, optimizer: Optimizer
+) -> None:
+    found = estimate_training(read_shape(tiny), QLoRA(fine_tune_type=kind, optimizer=optimizer))
+    assert found.total_bytes == sum(part.bytes for part in found.parts)
+    assert found.unknown == ()
+
+
+def test_a_probe_measures_the_real_thing_once_and_then_answers(tiny: Path, tmp_path: Path) -> None:
+    params = QLoRA(
+        rank=4, num_layers=2, batch_size=2, max_seq_length=128, mask_prompt=False,
+        grad_checkpoint=True, fine_tune_type=FineTune.DORA, optimizer=Optimizer.ADAFACTOR,
+    )  # fmt: skip
+    spec = TrainSpec(model=str(tiny), data_dir="-", params=params)
+    asked = Question(spec, tiny, ProbeCache(tmp_path / "probes"))
+    found = asked.measure(128)
+    assert {(p.size.batch, p.size.length) for p in asked.probed.points} == {(1, 128), (1, 64)}
+    assert asked.probed.loss == "targets only"
+    assert found.source == "probe"
+    assert 100e6 < found.total_bytes < 400e6
+    again = Question(spec, tiny, ProbeCache(tmp_path / "probes"))
+    assert again.known
+    assert again.answer() == found
+    assert again.largest_batch(128) > 2
+
+
+def test_full_fine_tuning_of_quantised_weights_is_refused(tiny: Path, tmp_path: Path) -> None:
+    params = QLoRA(num_layers=2, fine_tune_type=FineTune.FULL)
+    spec = TrainSpec(model=str(tiny), data_dir="-", params=params)
+    with pytest.raises(OodatcaaError) as caught:
+        Question(spec, tiny, ProbeCache(tmp_path)).measure(64)
+    assert caught.value.code == "train.bad_params"
+    assert "quantised" in caught.value.message

@@ -1,0 +1,179 @@
+"""The wall: whatever eats memory is stopped, by whom is known, and what it held is on record.
+
+The adversaries are small programs in real children: importing a model would only make them slow.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from oodatcaa.domain.training import (
+    FailureKind,
+    MemoryLayer,
+    MemoryStop,
+    QLoRA,
+    RunFailure,
+    TrainSpec,
+)
+from oodatcaa.kit.memory import read_samples
+from oodatcaa.training.children import run_child
+from oodatcaa.training.endings import Ended, memory_stop
+from oodatcaa.training.estimate import check_before
+from oodatcaa.training.forecast import ProbeCache
+from oodatcaa.training.question import Question
+from oodatcaa.training.reservation import Reservations
+from tiny_model import make_tiny_data, make_tiny_model
+
+MB = 1_000_000
+SLOW = """
+import time
+held = []
+while True:
+    held.append(b"x" * 4_000_000)
+    time.sleep(0.02)
+"""
+GRANDCHILD = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", '''
+import os, time
+os.setsid()
+held = [b"x" * 4_000_000 for _ in range(60) if not time.sleep(0.02)]
+time.sleep(60)
+'''])
+time.sleep(60)
+"""
+WALLED = """
+import sys, time
+from pathlib import Path
+import mlx.core as mx
+from oodatcaa.training.mlx.guard import walled
+with walled(Path(sys.argv[1]), int(sys.argv[2])):
+    {body}
+"""
+CALLBACK = "held = []\n    while True:\n        held.append(b'x' * 2_000_000); time.sleep(0.005)"
+STEP = """x = mx.random.uniform(shape=(1000, 1000))
+    for _ in range(400):
+        x = mx.concatenate([x, mx.exp(x[:1000])])
+    mx.eval(x)"""
+JUMP = "mx.eval(mx.ones((40_000, 100_000)) + 1)"
+
+
+def stopped(
+    tmp_path: Path, code: str, limit: int, inside: int | None = None
+) -> tuple[Ended, RunFailure]:
+    log = tmp_path / "log"
+    argv = [sys.executable, "-c", code, str(tmp_path), str(inside or limit)]
+    ended = run_child(
+        argv, folder=tmp_path, log=log, limit=limit, samples=tmp_path / "memory.jsonl"
+    )
+    found = memory_stop(ended, log, limit)
+    assert found is not None, log.read_text()
+    assert found.kind is FailureKind.MEMORY_GATE
+    assert found.layer is MemoryLayer.DURING
+    assert found.stop is not None
+    assert f"memory_gate: {found.stop.value}" in found.message
+    return ended, found
+
+
+@pytest.mark.parametrize("code", [SLOW, GRANDCHILD])
+def test_the_watcher_stops_what_grows_anywhere_in_the_tree(tmp_path: Path, code: str) -> None:
+    ended, found = stopped(tmp_path, code, 150 * MB)
+    assert found.stop is MemoryStop.WATCHER
+    assert found.limit_bytes == 150 * MB
+    assert (found.needed_bytes or 0) > 150 * MB
+    series = [sample.tree_bytes for sample in read_samples(tmp_path / "memory.jsonl")]
+    assert len(series) > 5
+    assert max(series) > 150 * MB
+    assert ended.peak_bytes >= max(series)
+
+
+@pytest.mark.parametrize("body", [CALLBACK, STEP])
+def test_inside_a_thread_stops_a_leak_and_a_step_that_is_still_computing(
+    tmp_path: Path, body: str
+) -> None:
+    inside = 400 * MB
+    _, found = stopped(tmp_path, WALLED.format(body=body), 600 * MB, inside)
+    assert found.stop is MemoryStop.STEP
+    assert inside < (found.needed_bytes or 0) < 600 * MB
+
+
+def test_one_jump_far_beyond_the_limit_is_refused_by_the_kernel(tmp_path: Path) -> None:
+    ended, found = stopped(tmp_path, WALLED.format(body=JUMP), 600 * MB)
+    assert found.stop is MemoryStop.KERNEL
+    assert ended.peak_bytes < 600 * MB
+    assert "most likely" in found.message
+    assert "Segmentation fault" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "peak", "stop"),
+    [
+        (-11, 95, MemoryStop.KERNEL),
+        (139, 95, MemoryStop.KERNEL),
+        (134, 95, MemoryStop.KERNEL),
+        (-9, 95, MemoryStop.KERNEL),
+        (-11, 20, None),
+        (1, 95, None),
+        (0, 95, None),
+    ],
+)
+def test_a_deadly_signal_counts_only_close_to_the_limit(
+    tmp_path: Path, code: int, peak: int, stop: MemoryStop | None
+) -> None:
+    found = memory_stop(
+        Ended(exit_code=code, peak_bytes=peak, seconds=1.0), tmp_path / "no log", 100
+    )
+    assert (found.stop if found else None) is stop
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RuntimeError: [malloc] Unable to allocate 16000000000 bytes.",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "MemoryError",
+        "libc++abi: [METAL] Command buffer execution failed: Insufficient Memory",
+        "error 0000000e:kIOGPUCommandBufferCallbackErrorOutOfMemory",
+    ],
+)
+def test_what_an_allocator_says_is_recognised(tmp_path: Path, line: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"Traceback\n{line}\n")
+    found = memory_stop(Ended(exit_code=1, peak_bytes=20, seconds=1.0), log, 100)
+    assert found is not None
+    assert found.stop is MemoryStop.KERNEL
+    assert line in found.message
+
+
+def test_one_example_fifty_times_longer_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    tiny = make_tiny_model(tmp_path / "tiny")
+    data = make_tiny_data(tmp_path / "data")
+    spec = TrainSpec(
+        model=str(tiny),
+        data_dir=str(data),
+        params=QLoRA(rank=4, num_layers=2, batch_size=8, max_seq_length=8192),
+        memory_limit_bytes=300 * MB,
+    )
+    cache = ProbeCache(tmp_path / "probes")
+    assert check_before(Question(spec, tiny, cache).answer(), spec.memory_limit_bytes) is None
+    example = json.loads((data / "train.jsonl").read_text().splitlines()[0])
+    example["messages"][1]["content"] *= 50
+    with (data / "train.jsonl").open("a") as file:
+        file.write(json.dumps(example) + "\n")
+    refused = check_before(Question(spec, tiny, cache).answer(), spec.memory_limit_bytes)
+    assert refused is not None
+    assert refused.stop is MemoryStop.PREFLIGHT
+
+
+def test_runs_that_share_a_machine_share_its_limit(tmp_path: Path) -> None:
+    ledger = Reservations(tmp_path)
+    with ledger.reserve(4 * MB, 16 * MB) as first:
+        assert ledger.allowance(first) == 16 * MB
+        with ledger.reserve(6 * MB, 16 * MB) as second:
+            assert ledger.allowance(first) + ledger.allowance(second) == 16 * MB
+            assert ledger.allowance(second) == 9 * MB
+        assert ledger.allowance(first) == 16 * MB
