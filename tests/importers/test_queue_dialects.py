@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from oodatcaa.domain.board import Board, EventKind, Sprint
-from oodatcaa.domain.lifecycle import invariants
-from oodatcaa.domain.policy import Policy
+from oodatcaa.domain.board import EventKind
 from oodatcaa.domain.states import tasks_of
 from oodatcaa.domain.task import StoryStatus, SubtaskKind, SubtaskStatus
-from oodatcaa.importers import Imported, Severity, import_file, open_stories
+from oodatcaa.importers import Imported, Severity, as_drafts, import_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
 QUEUES = sorted(FIXTURES.glob("*.json"))
@@ -131,27 +129,22 @@ def test_tasks_keyed_by_id_without_ids_and_leases_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("path", QUEUES, ids=lambda path: path.stem)
-def test_open_work_can_go_on_in_a_live_sprint(path: Path) -> None:
-    imported = import_file(path, now=NOW)
-    stories = open_stories(imported, NOW)
+def test_open_work_becomes_drafts_and_finished_work_is_named(path: Path) -> None:
+    imported = as_drafts(import_file(path, now=NOW))
     over = (StoryStatus.DONE, StoryStatus.CANCELLED)
-    assert {s.id for s in stories} == {s.id for s in imported.stories if s.status not in over}
-    sprint = Sprint(
-        number=1,
-        objective_id="O",
-        objective_sha256="0" * 64,
-        title="imported",
-        target_branch="main",
-        memory_limit_bytes=16 * 10**9,
-        created_at=NOW,
-    )
-    assert invariants(Board(sprint=sprint, stories=stories), Policy()) == ()
+    left = {s.id for s in imported.stories if s.status not in over}
+    assert {draft.key for draft in imported.drafts} == left
+    assert set(imported.done) == {s.id for s in imported.stories} - left
+    for draft in imported.drafts:
+        assert draft.steps
+        assert not draft.commands  # text of an old queue is never taken for a command
+        assert set(draft.depends_on) <= left | set(imported.done)
 
 
 def test_open_work_remembers_what_was_known_of_its_parts() -> None:
-    story = open_stories(read("nested.json"), NOW)[0]
-    assert "- T001-B02 Document: ready in the old queue" in story.goal
-    assert story.status is StoryStatus.NEEDS_PLAN
+    draft = as_drafts(read("nested.json")).drafts[0]
+    kept = {item.what: item.text for item in draft.leftovers}
+    assert kept["T001-B02 Document"].startswith("ready in the old queue")
 
 
 @pytest.mark.parametrize("path", QUEUES, ids=lambda path: path.stem)

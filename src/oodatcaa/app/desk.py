@@ -205,6 +205,7 @@ class Workshop:
             profile_tokens=project.config.training.profile_tokens,
             now=lambda: datetime.now(UTC),
             plan_of=self.newest_plan,
+            draft_of=project.drafts.get,
             plan_version=project.plans.load,
             inventory=self.inventory,
             read_board=project.store.read,

@@ -15,6 +15,7 @@ from oodatcaa.kit.rehearsal import work_dir
 from oodatcaa.state.store import QueueStore
 
 if TYPE_CHECKING:
+    from oodatcaa.app.drafts import DraftFiles
     from oodatcaa.app.plans import FactFiles, PlanFiles
     from oodatcaa.app.roster import Roster
     from oodatcaa.domain.objective import Objective
@@ -82,6 +83,12 @@ class Project:
         from oodatcaa.app.plans import PlanFiles
 
         return PlanFiles(self.work)
+
+    @cached_property
+    def drafts(self) -> DraftFiles:
+        from oodatcaa.app.drafts import DraftFiles
+
+        return DraftFiles(self.work)
 
     @cached_property
     def facts(self) -> FactFiles:

@@ -12,6 +12,7 @@ from oodatcaa.app.preflight import preflight
 from oodatcaa.app.project import Project
 from oodatcaa.domain.board import Board, Sprint
 from oodatcaa.domain.sprinting import Carried, open_sprint, stories_for
+from oodatcaa.domain.task import Story
 from oodatcaa.errors import RefusedError
 
 
@@ -31,7 +32,7 @@ def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) ->
             say(f"note: {note}")
     last = _last_number(project)
     number = 1 + last
-    carried = _carried(project, _last_closed(project))
+    carried = carried_work(project)
     first = 1 + _last_story(project)
     now = datetime.now(UTC)
     sprint = Sprint(
@@ -63,11 +64,17 @@ def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) ->
     return project.board()
 
 
-def _carried(project: Project, last: int) -> Carried:
-    """What the last sprint left; nothing when that was taken up already."""
+def carried_work(project: Project) -> Carried:
+    """What the next sprint begins with: what the last one left unless that was taken up already,
+    and what was imported since."""
+    last = _last_closed(project)
     path = project.work / CARRIED
     found = read_record(path, Carried) if path.exists() else Carried()
-    return found if found.sprint == last else Carried()
+    return found if found.sprint == last else Carried(sprint=last)
+
+
+def carried_stories(project: Project) -> tuple[Story, ...]:
+    return carried_work(project).stories
 
 
 def _clean_target(project: Project) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from oodatcaa.app.activity import Broadcast
 from oodatcaa.app.checking import Checker, story_gates
@@ -20,7 +21,7 @@ from oodatcaa.app.reports import compose, report_name, write_report
 from oodatcaa.app.starting import step_kinds, tidy_worktree
 from oodatcaa.domain import submission
 from oodatcaa.domain.adaptation import GiveUp
-from oodatcaa.domain.evidence import Evidence
+from oodatcaa.domain.evidence import Evidence, GateSpec
 from oodatcaa.domain.plan import Plan, StepKind
 from oodatcaa.domain.report import Deliverable, Metric
 from oodatcaa.domain.task import Failure, Role, Story, Subtask, Task
@@ -254,11 +255,19 @@ def do_build(claimed: Claimed) -> None:
     # Commands and agents of a plan are hands that are not the framework's own.
     outside = step_kinds(plan, claimed.task) & {StepKind.AGENT, StepKind.COMMAND}
     before = look(claimed.project, claimed.task.id, claimed.attempt) if outside else None
-    result = build(claimed.desk, plan, claimed.story(), claimed.task, workspace)
+    desk = replace(claimed.desk, verify=partial(_verify, claimed))
+    result = build(desk, plan, claimed.story(), claimed.task, workspace)
     claimed.stop_if_asked()
     if before is not None:
         refuse_trespass(claimed.project, before, claimed.owner)
     finish_build(claimed, plan, result)
+
+
+def _verify(
+    claimed: Claimed, gates: tuple[GateSpec, ...], plan: Plan, subtask: Subtask, commit: str
+) -> tuple[Evidence, ...]:
+    checker = Checker(claimed.project, claimed.desk)
+    return checker.run(gates, plan, subtask, commit, say=claimed.broadcast.say)
 
 
 def finish_build(claimed: Claimed, plan: Plan, result: BuildResult) -> None:

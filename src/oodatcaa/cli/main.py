@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from oodatcaa.cli import crew, evidence, history, mcp, models, project, queue, training
+from oodatcaa.cli import crew, evidence, history, importing, mcp, models, project, queue, training
 from oodatcaa.cli.show import guarded
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ models.register(app)
 training.register(app)
 evidence.register(app)
 mcp.register(app)
+importing.register(app)
 
 
 def main() -> None:

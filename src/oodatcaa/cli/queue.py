@@ -88,6 +88,11 @@ def show(task: Annotated[str, typer.Argument(help="T001 or T001-B01")]) -> None:
     version = found.plan_version if isinstance(found, Story) else 0
     plan = project.plans.load(task, version) if version else None
     say(show_text(project.board(), task, datetime.now(UTC), plan))
+    if isinstance(found, Story) and found.source is not None:
+        from oodatcaa.views.imported import source_lines
+
+        for line in source_lines(found.source, project.drafts.get(found.source)):
+            say(line)
     following("oodatcaa log --task " + task)
 
 
@@ -145,13 +150,16 @@ def release(
 
 
 def approve(
-    story: str, why: Annotated[str, typer.Option(help="your reason")], owner: Owner = ""
+    stories: Annotated[list[str], typer.Argument(metavar="STORY...")],
+    why: Annotated[str, typer.Option(help="your reason")],
+    owner: Owner = "",
 ) -> None:
-    """Let a story that waits for a person go on."""
+    """Let stories that wait for a person go on; of imported ones, let their commands run."""
     from oodatcaa.app.people import approve_story
     from oodatcaa.app.project import open_project
 
-    _told(approve_story(open_project(), story, _who(owner), why))
+    for story in stories:
+        _told(approve_story(open_project(), story, _who(owner), why))
     following("oodatcaa run")
 
 

@@ -152,6 +152,15 @@ class GateSpec(Record):
     critical: bool = False
     timeout_seconds: PositiveInt = 600
     statement: str = Field(default="", description="the criterion in words")
+    expect: Literal["success", "failure"] = Field(
+        default="success", description="failure = the command must fail, as a test before its code"
+    )
+    expect_output: str = Field(
+        default="", description="what its output should say; a difference is told, not judged"
+    )
+    verbatim: bool = Field(
+        default=False, description="braces are the command's own: no variables are filled in"
+    )
 
 
 class Baseline(Record):

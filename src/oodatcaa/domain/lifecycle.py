@@ -337,7 +337,8 @@ def legal(old: Board, new: Board, policy: Policy | None = None) -> tuple[str, ..
 
 def _is_initial(task: Task) -> bool:
     if isinstance(task, Story):
-        return task.status in (S.NEEDS_PLAN, S.BLOCKED)
+        approved = task.source is not None and task.source.approved is not None
+        return task.status in (S.NEEDS_PLAN, S.BLOCKED) and not approved
     return task.status in (B.READY, B.AWAITING_TEST, B.BLOCKED)
 
 
@@ -351,7 +352,7 @@ def _step_problems(before: Task, after: Task) -> list[str]:
         was, now = getattr(before, field, 0), getattr(after, field, 0)
         if now < was:
             problems.append(f"{before.id}: {field} goes back from {was} to {now}")
-    for field in ("story", "kind", "created_at"):
+    for field in ("story", "kind", "created_at", "source"):
         if getattr(before, field, None) != getattr(after, field, None):
             problems.append(f"{before.id}: {field} can not be changed")
     if is_done(before) and is_done(after):

@@ -18,7 +18,8 @@ from oodatcaa.domain.lifecycle import (
     undone,
     waiting_status,
 )
-from oodatcaa.domain.rounds import blocked_reason, rounds_left
+from oodatcaa.domain.rounds import blocked_reason, held_back, rounds_left
+from oodatcaa.domain.source import Approval as Allowed
 from oodatcaa.domain.task import Approval, Failure, Story, StoryStatus, Subtask, SubtaskKind, Task
 from oodatcaa.errors import RefusedError
 
@@ -42,9 +43,17 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
 
     Lost leases are forgiven; when it goes on to the refiner, at least one more adaptation round
     is allowed. Dependencies that were cancelled are dropped: approving says that it works without
-    them. Raises RefusedError: task.unknown, approve.not_waiting.
+    them. An imported story's commands are approved with it, also while it is still blocked.
+    Raises RefusedError: task.unknown, approve.not_waiting.
     """
     paused = _story(board, story)
+    if paused.source is not None and paused.source.wants_approval:
+        paused = paused.evolve(
+            source=paused.source.evolve(approved=Allowed(by=by, why=why, at=now))
+        )
+        board = put(board, paused)
+        if paused.status in (S.BLOCKED, S.NEEDS_PLAN):
+            return Decision(board, paused, (_allowed(paused, by, why, now),))
     if paused.status is not S.NEEDS_HUMAN:
         raise RefusedError(
             "approve.not_waiting",
@@ -81,9 +90,20 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
     return Decision(after, approved, (event, *follow))
 
 
+def _allowed(story: Story, by: str, why: str, now: datetime) -> Event:
+    assert story.source is not None
+    return Event(
+        kind=EventKind.MANUAL,
+        at=now,
+        actor=by,
+        subject=story.id,
+        text=f"{by} approved the {story.source.commands} commands of {story.source.file}: {why}",
+    )
+
+
 def _goes_on_to(board: Board, story: Story) -> StoryStatus:
     live = [item for item in board.subtasks_of(story.id) if not is_cancelled(item)]
-    if undone(board, story.depends_on):
+    if undone(board, story.depends_on) or (story.plan_version == 0 and held_back(board, story)):
         return S.BLOCKED
     if story.plan_version == 0:
         return S.NEEDS_PLAN

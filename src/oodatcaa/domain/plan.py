@@ -32,6 +32,7 @@ class StepKind(StrEnum):
     DOCUMENT = "document"
     COMMAND = "command"
     AGENT = "agent"
+    CHECK = "check"
     QUALITY_GATES = "quality_gates"
 
 
@@ -43,6 +44,9 @@ class Step(Record):
     exit_gates: tuple[NonEmpty, ...] = Field(min_length=1, description="what must hold afterwards")
     estimate_minutes: PositiveInt
     command: str = Field(default="", description="only for kind command")
+    checks: tuple[GateSpec, ...] = Field(
+        default=(), description="only for kind check: what the framework runs at that point"
+    )
     agent: str = Field(
         default="", description="only for kind agent: whose work it is; empty = whoever claims it"
     )

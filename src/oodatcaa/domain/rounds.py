@@ -177,7 +177,42 @@ def blocked_reason(board: Board, task: Task) -> str:
     names = [_trouble(needed) for needed in undone(board, task.depends_on)]
     if not names and isinstance(task, Subtask):
         names = [_trouble(board.story_by_id[task.story])]
-    return f"waits for {', '.join(names)}" if names else "waits for the next negotiation"
+    reasons = [f"waits for {', '.join(names)}"] if names else []
+    if isinstance(task, Story):
+        reasons += [held_back(board, task)] if held_back(board, task) else []
+        if task.source is not None and task.source.wants_approval:
+            reasons.append(
+                f"its {task.source.commands} commands wait for oodatcaa approve {task.id}"
+            )
+    return "; ".join(reasons) or "waits for the next negotiation"
+
+
+def held_back(board: Board, story: Story) -> str:
+    """What keeps a story from being planned beside its dependencies; empty = nothing.
+
+    Something that only a new import can settle, or a story under way that changes the same files:
+    of several that could begin, the one with the lowest id goes first.
+    """
+    if story.source is not None and story.source.held_back:
+        return story.source.held_back
+    for other in board.stories if story.files else ():
+        if other.files and other.id != story.id and _goes_first(other, story):
+            shared = set(story.files).intersection(other.files)
+            if shared:
+                return f"waits for {_trouble(other)}: both change {min(shared)}"
+    return ""
+
+
+def _goes_first(other: Story, story: Story) -> bool:
+    """Of two stories that change the same files; what is blocked itself holds nobody up."""
+    if is_finished(other) or other.status is S.BLOCKED:
+        return False
+    if other.status is S.NEEDS_HUMAN:
+        return other.plan_version > 0
+    if other.status is S.NEEDS_PLAN:
+        waits = other.source is not None and other.source.wants_approval
+        return not waits and (story.status is S.BLOCKED or other.id < story.id)
+    return True
 
 
 def _trouble(task: Task | str) -> str:
@@ -268,7 +303,7 @@ def _unblock(work: _Work) -> None:
                 continue
             after: Task = move(task, waiting_status(task.kind, blocked=False), work.now)
         else:
-            if undone(work.board, task.depends_on):
+            if undone(work.board, task.depends_on) or held_back(work.board, task):
                 continue
             after = move(task, S.NEEDS_PLAN, work.now)
         work.unblocked.append(task.id)
@@ -331,11 +366,18 @@ def _block(work: _Work) -> None:
                 after = move(task, S.NEEDS_HUMAN, work.now, reason=reason)
                 work.moved(task, after, reason, EventKind.TRANSITION)
                 continue
-            if task.status is S.NEEDS_PLAN and undone(work.board, task.depends_on):
+            task = work.board.story_by_id[task.id]
+            if task.status is S.NEEDS_PLAN and (
+                undone(work.board, task.depends_on) or held_back(work.board, task)
+            ):
                 reason = blocked_reason(work.board, task)
                 blocked = move(task, S.BLOCKED, work.now, reason=reason)
                 work.moved(task, blocked, reason, EventKind.TRANSITION)
                 continue
+            if task.status is S.NEEDS_PLAN and task.source and task.source.wants_approval:
+                reason = task.source.reason(task.id)
+                after = move(task, S.NEEDS_HUMAN, work.now, reason=reason)
+                work.moved(task, after, reason, EventKind.TRANSITION)
     for task in tasks_of(work.board):
         if task.status.value == S.BLOCKED.value:
             reason = blocked_reason(work.board, task)
@@ -375,7 +417,10 @@ def can_move(board: Board) -> bool:
             return True
         if task.status.value != S.BLOCKED.value or undone(board, task.depends_on):
             continue
-        if isinstance(task, Story) or board.story_by_id[task.story].status is S.PLANNING_COMPLETE:
+        if isinstance(task, Story):
+            if not held_back(board, task):
+                return True
+        elif board.story_by_id[task.story].status is S.PLANNING_COMPLETE:
             return True
     return False
 

@@ -168,6 +168,8 @@ def _carry(story: Story, wanted: set[str], board: Board, now: datetime) -> Story
         waivers=story.waivers,
         approval=story.approval,
         lessons=story.lessons,
+        source=story.source,
+        files=story.files,
     )
 
 

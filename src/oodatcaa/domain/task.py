@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.source import Source
 from oodatcaa.domain.waiver import Waiver
 from oodatcaa.domain.words import Approval as Approval
 from oodatcaa.domain.words import ArtefactKind as ArtefactKind
@@ -123,6 +124,10 @@ class Story(_Task):
     )
     extra_rounds: int = Field(
         default=0, ge=0, description="adaptation rounds that people allowed beyond the sprint's"
+    )
+    source: Source | None = Field(default=None, description="the plan it was imported from")
+    files: tuple[str, ...] = Field(
+        default=(), description="files that no other story may change while this one is under way"
     )
     paused_from: StoryStatus | None = Field(
         default=None, description="where a story that needs a human came from, so that it can go on"

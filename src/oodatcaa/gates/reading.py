@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oodatcaa.domain.evidence import Baseline, GateSpec, Verdict
 from oodatcaa.domain.gate_presets import UNREACHABLE, Counting, GatePreset, preset_for
-from oodatcaa.gates.judging import Judgement, crashed, failed, not_run, one_line, passed
+from oodatcaa.gates.judging import Judgement, crashed, failed, not_run, one_line, passed, with_note
 from oodatcaa.kit.process import CommandResult
 
 NO_TESTS_RAN = 5
@@ -35,6 +35,30 @@ class Reading:
 
 def read_command(gate: GateSpec, command: str, result: CommandResult, text: str) -> Reading:
     """`command` is the line that ran, `text` its stored output."""
+    reading = _read_success(gate, command, result, text)
+    if gate.expect == "failure":
+        reading = Reading(_expecting_failure(gate, command, result, text))
+    if gate.expect_output and gate.expect_output not in text:
+        note = f"warning: its output does not say {gate.expect_output!r}"
+        reading = replace(reading, judgement=with_note(reading.judgement, note))
+    return reading
+
+
+def _expecting_failure(gate: GateSpec, command: str, result: CommandResult, text: str) -> Judgement:
+    """A test written before its code must fail. The exit status decides: an import that fails is
+    as red as an assertion, but what did not run or had nothing to run has shown nothing."""
+    said = _last_line(text)
+    plain = _unfinished(gate, result, said) or _not_installed(result, text)
+    if plain is not None:
+        return plain
+    if result.exit_code == 0:
+        return failed("it succeeds already, but had to fail at this point", said)
+    if result.exit_code == NO_TESTS_RAN and _TEST_RUNNER.search(command):
+        return crashed("exit code 5: no tests ran")
+    return passed(f"fails as expected with exit code {result.exit_code}: {said}")
+
+
+def _read_success(gate: GateSpec, command: str, result: CommandResult, text: str) -> Reading:
     preset = preset_for(gate.command, gate.preset)
     said = _last_line(text)
     plain = _unfinished(gate, result, said) or _not_installed(result, text)

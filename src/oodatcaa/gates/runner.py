@@ -161,7 +161,7 @@ class GateRunner:
         if not command:
             return _Seen(crashed("the gate has no command"), facts)
         try:
-            line = fill(command, bench.values)
+            line = command if gate.verbatim else fill(command, bench.values)
         except UnknownVariables as error:
             return _Seen(crashed(str(error)), facts)
         facts["command"] = line

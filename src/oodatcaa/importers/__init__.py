@@ -4,7 +4,7 @@ Parsing is pure; only the door (`detect`, `import_file`) reads a file, and nothi
 or run. What does not fit is a finding with its place and content, never a traceback.
 """
 
-from oodatcaa.importers.fresh import open_stories
+from oodatcaa.importers.fresh import as_drafts
 from oodatcaa.importers.front import detect, import_file
 from oodatcaa.importers.records import (
     DraftStory,
@@ -22,7 +22,7 @@ __all__ = [
     "Imported",
     "Severity",
     "SprintFacts",
+    "as_drafts",
     "detect",
     "import_file",
-    "open_stories",
 ]

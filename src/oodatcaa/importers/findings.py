@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from oodatcaa.domain.source import Leftover
 from oodatcaa.importers.records import Finding, Severity
 
 MOST_OF_ONE_CODE = 500
@@ -60,6 +61,21 @@ class Findings:
                     )
                 )
         return tuple(found)
+
+
+def leftovers(findings: tuple[Finding, ...]) -> tuple[Leftover, ...]:
+    """What stands in no other field of a draft, word for word."""
+    return tuple(
+        Leftover(what=item.message, place=_line_of(item.place), text=item.content)
+        for item in findings
+        if item.content and item.code == "plan.unmapped"
+    )
+
+
+def _line_of(place: str) -> str:
+    """`plan.md:7` as `line 7`: what a file is called is not part of its content."""
+    line = place.rpartition(":")[2]
+    return f"line {line}" if line.isdecimal() and ":" in place else "the file"
 
 
 def as_json(value: Any) -> str:

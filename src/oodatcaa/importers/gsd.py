@@ -7,12 +7,15 @@ they are written; nothing is run, and what could not work on this machine is rep
 from __future__ import annotations
 
 import re
-import shlex
 from typing import Any
 
+from oodatcaa.domain.draft import DraftStep, DraftStory
 from oodatcaa.domain.evidence import GateKind, GateSpec
+from oodatcaa.domain.goals import Goals
 from oodatcaa.domain.task import slugify
-from oodatcaa.importers.findings import Findings, as_json, short
+from oodatcaa.importers.commands import foreign_paths, script
+from oodatcaa.importers.findings import Findings, as_json, leftovers, short
+from oodatcaa.importers.gsd_goals import goals_of, texts_of
 from oodatcaa.importers.plan_text import (
     PROGRAM,
     commands_of,
@@ -24,16 +27,8 @@ from oodatcaa.importers.plan_text import (
     split_front,
     title_of,
 )
-from oodatcaa.importers.records import (
-    DraftArtifact,
-    DraftLink,
-    DraftStep,
-    DraftStory,
-    Imported,
-    ImportKind,
-    MustHaves,
-)
-from oodatcaa.importers.sections import FIELDS, Outline, Section, outline
+from oodatcaa.importers.records import Imported, ImportKind
+from oodatcaa.importers.sections import CONTAINERS, FIELDS, Outline, Section, outline
 
 KNOWN = FIELDS | {
     "objective",
@@ -47,10 +42,18 @@ KNOWN = FIELDS | {
     "output",
     "interfaces",
 }
-_CHANGES = re.compile(r"--fix\b|\bruff format\b(?![^\n]*--(?:check|diff))|\bprettier --write\b")
-_ELSEWHERE = re.compile(
-    r"(?:/Users|/home|/Volumes|/root|/mnt|[A-Za-z]:\\Users)[/\\][^\s\"';&|)]+|(?<=cd )/[^\s\"';&|]+"
+STEP_PARTS = (
+    "name",
+    "title",
+    "files",
+    "action",
+    "done",
+    "behavior",
+    "implementation",
+    "read_first",
+    "acceptance_criteria",
 )
+_CHANGES = re.compile(r"--fix\b|\bruff format\b(?![^\n]*--(?:check|diff))|\bprettier --write\b")
 
 
 def read_plan(text: str, *, source: str) -> Imported:
@@ -64,7 +67,9 @@ def read_plan(text: str, *, source: str) -> Imported:
     for where, loose in parts.loose:
         findings.info("plan.unmapped", where, "text outside every section", loose)
     draft = _Drafter(findings, front, parts, source).draft()
-    return Imported(kind=ImportKind.GSD, source=source, drafts=(draft,), findings=findings.all())
+    found = findings.all()
+    draft = draft.evolve(leftovers=leftovers(found))
+    return Imported(kind=ImportKind.GSD, source=source, drafts=(draft,), findings=found)
 
 
 class _Drafter:
@@ -77,22 +82,27 @@ class _Drafter:
         self.source = source
         self.gates: list[GateSpec] = []
         self.statements: list[str] = []
+        self.read_first: list[str] = []
 
     def draft(self) -> DraftStory:
         phase, plan = self._text("phase"), self._text("plan")
         wave = self._text("wave")
-        files = self._texts("files_modified")
-        depends = self._texts("depends_on")
+        files = self._texts("files_modified") + self._texts("files-modified")
+        depends = tuple(
+            key_of(phase, name) if name.isdecimal() else name for name in self._texts("depends_on")
+        )
         autonomous = self._text("autonomous").lower() != "false"
-        must = self._must_haves()
+        must_haves = self.front.pop("must_haves", {})
         objective = self._section("objective")
         goal, purpose, output = objective_of(objective.text if objective else "")
         if not goal:
             self.findings.error("plan.no_objective", None, "the plan has no <objective>")
         steps = self._steps()
+        named = [*files, *(name for step in steps for name in step.files)]
+        goals = goals_of(must_haves, named, self.findings)
         self._criteria()
-        self._artifact_gates(must)
-        self._compare_files(files, steps, must)
+        self._promised(goals)
+        self._compare_files(files, steps, goals)
         if depends:
             self.findings.info(
                 "plan.depends_on",
@@ -115,7 +125,7 @@ class _Drafter:
             autonomous=autonomous,
             depends_on=depends,
             files=files,
-            must_haves=must,
+            goals=goals,
             steps=steps,
             gates=tuple(self.gates),
             statements=tuple(self.statements),
@@ -130,55 +140,7 @@ class _Drafter:
         return ""
 
     def _texts(self, key: str) -> tuple[str, ...]:
-        return self._as_texts(key, self.front.pop(key, ()))
-
-    def _as_texts(self, key: str, value: Any) -> tuple[str, ...]:
-        """A list of texts; a single text is a list of one."""
-        items = value if isinstance(value, list | tuple) else [value] if value else []
-        odd = [item for item in items if not isinstance(item, str)]
-        if odd:
-            self.findings.warning("plan.field", 1, f"{key} holds more than texts", odd)
-        return tuple(item.strip() for item in items if isinstance(item, str) and item.strip())
-
-    def _must_haves(self) -> MustHaves:
-        value = self.front.pop("must_haves", {})
-        if not isinstance(value, dict):
-            if value:
-                self.findings.warning("plan.field", 1, "must_haves is no mapping", value)
-            return MustHaves()
-        value = dict(value)
-        truths = self._as_texts("must_haves.truths", value.pop("truths", ()))
-        artifacts = tuple(
-            DraftArtifact(path=item["path"], provides=item["provides"], contains=item["contains"])
-            for item in self._entries(
-                "artifacts", value.pop("artifacts", ()), ("path", "provides", "contains")
-            )
-        )
-        links = tuple(
-            DraftLink(source=item["from"], to=item["to"], via=item["via"], pattern=item["pattern"])
-            for item in self._entries(
-                "key_links", value.pop("key_links", ()), ("from", "to", "via", "pattern")
-            )
-        )
-        if value:
-            self.findings.info("plan.unmapped", 1, "unknown must_haves", value)
-        return MustHaves(truths=truths, artifacts=artifacts, links=links)
-
-    def _entries(self, name: str, value: Any, keys: tuple[str, ...]) -> list[dict[str, str]]:
-        """Mappings with text values under `keys`; whatever else is in them is reported."""
-        found = []
-        for item in value if isinstance(value, list) else [value] if value else []:
-            if isinstance(item, str):
-                item = {keys[0]: item}
-            if not isinstance(item, dict) or not isinstance(item.get(keys[0]), str):
-                self.findings.warning("plan.field", 1, f"must_haves.{name}: unreadable", item)
-                continue
-            texts = {key: item[key] for key in keys if isinstance(item.get(key), str)}
-            rest = {key: part for key, part in item.items() if key not in texts}
-            if rest:
-                self.findings.info("plan.unmapped", 1, f"must_haves.{name}: more fields", rest)
-            found.append({key: texts.get(key, "").strip() for key in keys})
-        return found
+        return texts_of(self.front.pop(key, ()), key, self.findings)
 
     def _section(self, name: str) -> Section | None:
         found = [section for section in self.parts.sections if section.name == name]
@@ -195,10 +157,12 @@ class _Drafter:
         sections: list[Section] = []
         for section in self.parts.sections:
             if section.name == "tasks":
-                sections += [part for part in section.parts if part.name == "task"]
+                sections += [part for part in section.parts if part.name in CONTAINERS]
                 self._odd_parts(section)
             elif section.name == "task":
                 self.findings.warning("plan.damaged", section.line, "a <task> outside <tasks>")
+                sections.append(section)
+            elif section.name == "feature":
                 sections.append(section)
         if not sections:
             self.findings.error("plan.no_tasks", None, "the plan has no <task>")
@@ -206,46 +170,75 @@ class _Drafter:
 
     def _odd_parts(self, tasks: Section) -> None:
         for part in tasks.parts:
-            if part.name != "task":
+            if part.name not in CONTAINERS:
                 self.findings.info(
                     "plan.unmapped", part.line, f"<{part.name}> between the tasks", content_of(part)
                 )
 
     def _step(self, number: int, task: Section) -> DraftStep:
-        texts = {name: self._part(task, name) for name in ("name", "files", "action", "done")}
-        kind = task.attributes.get("type", "auto")
-        title = re.sub(r"^Task\s+\d+\s*[:.-]\s*", "", texts["name"]) or f"Step {number}"
-        told = re.match(r"Task\s+(\d+)", texts["name"])
-        if told and int(told[1][:9]) != number:
-            self.findings.warning(
-                "plan.numbering", task.line, f"task {number} calls itself {told[0]!r}"
-            )
-        if not texts["name"]:
-            self.findings.warning("plan.no_name", task.line, f"task {number} has no <name>")
+        texts = {part: self._part(task, part) for part in STEP_PARTS}
+        kind = task.attributes.get("type", "tdd" if task.name == "feature" else "auto")
+        name = texts["name"] or texts["title"]
+        self._check_name(number, name, task)
+        title = re.sub(r"^Task\s+\d+\s*[:.-]\s*", "", name) or f"Step {number}"
         human = kind.startswith("checkpoint")
         if human:
             self.findings.warning(
                 "plan.checkpoint", task.line, f"task {number} ({kind}) waits for a person"
             )
         gates = self._verify(number, title, task, human=human)
-        files = re.split(r"[\n,]+", texts["files"])
+        gates += self._accepted(number, task, texts["acceptance_criteria"])
+        self.read_first += [text.lstrip("@") for text in items_of(texts["read_first"])]
         extra = {
             part.name: content_of(part)
             for part in task.parts
-            if part.name not in ("name", "files", "action", "verify", "done")
+            if part.name not in (*STEP_PARTS, "verify") and not human
         }
         if extra:
             self.findings.info("plan.unmapped", task.line, f"task {number}: more sections", extra)
+        files = re.split(r"[\n,]+", texts["files"])
         return DraftStep(
             number=number,
-            title=" ".join(title.split()),
+            title=" ".join(title.split())[:200],
             kind=kind,
             files=tuple(name.strip().lstrip("-* ") for name in files if name.strip("-* \t")),
-            action=texts["action"],
+            action=self._action(task, texts, human=human),
             done=texts["done"],
             gates=gates,
             needs_human=human,
         )
+
+    def _check_name(self, number: int, name: str, task: Section) -> None:
+        told = re.match(r"Task\s+(\d+)", name)
+        if told and int(told[1][:9]) != number:
+            self.findings.warning(
+                "plan.numbering", task.line, f"task {number} calls itself {told[0]!r}"
+            )
+        if not name:
+            self.findings.warning("plan.no_name", task.line, f"task {number} has no <name>")
+
+    @staticmethod
+    def _action(task: Section, texts: dict[str, str], *, human: bool) -> str:
+        """What is to be done; of a checkpoint everything that the person has to read."""
+        if human:
+            shown = [part for part in task.parts if part.name not in ("name", "title", "verify")]
+            return "\n\n".join(f"{part.name}: {content_of(part)}" for part in shown)
+        parts = [texts["action"] or texts["implementation"]]
+        if texts["behavior"]:
+            parts.insert(0, f"Behaviour, to be tested first:\n{texts['behavior']}")
+        return "\n\n".join(part for part in parts if part)
+
+    def _accepted(self, number: int, task: Section, text: str) -> tuple[str, ...]:
+        """Gates from a task's own <acceptance_criteria>; words go to the statements."""
+        ids: list[str] = []
+        for item in items_of(text):
+            commands = [part for part in re.findall(r"`([^`]+)`", item) if PROGRAM.match(part)]
+            for command in commands:
+                ids.append(f"V{number}.c{len(ids) + 1}")
+                self._gate(ids[-1], item, command, task.line, statement=item)
+            if not commands:
+                self.statements.append(item)
+        return tuple(ids)
 
     def _part(self, task: Section, name: str) -> str:
         parts = [part for part in task.parts if part.name == name]
@@ -285,9 +278,8 @@ class _Drafter:
             self.findings.warning(
                 "plan.gate_changes", line, f"{gate}: a check that changes files as it runs", command
             )
-        several = re.sub(r"\"[^\"]*\"|'[^']*'|\\\n|(&&|\|\||\||;)\s*\n", "", command)
-        if "\n" in several.strip() and not command.startswith("set -e"):
-            command = f"set -e\n{command}"
+        guarded = script(command)
+        if guarded != command:
             self.findings.info(
                 "plan.set_e", line, f"{gate}: 'set -e' was put before a script of several commands"
             )
@@ -296,16 +288,17 @@ class _Drafter:
                 id=gate,
                 name=" ".join(name.split())[:120],
                 kind=GateKind.COMMAND,
-                command=command,
+                command=guarded,
                 statement=statement,
+                verbatim=True,
             )
         )
 
     def _warn_of_paths(self, command: str, line: int) -> None:
-        for path in dict.fromkeys(match[0] for match in _ELSEWHERE.finditer(command)):
+        for path in foreign_paths(command):
             tops = {name.split("/")[0] for name in self._all_files() if "/" in name}
             inside = [part for part in re.split(r"[/\\]", path) if part in tops]
-            hint = f"; in this repository perhaps {inside[0]!r}" if inside else ""
+            hint = f"; perhaps --map {path}={inside[0]}" if inside else ""
             self.findings.warning(
                 "plan.foreign_path",
                 line,
@@ -336,32 +329,23 @@ class _Drafter:
                 if not commands and text not in self.statements:
                     self.statements.append(text)
 
-    def _artifact_gates(self, must: MustHaves) -> None:
-        for number, item in enumerate(must.artifacts, start=1):
+    def _promised(self, goals: Goals) -> None:
+        if goals.artifacts:
+            paths = tuple(dict.fromkeys(item.path for item in goals.artifacts))
             self.gates.append(
                 GateSpec(
-                    id=f"F{number}",
-                    name=item.provides or item.path,
+                    id="F1",
+                    name="Promised files",
                     kind=GateKind.FILES,
-                    paths=(item.path,),
-                    statement=f"{item.path} exists",
+                    paths=paths,
+                    statement=f"At the commit there are: {', '.join(paths)}",
                 )
             )
-            if item.contains:
-                command = f"grep -qF -e {shlex.quote(item.contains)} -- {shlex.quote(item.path)}"
-                self.gates.append(
-                    GateSpec(
-                        id=f"F{number}.1",
-                        name=f"{item.path} contains {short(item.contains, 40)}",
-                        kind=GateKind.COMMAND,
-                        command=command,
-                        statement=f"{item.path} contains {item.contains}",
-                    )
-                )
-        self.statements += [truth for truth in must.truths if truth not in self.statements]
+        truths = {item.statement for item in goals.truths}
+        self.statements = [text for text in self.statements if text not in truths]
 
     def _compare_files(
-        self, files: tuple[str, ...], steps: tuple[DraftStep, ...], must: MustHaves
+        self, files: tuple[str, ...], steps: tuple[DraftStep, ...], goals: Goals
     ) -> None:
         """The same files are named in up to three places."""
         named = {name for step in steps for name in step.files}
@@ -373,7 +357,7 @@ class _Drafter:
             self.findings.warning(
                 "plan.files_differ", None, f"{name} is in files_modified, but in no task"
             )
-        for item in must.artifacts:
+        for item in goals.artifacts:
             if files and item.path not in files:
                 self.findings.warning(
                     "plan.files_differ",
@@ -393,12 +377,12 @@ class _Drafter:
                     self.findings.info(
                         "plan.unmapped", section.line if section else 1, f"text in <{name}>", line
                     )
-        return tuple(name for name in found if name)
+        return tuple(dict.fromkeys(name for name in [*found, *self.read_first] if name))
 
     def _rest(self) -> None:
         """Whatever nothing above has taken."""
         taken = {"objective", "execution_context", "context", "tasks", "task"}
-        taken |= {"verification", "success_criteria"}
+        taken |= {"verification", "success_criteria", "feature"}
         for section in self.parts.sections:
             if section.name not in taken:
                 self.findings.info(
@@ -407,6 +391,8 @@ class _Drafter:
                     f"<{section.name}> has no place in a story",
                     content_of(section),
                 )
-        self.front.pop("type", None)
+        kind = self.front.pop("type", "execute")
+        if kind not in ("execute", "tdd"):
+            self.findings.warning("plan.type", 1, f"type {short(kind)} is neither execute nor tdd")
         for key, value in self.front.items():
             self.findings.info("plan.unmapped", 1, f"{key} has no place in a story", as_json(value))

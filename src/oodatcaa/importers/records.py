@@ -8,15 +8,9 @@ from pydantic import Field
 
 from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.board import Board, Event
-from oodatcaa.domain.evidence import GateSpec
-from oodatcaa.domain.task import Story, StoryKind, Subtask
-
-
-class ImportKind(StrEnum):
-    """Formats that are understood."""
-
-    OODATCAA = "oodatcaa"
-    GSD = "gsd"
+from oodatcaa.domain.draft import DraftStep, DraftStory
+from oodatcaa.domain.formats import ImportKind
+from oodatcaa.domain.task import Story, Subtask
 
 
 class Severity(StrEnum):
@@ -52,72 +46,20 @@ class SprintFacts(Record):
     lease_minutes: dict[str, float] = Field(default_factory=dict)
 
 
-class DraftStep(Record):
-    number: int = Field(ge=1)
-    title: NonEmpty
-    kind: str = Field(default="auto", description="the task's type attribute")
-    files: tuple[str, ...] = ()
-    action: str = ""
-    done: str = Field(default="", description="when the plan's author calls it done")
-    gates: tuple[str, ...] = Field(default=(), description="ids of the gates of this step")
-    estimate_minutes: int | None = None
-    needs_human: bool = Field(default=False, description="a checkpoint that waits for a person")
-
-
-class DraftArtifact(Record):
-    path: str
-    provides: str = ""
-    contains: str = ""
-
-
-class DraftLink(Record):
-    source: str
-    to: str
-    via: str = ""
-    pattern: str = ""
-
-
-class MustHaves(Record):
-    truths: tuple[str, ...] = ()
-    artifacts: tuple[DraftArtifact, ...] = ()
-    links: tuple[DraftLink, ...] = ()
-
-
-class DraftStory(Record):
-    """A plan of another tool, ready to become a story and a plan. No command in it was run."""
-
-    key: NonEmpty = Field(description="how other plans refer to it, for example 14-05")
-    title: NonEmpty
-    slug: NonEmpty
-    kind: StoryKind = StoryKind.CUSTOM
-    goal: str = ""
-    purpose: str = ""
-    output: str = ""
-    phase: str = ""
-    wave: int | None = None
-    autonomous: bool = True
-    depends_on: tuple[str, ...] = Field(default=(), description="keys of other plans")
-    files: tuple[str, ...] = ()
-    must_haves: MustHaves = MustHaves()
-    steps: tuple[DraftStep, ...] = ()
-    gates: tuple[GateSpec, ...] = Field(
-        default=(), description="from verify commands (V…), artifacts (F…) and criteria (AC…)"
-    )
-    statements: tuple[str, ...] = Field(
-        default=(), description="criteria in words that no command decides"
-    )
-    references: tuple[str, ...] = Field(default=(), description="files the plan wants to be read")
-
-
 class Imported(Record):
     """The result of an import. Nothing of the file is missing from it: what has no place in a
     story, subtask, note or draft is in a finding's `content`."""
 
     kind: ImportKind
     source: NonEmpty
+    file_sha256: str = ""
+    unused_maps: tuple[str, ...] = Field(default=(), description="paths to map that it never names")
     stories: tuple[Story, ...] = ()
     subtasks: tuple[Subtask, ...] = ()
     drafts: tuple[DraftStory, ...] = ()
+    done: tuple[str, ...] = Field(
+        default=(), description="keys of work that the file says is finished or given up"
+    )
     sprint: SprintFacts = SprintFacts()
     notes: tuple[Event, ...] = Field(default=(), description="the old history, oldest first")
     renamed: dict[str, str] = Field(
@@ -162,14 +104,11 @@ class Imported(Record):
 
 
 __all__ = [
-    "DraftArtifact",
-    "DraftLink",
     "DraftStep",
     "DraftStory",
     "Finding",
     "ImportKind",
     "Imported",
-    "MustHaves",
     "Severity",
     "SprintFacts",
 ]

@@ -181,6 +181,7 @@ class _Outliner:
 
 FIELDS = frozenset(
     {"name", "files", "action", "verify", "done", "behavior", "implementation", "what-built"}
-    | {"how-to-verify", "resume-signal", "decision", "options", "expected"}
+    | {"how-to-verify", "resume-signal", "decision", "options", "expected", "title"}
+    | {"read_first", "acceptance_criteria", "how-to-fix", "instructions", "verification-steps"}
 )
 """Tags inside a task."""

@@ -146,6 +146,14 @@ class TrainingConfig(Record):
     fast_cpu: bool = Field(default=True, description="the CPU speed path; losses are the same")
 
 
+class ImportsConfig(Record):
+    """Which commands of imported plans may run without being asked about."""
+
+    allow: tuple[NonEmpty, ...] = Field(
+        default=(), description="a whole command, or the first words of a plain one: 'pytest'"
+    )
+
+
 class Config(Record):
     """Every key has a default: an empty file is a valid configuration."""
 
@@ -166,6 +174,7 @@ class Config(Record):
         default=Approval.NONE, description="where stories wait for a person: plan, merge or none"
     )
     training: TrainingConfig = TrainingConfig()
+    imports: ImportsConfig = ImportsConfig()
 
     @property
     def policy(self) -> Policy:

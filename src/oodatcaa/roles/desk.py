@@ -11,12 +11,14 @@ from typing import Protocol, TypeVar
 from oodatcaa.domain.agents import AgentDefinition, Turn
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board
-from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.draft import DraftStory
+from oodatcaa.domain.evidence import Evidence, GateSpec
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.report import Action, Deliverable, Metric
-from oodatcaa.domain.task import Artefact, Failure
+from oodatcaa.domain.source import Source
+from oodatcaa.domain.task import Artefact, Failure, Subtask
 from oodatcaa.domain.training import (
     DatasetRecord,
     Machine,
@@ -190,6 +192,8 @@ class Desk:
     on_progress: Callable[[TrainProgress], None] | None = None
     should_stop: Callable[[], bool] = _never
     can_plot: bool = True
+    verify: Callable[[tuple[GateSpec, ...], Plan, Subtask, str], tuple[Evidence, ...]] | None = None
+    draft_of: Callable[[Source], DraftStory] | None = None
     pins: Callable[[], dict[str, str]] = field(default=dict)
     agents: Agents | None = None
     checkout: Callable[[], Path] = _no_checkout

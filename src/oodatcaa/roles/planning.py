@@ -18,11 +18,17 @@ from oodatcaa.roles.agent_planner import plan_by_agent
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.desk import Desk
 from oodatcaa.roles.planner import PlanInputs, adapted_plan, plan_story, planned_params
+from oodatcaa.roles.planner.imported import refuse_unapproved
 
 
 def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
     """The story's next plan version, from facts probed now, or from an external planner for a
     story without a recipe. Raises AgentFailedError when that one comes to no valid plan."""
+    if story.source is not None:
+        refuse_unapproved(story)
+        assert desk.draft_of is not None
+        inputs = gather(desk, board, story, desk.objective.qlora, "mlx", "OBJECTIVE.md")
+        return plan_story(inputs, desk.draft_of(story.source))
     agents = desk.agents
     if agents is not None and story.kind is StoryKind.CUSTOM and not agents.acting().builtin:
         return plan_by_agent(desk, agents, agents.acting(), board, story)
@@ -71,7 +77,7 @@ def gather(
     desk: Desk, board: Board, story: Story, params: QLoRA, backend: str, origin: str
 ) -> PlanInputs:
     desk.say(f"{story.id} gathering facts for the plan")
-    shape, model_error, place = _model(desk)
+    shape, model_error, place = _model(desk) if story.source is None else (None, None, None)
     by_kind = {item.kind: item.id for item in board.stories}
     dataset = desk.facts.get(by_kind.get(StoryKind.DATA, ""), records.DATASET, records.DatasetFacts)
     training = desk.facts.get(
@@ -88,7 +94,7 @@ def gather(
         version=story.plan_version + 1,
         quality_gates=desk.quality_gates,
         inventory=desk.inventory(),
-        probes=_probes(desk, board, story),
+        probes=_probes(desk, board, story) if story.source is None else (),
         machine=desk.machine,
         shape=shape,
         model_error=model_error,

@@ -10,7 +10,7 @@ from oodatcaa.domain.plan import Plan, StepKind
 from oodatcaa.domain.report import Action, Deliverable, Metric
 from oodatcaa.domain.task import Artefact, Failure, Story, Subtask
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.roles.builder import agent, data, evaluate, framework, publish, train
+from oodatcaa.roles.builder import agent, check, data, evaluate, framework, publish, train
 from oodatcaa.roles.builder.bench import Bench
 from oodatcaa.roles.desk import BuildResult, Desk, StepOutcome, Workspace
 
@@ -28,6 +28,7 @@ EXECUTORS: dict[StepKind, Callable[[Bench], StepOutcome]] = {
     StepKind.COMPARE_GENERATIONS: evaluate.compare_generations,
     StepKind.MODEL_CARD: publish.model_card,
     StepKind.COMMAND: publish.command,
+    StepKind.CHECK: check.check,
     StepKind.AGENT: agent.work,
 }
 

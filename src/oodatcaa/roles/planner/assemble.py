@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from oodatcaa.domain.draft import DraftStory
 from oodatcaa.domain.evidence import GateSpec
 from oodatcaa.domain.plan import AdaptationNote, Plan, SubtaskPlan, TestPlan
 from oodatcaa.domain.task import StoryKind, SubtaskKind
@@ -16,6 +17,7 @@ from oodatcaa.roles.planner import (
     evaluate,
     framework,
     gates,
+    imported,
     publish,
     subtasks,
     train,
@@ -35,16 +37,22 @@ DESIGNERS: dict[StoryKind, Designer] = {
 }
 
 
-def plan_story(inputs: PlanInputs) -> Plan:
+def plan_story(inputs: PlanInputs, draft: DraftStory | None = None) -> Plan:
     """The story's plan, version `inputs.version`, from the facts alone.
 
     The same inputs give the same plan, byte by byte. Subtask ids go on from those the board
     already has for the story. Raises OodatcaaError (`plan.no_command`) for a custom story
     without a command.
     """
-    design = DESIGNERS[inputs.story.kind](inputs, None)
+    if inputs.story.source is not None:
+        if draft is None:
+            raise OodatcaaError("import.no_draft", f"the draft of {inputs.story.id} is missing")
+        made = imported.design(inputs, draft)
+    else:
+        made = DESIGNERS[inputs.story.kind](inputs, None)
     ids = subtasks.known_ids(inputs, None)
-    return _assemble(inputs, design, design.groups, ids=ids)
+    plan = _assemble(inputs, made, made.groups, ids=ids)
+    return plan.evolve(goals=imported.goals_of(draft)) if draft is not None else plan
 
 
 def adapted_plan(

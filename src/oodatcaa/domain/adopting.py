@@ -1,0 +1,262 @@
+"""Taking imported work onto the board: new stories, unchanged ones, and what they wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import PositiveInt
+
+from oodatcaa.domain.base import NonEmpty, Record
+from oodatcaa.domain.board import Board, Decision, Event, EventKind
+from oodatcaa.domain.lifecycle import initial_story, move
+from oodatcaa.domain.rounds import blocked_reason
+from oodatcaa.domain.source import Source
+from oodatcaa.domain.task import Story, StoryKind, StoryStatus
+
+
+class Incoming(Record):
+    """One draft as the board sees it; its steps and gates stay in the draft."""
+
+    source: Source
+    title: NonEmpty
+    slug: NonEmpty
+    goal: str
+    kind: StoryKind = StoryKind.CUSTOM
+    estimate_minutes: PositiveInt
+    needs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    prefer_id: str = ""
+
+
+class Outcome(StrEnum):
+    CREATED = "created"
+    UNCHANGED = "unchanged"
+    UPDATED = "updated"
+    REFUSED = "refused"
+
+
+class Adopted(Record):
+    """What became of one draft; `why` is set for a refused one."""
+
+    key: NonEmpty
+    outcome: Outcome
+    story: NonEmpty
+    why: str = ""
+
+
+@dataclass
+class _Work:
+    board: Board
+    now: datetime
+    ids: dict[tuple[str, str], str]
+    done: list[Adopted] = field(default_factory=list)
+
+
+def adopt(
+    board: Board, now: datetime, *, incoming: Sequence[Incoming], assume_done: frozenset[str]
+) -> Decision[tuple[Adopted, ...]]:
+    """The board with these stories; the same ones a second time change nothing.
+
+    A story is known again by its format and key. Edited since, it replaces the old one as long as
+    no plan was made from that; afterwards it is refused. What a story needs is looked up among all
+    imported stories; what is not there stays `unsettled` and blocks, unless it is in
+    `assume_done`. A circle of needs is cut where it closes, and stays unsettled too.
+    """
+    known = {_name(story.source): story.id for story in board.stories if story.source}
+    known |= _same_content(board, incoming)
+    work = _Work(board, now, dict(known))
+    _give_ids(work, incoming)
+    for item in incoming:
+        work.done.append(_take(work, item, assume_done))
+    _settle_earlier(work, assume_done)
+    if work.board == board:
+        return Decision(board, tuple(work.done))
+    changed = [item for item in work.done if item.outcome in (Outcome.CREATED, Outcome.UPDATED)]
+    event = Event(
+        kind=EventKind.NOTE,
+        at=now,
+        actor="importer",
+        subject="sprint",
+        text=f"imported {len(changed)} of {len(incoming)} stories",
+        details=tuple(f"{item.story} {item.outcome.value}: {item.key}" for item in changed),
+    )
+    return Decision(work.board, tuple(work.done), (event,))
+
+
+def _same_content(board: Board, incoming: Sequence[Incoming]) -> dict[tuple[str, str], str]:
+    """Stories that came another way: with the very same draft, or made here and exported."""
+    drafts = {story.source.draft_sha256: story.id for story in board.stories if story.source}
+    found = {}
+    for item in incoming:
+        native = board.story_by_id.get(item.prefer_id)
+        if item.source.draft_sha256 in drafts:
+            found[_name(item.source)] = drafts[item.source.draft_sha256]
+        elif native is not None and native.source is None and native.title == item.title:
+            found[_name(item.source)] = native.id
+    return found
+
+
+def _name(source: Source | None) -> tuple[str, str]:
+    return (source.format, source.key) if source else ("", "")
+
+
+def _give_ids(work: _Work, incoming: Sequence[Incoming]) -> None:
+    taken = {story.id for story in work.board.stories}
+    wanted = {item.prefer_id for item in incoming if item.prefer_id} - taken
+    number = 0
+    for item in incoming:
+        name = _name(item.source)
+        if name in work.ids:
+            continue
+        choice = item.prefer_id
+        while not choice or choice in taken:
+            number += 1
+            choice = f"T{number:03d}"
+            choice = "" if choice in wanted else choice
+        taken.add(choice)
+        work.ids[name] = choice
+
+
+def _take(work: _Work, item: Incoming, assume: frozenset[str]) -> Adopted:
+    name = _name(item.source)
+    story_id = work.ids[name]
+    depends, open_keys, assumed = _needs(work, item, story_id, assume)
+    source = item.source.evolve(unsettled=open_keys, assumed=assumed)
+    old = work.board.story_by_id.get(story_id)
+    if old is None:
+        work.board = work.board.with_task(_new(work, story_id, item, source, depends))
+        return Adopted(key=item.source.key, outcome=Outcome.CREATED, story=story_id)
+    if old.source is None:
+        return Adopted(key=item.source.key, outcome=Outcome.UNCHANGED, story=story_id)
+    same = old.source.draft_sha256 == source.draft_sha256
+    if same:
+        after = _settled(work, old, depends, open_keys, assumed)
+        changed = after is not old
+        work.board = work.board.with_task(after) if changed else work.board
+        outcome = Outcome.UPDATED if changed else Outcome.UNCHANGED
+        return Adopted(key=item.source.key, outcome=outcome, story=story_id)
+    if old.plan_version or old.status not in _WAITING:
+        return Adopted(
+            key=item.source.key,
+            outcome=Outcome.REFUSED,
+            story=story_id,
+            why=f"{story_id} was begun from an earlier version and is {old.status.value}; "
+            f"oodatcaa cancel {story_id}, or leave it",
+        )
+    work.board = work.board.with_task(_new(work, story_id, item, source, depends, old=old))
+    return Adopted(key=item.source.key, outcome=Outcome.UPDATED, story=story_id)
+
+
+_WAITING = (StoryStatus.NEEDS_PLAN, StoryStatus.BLOCKED, StoryStatus.NEEDS_HUMAN)
+
+
+def _new(
+    work: _Work,
+    story_id: str,
+    item: Incoming,
+    source: Source,
+    depends: tuple[str, ...],
+    old: Story | None = None,
+) -> Story:
+    story = initial_story(
+        work.now,
+        id=story_id,
+        slug=old.slug if old else item.slug,
+        kind=item.kind,
+        title=item.title,
+        goal=item.goal,
+        estimate_minutes=item.estimate_minutes,
+        depends_on=depends,
+        source=source,
+        files=item.files,
+        created_at=old.created_at if old else work.now,
+        attempt=old.attempt if old else 0,
+    )
+    return _waiting(work, story)
+
+
+def _waiting(work: _Work, story: Story) -> Story:
+    """In the status that its needs leave it: blocked as long as something is unsettled."""
+    held = story.source.held_back if story.source else ""
+    if held and story.status is not StoryStatus.BLOCKED:
+        return move(story, StoryStatus.BLOCKED, work.now, reason=held)
+    if story.status is StoryStatus.BLOCKED:
+        return story.evolve(reason=blocked_reason(work.board, story))
+    return story
+
+
+def _settled(
+    work: _Work,
+    old: Story,
+    depends: tuple[str, ...],
+    open_keys: tuple[str, ...],
+    assumed: tuple[str, ...],
+) -> Story:
+    """The same story with what has been settled since; nothing that was settled is undone."""
+    assert old.source is not None
+    left = tuple(key for key in old.source.unsettled if key in open_keys)
+    if left == old.source.unsettled:
+        return old
+    added = tuple(item for item in depends if item not in old.depends_on)
+    source = old.source.evolve(
+        unsettled=left, assumed=tuple(dict.fromkeys([*old.source.assumed, *assumed]))
+    )
+    after = old.evolve(source=source, depends_on=(*old.depends_on, *added))
+    return _waiting(work, after) if after.status is StoryStatus.BLOCKED else after
+
+
+def _needs(
+    work: _Work, item: Incoming, story_id: str, assume: frozenset[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """(ids of stories, keys that are nowhere, keys that a person declared done)"""
+    depends: list[str] = []
+    unsettled: list[str] = []
+    assumed: list[str] = []
+    for key in dict.fromkeys(item.needs):
+        other = work.ids.get((item.source.format, key))
+        if key in assume:
+            assumed.append(key)
+        elif other is None or other == story_id or _reaches(work.board, other, story_id):
+            unsettled.append(key)
+        else:
+            depends.append(other)
+    return tuple(dict.fromkeys(depends)), tuple(unsettled), tuple(assumed)
+
+
+def _reaches(board: Board, start: str, goal: str) -> bool:
+    """Whether `start` waits for `goal` already: another edge would close a circle."""
+    seen: set[str] = set()
+    front = [start]
+    while front:
+        story = board.story_by_id.get(front.pop())
+        if story is None or story.id in seen:
+            continue
+        seen.add(story.id)
+        front += story.depends_on
+    return goal in seen and goal != start
+
+
+def _settle_earlier(work: _Work, assume: frozenset[str]) -> None:
+    """What earlier imports waited for may have come with this one."""
+    for story in work.board.stories:
+        if story.source is None or not story.source.unsettled:
+            continue
+        there = {
+            key: work.ids[(story.source.format, key)]
+            for key in story.source.unsettled
+            if (story.source.format, key) in work.ids
+        }
+        found = {
+            key: other
+            for key, other in there.items()
+            if other != story.id and not _reaches(work.board, other, story.id)
+        }
+        settled = {*found, *(key for key in story.source.unsettled if key in assume)}
+        left = tuple(key for key in story.source.unsettled if key not in settled)
+        if left != story.source.unsettled:
+            assumed = tuple(key for key in settled if key in assume)
+            after = _settled(work, story, tuple(found.values()), left, assumed)
+            work.board = work.board.with_task(after)

@@ -1,0 +1,227 @@
+"""A story that was imported: its draft's steps, and what the draft says decides them.
+
+Nothing of the draft's text becomes a command here but what its author wrote as one, and a person
+approved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oodatcaa.domain.draft import DraftStep, DraftStory
+from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.goals import Goals, Truth
+from oodatcaa.domain.plan import (
+    Alternative,
+    Fact,
+    Factor,
+    Fallback,
+    Problem,
+    Risk,
+    Size,
+    Step,
+    StepKind,
+    Trouble,
+)
+from oodatcaa.domain.task import Story
+from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.roles.planner.common import quality_line
+from oodatcaa.roles.planner.design import Checks, Design, Group, step
+from oodatcaa.roles.planner.inputs import PlanInputs
+from oodatcaa.roles.planner.scoring import decide, with_pros_and_cons
+
+STEP_MINUTES = 15
+MOST_GROUPS = 3
+FACTORS = (
+    Factor(key="given", title="The way is given", weight=1, why="its author has chosen already"),
+)
+
+
+def refuse_unapproved(story: Story) -> None:
+    """The queue's rules keep such a story from the planner; this is the second lock."""
+    source = story.source
+    if source is not None and (source.wants_approval or source.held_back):
+        raise RefusedError(
+            "import.not_approved",
+            source.held_back or source.reason(story.id),
+            hint=f"oodatcaa show {story.id}",
+        )
+
+
+def goals_of(draft: DraftStory) -> Goals:
+    """The draft's goals; a checkpoint is one more thing that only a person can decide."""
+    asked = tuple(
+        Truth(statement=f"{item.title}: {' '.join(item.action.split())[:300]}".rstrip(": "))
+        for item in draft.steps
+        if item.needs_human
+    )
+    return draft.goals.evolve(truths=(*draft.goals.truths, *asked))
+
+
+def design(inputs: PlanInputs, draft: DraftStory) -> Design:
+    """Raises OodatcaaError when nothing in draft or project would decide the work."""
+    refuse_unapproved(inputs.story)
+    gates = {gate.id: gate for gate in draft.gates}
+    decisive = tuple(gate for gate in draft.gates if gate.expect == "success")
+    if not decisive and not inputs.quality_gates and not draft.goals.artifacts:
+        raise OodatcaaError(
+            "plan.nothing_decides",
+            f"{inputs.story.id} names no command, file or artifact: nothing would decide it",
+            hint="set gates.quality in .oodatcaa/config.toml, or give the plan a check",
+        )
+    work = [item for item in draft.steps if item.kind != "commit" and not item.needs_human]
+    steps = tuple(_step(number, item, draft, gates) for number, item in enumerate(work, 1))
+    if not any(item.kind is StepKind.AGENT for item in steps):
+        steps = (*steps, _agent_step(len(steps) + 1, draft.title, draft.goal or draft.title, draft))
+        work = [*work, DraftStep(number=len(steps), title=draft.title)]
+    source = inputs.story.source
+    name = source.file if source else "the plan"
+    way = with_pros_and_cons(
+        Alternative(
+            key="as planned",
+            title=f"The steps of {name}",
+            facts={
+                "given": Fact(value=f"{len(steps)} steps", source=f"imported: {name}", score=1.0)
+            },
+            effort_minutes=sum(item.estimate_minutes for item in steps),
+        ),
+        FACTORS,
+    )
+    return Design(
+        problem=Problem(
+            current_state=(f"{draft.title}: planned in {name}",),
+            impact=draft.purpose or "Unknown: the imported plan gives no purpose",
+            statement=draft.goal or draft.title,
+        ),
+        constraints=(
+            "The plan is another tool's; the framework commits after every step",
+            *(f"{item.what}: {item.text}" for item in draft.leftovers if item.text.strip()),
+        ),
+        interfaces=tuple(f"to be read: {path}" for path in draft.references),
+        alternatives=(way,),
+        decision=decide(
+            (way,),
+            FACTORS,
+            candidates=("as planned",),
+            because=(),
+            trade_offs=("No other way was weighed: the plan was made elsewhere",),
+        ),
+        fallback=Fallback(
+            trigger="a check does not pass",
+            action="The agent gets what failed; then a person",
+            costs=(("mend it", STEP_MINUTES),),
+        ),
+        size=Size.S if len(steps) < 4 else Size.M if len(steps) < 9 else Size.L,
+        steps=steps,
+        groups=_groups(steps, work, gates, decisive, inputs.quality_gates),
+        checks=_checks(inputs, draft, decisive),
+        risks=_risks(),
+        handoff=tuple(f"In words only, decided by nobody: {text}" for text in draft.statements),
+        backend=inputs.backend,
+        params=inputs.params,
+    )
+
+
+def _step(number: int, item: DraftStep, draft: DraftStory, gates: dict[str, GateSpec]) -> Step:
+    minutes = item.estimate_minutes or STEP_MINUTES
+    if item.kind != "check":
+        return _agent_step(
+            number, item.title, item.action or item.title, draft, item.done, minutes, item.files
+        )
+    checks = tuple(gates[name] for name in item.gates if name in gates)
+    must = "fails" if any(gate.expect == "failure" for gate in checks) else "passes"
+    made = step(
+        number, StepKind.CHECK, item.title, f"The framework runs it: it {must}.", (must,), 1
+    )
+    return made.evolve(checks=checks)
+
+
+def _agent_step(
+    number: int,
+    title: str,
+    what: str,
+    draft: DraftStory,
+    done: str = "",
+    minutes: int = STEP_MINUTES,
+    files: Sequence[str] = (),
+) -> Step:
+    about = [what]
+    about += [f"Files: {', '.join(files)}"] if files else []
+    about += [f"It serves: {draft.purpose}"] if draft.purpose else []
+    held = done or "the plan's checks pass"
+    return step(number, StepKind.AGENT, title, "\n\n".join(about), (held,), minutes)
+
+
+def _groups(
+    steps: Sequence[Step],
+    work: Sequence[DraftStep],
+    gates: dict[str, GateSpec],
+    decisive: tuple[GateSpec, ...],
+    quality: tuple[GateSpec, ...],
+) -> tuple[Group, ...]:
+    """Build subtasks: a check stays with the work before it; the last one answers for all."""
+    cuts = [0]
+    for at, item in enumerate(steps):
+        before = steps[at - 1].kind if at else None
+        if at and item.kind is StepKind.AGENT and before is StepKind.AGENT:
+            cuts.append(at)
+    cuts = cuts[:MOST_GROUPS]
+    groups = []
+    for place, start in enumerate(cuts):
+        end = cuts[place + 1] if place + 1 < len(cuts) else len(steps)
+        numbers = tuple(item.number for item in steps[start:end])
+        own = [gates[name] for item in work[start:end] for name in item.gates if name in gates]
+        held = tuple(gate for gate in own if gate.expect == "success")
+        if end == len(steps):
+            held = decisive or quality
+        groups.append((steps[start].title, numbers, held))
+    return tuple(Group(*item) for item in _with_gates(groups))
+
+
+def _with_gates(
+    groups: list[tuple[str, tuple[int, ...], tuple[GateSpec, ...]]],
+) -> list[tuple[str, tuple[int, ...], tuple[GateSpec, ...]]]:
+    """Work that no gate of its own decides is handed in together with what comes next."""
+    found: list[tuple[str, tuple[int, ...], tuple[GateSpec, ...]]] = []
+    carried: tuple[int, ...] = ()
+    title = ""
+    for place, (name, numbers, held) in enumerate(groups):
+        last = place == len(groups) - 1
+        if not held and not last:
+            carried, title = (*carried, *numbers), title or name
+            continue
+        found.append((title or name, (*carried, *numbers), held))
+        carried, title = (), ""
+    return found
+
+
+def _checks(inputs: PlanInputs, draft: DraftStory, decisive: tuple[GateSpec, ...]) -> Checks:
+    acceptance = decisive or inputs.quality_gates
+    return Checks(
+        acceptance=acceptance,
+        minutes=max(1, len(acceptance)),
+        scope=tuple(gate.statement or gate.name for gate in acceptance) or (draft.title,),
+        out_of_scope=draft.statements or ("Whatever the imported plan does not name",),
+        integration=("The plan's goals are checked again on the merge",),
+        regression=(quality_line(inputs),),
+        benchmarks=("None",),
+        troubleshooting=(
+            Trouble(
+                symptom="a command passes elsewhere and fails here",
+                cause="the plan was written for another machine",
+                remedy="import it again with --map OLD=NEW",
+            ),
+        ),
+    )
+
+
+def _risks() -> tuple[Risk, ...]:
+    return (
+        Risk(
+            risk="The plan does not fit this repository",
+            probability="medium",
+            impact="medium",
+            mitigation="every path was checked at the import, every command approved",
+            contingency="the story waits for a person with what failed",
+        ),
+    )

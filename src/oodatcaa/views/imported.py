@@ -1,0 +1,136 @@
+"""Imported plans as plain text: what came from where, what would run, and what found no place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from oodatcaa.domain.adopting import Adopted, Outcome
+from oodatcaa.domain.draft import DraftStory
+from oodatcaa.domain.evidence import GateKind, GateSpec
+from oodatcaa.domain.source import Source
+from oodatcaa.domain.task import Story
+
+
+def printable(text: str) -> str:
+    """Without control characters: a plan must not be able to rewrite the reader's terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def draft_lines(story: Story, draft: DraftStory) -> list[str]:
+    """Everything that a story was made of, its commands in full."""
+    source = story.source
+    lines = [f"{story.id}  {draft.title}"]
+    lines += [f"    goal       {line}" for line in draft.goal.split("\n")[:1] if line]
+    lines += [f"    waits for  {', '.join(story.depends_on)}"] if story.depends_on else []
+    if source is not None:
+        lines += [f"    from       {source.format} {source.file}, {source.key}"]
+        lines += [f"    BLOCKED    {source.held_back}"] if source.held_back else []
+    lines += [f"    changes    {', '.join(draft.files)}"] if draft.files else []
+    lines += [f"    step {step.number:>2}    [{step.kind}] {step.title}" for step in draft.steps]
+    lines += _goal_lines(draft)
+    for gate in draft.gates:
+        lines += _gate_lines(gate)
+    lines += [f"    in words   {text}" for text in draft.statements]
+    return [printable(line) for line in lines]
+
+
+def _goal_lines(draft: DraftStory) -> list[str]:
+    lines = [f"    truth      {item.statement}" for item in draft.goals.truths]
+    for item in draft.goals.artifacts:
+        wants = [f"at least {item.min_lines} lines"] if item.min_lines else []
+        wants += [f"contains {text}" for text in item.contains]
+        wants += [f"exports {text}" for text in item.exports]
+        lines.append(f"    artifact   {item.path}{': ' if wants else ''}{', '.join(wants)}")
+    for link in draft.goals.key_links:
+        lines.append(f"    link       {link.source} -> {link.target} {link.pattern}".rstrip())
+    return lines
+
+
+def _gate_lines(gate: GateSpec) -> list[str]:
+    if gate.kind is GateKind.FILES:
+        return [f"    {gate.id:<10} files: {', '.join(gate.paths)}"]
+    must = "must FAIL" if gate.expect == "failure" else "must pass"
+    first, *rest = gate.command.split("\n")
+    return [f"    {gate.id:<10} {must}: {first}", *(f"    {'':<10}   {line}" for line in rest)]
+
+
+def source_lines(source: Source, draft: DraftStory | None) -> list[str]:
+    """For `show`: where the story came from, its commands, and what was kept word for word."""
+    approved = source.approved
+    state = "no command needs an approval"
+    if source.wants_approval:
+        state = f"{source.commands} commands WAIT FOR APPROVAL"
+    elif approved is not None:
+        state = f"approved by {approved.by} {approved.at:%Y-%m-%d %H:%M} UTC: {approved.why}"
+    lines = [
+        "  imported from",
+        f"    {source.format} {source.file}, {source.key}, sha256 {source.file_sha256[:16]}",
+        f"    {state}",
+    ]
+    lines += [f"    held back: {source.held_back}"] if source.held_back else []
+    lines += [f"    taken as done: {', '.join(source.assumed)}"] if source.assumed else []
+    if draft is not None:
+        lines += _command_lines(draft)
+    for item in source.leftovers:
+        lines.append(f"    kept from {item.place}: {item.what}")
+        lines += [f"      {line}" for line in item.text.split("\n")]
+    return [printable(line) for line in lines]
+
+
+def _command_lines(draft: DraftStory) -> list[str]:
+    lines = ["  commands of the plan"] if draft.commands else []
+    for gate in draft.gates:
+        if gate.kind is GateKind.COMMAND:
+            lines += _gate_lines(gate)
+    lines += [f"    truth      {truth.command}" for truth in draft.goals.truths if truth.command]
+    return lines
+
+
+class Shown(Protocol):
+    """What an import hands back, as far as it is shown."""
+
+    @property
+    def dry_run(self) -> bool: ...
+    @property
+    def sprint(self) -> bool: ...
+    @property
+    def adopted(self) -> Sequence[Adopted]: ...
+    @property
+    def stories(self) -> Sequence[Story]: ...
+    @property
+    def drafts(self) -> Sequence[DraftStory]: ...
+
+    def summaries(self) -> Iterable[str]: ...
+
+
+def report_lines(report: Shown) -> list[str]:
+    """Every file with every finding, every story, and what became of it."""
+    lines = [printable(line) for line in report.summaries()]
+    stories = {story.id: story for story in report.stories}
+    drafts = {draft.key: draft for draft in report.drafts}
+    for item in report.adopted:
+        story, draft = stories.get(item.story), drafts.get(item.key)
+        lines.append("")
+        lines.append(f"{_WORDS[report.dry_run][item.outcome]}{': ' + item.why if item.why else ''}")
+        if story is not None and draft is not None:
+            lines += draft_lines(story, draft)
+    if not report.sprint and report.adopted:
+        lines += ["", "no sprint is open: the next one begins with these stories"]
+    return lines
+
+
+_WORDS = {
+    False: {
+        Outcome.CREATED: "created",
+        Outcome.UNCHANGED: "unchanged",
+        Outcome.UPDATED: "updated",
+        Outcome.REFUSED: "refused",
+    },
+    True: {
+        Outcome.CREATED: "would create",
+        Outcome.UNCHANGED: "would not change",
+        Outcome.UPDATED: "would update",
+        Outcome.REFUSED: "would refuse",
+    },
+}
