@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -96,6 +97,15 @@ def test_filelock_keeps_us_out_and_we_filelock(path: Path, start: Callable[..., 
         lock.acquire(0.05)
     assert "a program that left no note" in caught.value.message
     assert "fuser" in caught.value.hint
+
+
+def test_lockf_is_another_lock_that_would_exclude_nobody(path: Path) -> None:
+    """POSIX record locks (lockf) and flock do not see each other: only flock fits filelock."""
+    with filelock.FileLock(path), path.open("r+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert not FileLock(path).try_acquire()
 
 
 def test_an_abandoned_wait_does_not_keep_the_lock(path: Path, start: Callable[..., int]) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,9 @@ from jsonschema import Draft202012Validator
 from oodatcaa.domain.board import Board, Decision, EventKind
 from oodatcaa.domain.task import SubtaskStatus
 from oodatcaa.errors import StateError
-from oodatcaa.state.schema import queue_schema
-from oodatcaa.state.snapshot import QUEUE_FILE, SCHEMA_FILE, intact
+from oodatcaa.kit import faults
+from oodatcaa.state.schema import queue_schema, schema_problems, schema_text
+from oodatcaa.state.snapshot import QUEUE_FILE, SCHEMA_FILE, QueueFile, intact
 from oodatcaa.state.store import QueueStore
 from queue_making import begin, claim, event, release
 
@@ -95,7 +100,10 @@ def test_only_the_layout_changed(store: QueueStore) -> None:
         (lambda d: d["stories"].append(d["stories"][0]), "used 2 times"),
         (lambda d: d.update(stories=[]), "its story T001 does not exist"),
         (lambda d: d["subtasks"][0].update(depends_on=["T009"]), "T009"),
-        (lambda d: d.update(seq=1), "it was changed here since seq 1"),
+        (
+            lambda d: (d.update(seq=1), d["subtasks"][0].update(title="mine")),
+            "T001-B01: it was changed here since seq 1",
+        ),
         (lambda d: d.update(seq=77), "it comes from another queue"),
         (lambda d: d.pop("seq"), "'seq' is a required property"),
         (lambda d: d.update(schema_version=2), "schema_version"),
@@ -228,3 +236,166 @@ def test_an_unreadable_queue_without_a_journal_is_an_error(tmp_path: Path) -> No
     assert "line 1, column 14" in caught.value.message
     assert "oodatcaa doctor --repair" in caught.value.hint
     assert (tmp_path / QUEUE_FILE).read_text() == '{"stories": [,]}'
+
+
+def _write_slowly(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        for start in range(0, len(text), 1 + len(text) // 8):
+            file.write(text[start : start + 1 + len(text) // 8])
+            file.flush()
+            time.sleep(0.03)
+
+
+def test_a_script_that_is_still_writing_is_given_time(store: QueueStore) -> None:
+    path = store.work_dir / QUEUE_FILE
+    text = path.read_text().replace('"Story 1"', '"Written slowly"')
+    context = multiprocessing.get_context("fork")
+    writer = context.Process(target=_write_slowly, args=(path, text))
+    writer.start()
+    while path.stat().st_size in (0, len(text)) and writer.is_alive():
+        time.sleep(0.001)
+    note(store)
+    writer.join()
+    assert store.read().stories[0].title == "Written slowly"
+    assert rejected(store) == []
+
+
+def test_the_same_change_saved_twice_is_one(store: QueueStore) -> None:
+    path = store.work_dir / QUEUE_FILE
+    text = path.read_text().replace('"Story 1"', '"Saved twice"')
+    for _ in range(2):
+        path.write_text(text)
+        assert store.read().stories[0].title == "Saved twice"
+    assert rejected(store) == []
+    kinds = [one.event.kind for one in store.history()]
+    assert kinds.count(EventKind.MANUAL) == 1
+
+
+def test_every_error_of_every_kind_is_listed(store: QueueStore) -> None:
+    def wreck(document: dict[str, Any]) -> None:
+        document["stories"][0]["created_at"] = "yesterday"
+        document["stories"][0]["status_since"] = "2026-01-05T09:00:00"
+        document["stories"][0]["kind"] = "poem"
+        document["subtasks"][0]["lease"]["pid"] = 1
+        del document["subtasks"][0]["lease"]["owner"]
+        document["subtasks"][1].update(attempt=-1, priority="high")
+        del document["revision"], document["seq"]
+
+    edit(store, wreck)
+    store.read()
+    places = [
+        line.split(":")[0]
+        for line in rejected(store)[0].with_suffix(".errors.txt").read_text().splitlines()
+    ]
+    assert places == [
+        *("the document", "the document"),
+        *("stories[0].created_at", "stories[0].kind", "stories[0].status_since"),
+        *("subtasks[0].lease.owner", "subtasks[0].lease.pid"),
+        *("subtasks[1]", "subtasks[1].attempt"),
+    ]
+
+
+def test_records_are_checked_as_json_and_not_as_python_values(store: QueueStore) -> None:
+    """Tuples are no arrays to a JSON Schema: only mode="json" gives what the file will hold."""
+    board = store.read()
+    values = {"schema_version": 1, "seq": 2, "sha256": "0" * 64, "exact": True, "note": ""}
+    made = QueueFile(
+        **values,  # type: ignore[arg-type]
+        revision=board.revision,
+        sprint=board.sprint,
+        stories=board.stories,
+        subtasks=board.subtasks,
+    )
+    assert schema_problems(made.model_dump(mode="json", by_alias=True)) == []
+    assert schema_problems(made.model_dump(by_alias=True)) != []
+
+
+def test_the_word_that_tells_members_of_a_union_apart_is_required() -> None:
+    """With a default the schema would not ask for it, and a lease could be read as either kind."""
+    definitions = queue_schema()["$defs"]
+    told_apart = [
+        (part["discriminator"]["propertyName"], reference.rpartition("/")[2])
+        for part in _parts(queue_schema())
+        if "discriminator" in part
+        for reference in part["discriminator"]["mapping"].values()
+    ]
+    assert {name for _, name in told_apart} == {"ProcessLease", "ManualLease"}
+    for word, name in told_apart:
+        assert word in definitions[name]["required"]
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts(part)
+
+
+def test_the_published_schema_is_the_one_in_the_reference() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / SCHEMA_FILE
+    assert page.read_text() == schema_text(), f"run: oodatcaa schema > docs/reference/{SCHEMA_FILE}"
+
+
+def test_another_versions_schema_is_replaced(store: QueueStore) -> None:
+    path = store.work_dir / SCHEMA_FILE
+    path.write_text(schema_text().replace(" of oodatcaa 0", " of oodatcaa 9"))
+    store.close()
+    note(QueueStore(store.work_dir))
+    assert path.read_text() == schema_text()
+
+
+def _die_before_the_snapshot(work: Path) -> None:
+    faults.arm("snapshot.before_rename:1")
+    QueueStore(work).transact(claim("b"))
+
+
+def test_a_file_that_a_dead_writer_left_behind_is_caught_up(store: QueueStore) -> None:
+    store.close()
+    process = multiprocessing.get_context("fork").Process(
+        target=_die_before_the_snapshot, args=(store.work_dir,)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    path = store.work_dir / QUEUE_FILE
+    assert json.loads(path.read_text())["revision"] == 2
+    QueueStore(store.work_dir).transact(lambda old, _: Decision(old, None))
+    assert (json.loads(path.read_text())["revision"], rejected(store)) == (3, [])
+
+
+def _count_with_filelock(path: Path, rounds: int) -> None:
+    """A foreign program, as its author would write it with the real package."""
+    for _ in range(rounds):
+        with filelock.FileLock(f"{path}.lock"):
+            document = json.loads(path.read_text())
+            assert document["exact"] is True
+            story = document["stories"][0]
+            story["goal"] = str(int(story["goal"] or 0) + 1)
+            path.write_text(json.dumps(document))
+
+
+def test_our_programs_and_foreign_ones_with_filelock_lose_nothing_of_each_other(
+    store: QueueStore,
+) -> None:
+    foreign, rounds = 2, 15
+    context = multiprocessing.get_context("fork")
+    path = store.work_dir / QUEUE_FILE
+    store.close()
+    others = [
+        context.Process(target=_count_with_filelock, args=(path, rounds)) for _ in range(foreign)
+    ]
+    for one in others:
+        one.start()
+
+    def count(old: Board, _: datetime) -> Decision[None]:
+        story = old.stories[0]
+        return Decision(old.with_task(story.evolve(goal=str(int(story.goal or 0) + 1))), None)
+
+    for _ in range(rounds):
+        store.transact(count)
+    for one in others:
+        one.join(120)
+    assert [one.exitcode for one in others] == [0] * foreign
+    assert store.read().stories[0].goal == str((foreign + 1) * rounds)
+    assert rejected(store) == []

@@ -22,6 +22,7 @@ Owner = Annotated[str, typer.Option("--as", help="who acts; your login name by d
 def register(app: typer.Typer) -> None:
     verbs: tuple[Callable[..., None], ...] = (negotiate, status, show, claim, heartbeat)
     verbs += (submit, release, approve, cancel, waive)
+    verbs += (schema,)
     for command in verbs:
         app.command(command.__name__)(command)
 
@@ -187,3 +188,10 @@ def waive(
 
     _told(waive_gate(open_project(), story, gate, _who(owner), why, hours))
     following("oodatcaa run")
+
+
+def schema() -> None:
+    """The JSON Schema of SPRINT_QUEUE.json."""
+    from oodatcaa.state.schema import schema_text
+
+    print(schema_text(), end="")

@@ -59,12 +59,11 @@ class OutsideHands:
         self._journal = journal
         self._legal = legal
 
-    def settle(self, now: datetime) -> Settled | None:
-        """Under the lock, the file is not ours: decide. None = it says nothing new.
+    def settle(self, data: bytes, now: datetime) -> Settled | None:
+        """Under the lock, the file holds `data`, not ours: decide. None = it says nothing new.
 
         Raises StateError when there is no journal to go on from.
         """
-        data = self._path.read_bytes()
         by = _owner(self._path)
         if not self._journal.exists:
             return self._adopt(data, by, now)
@@ -94,12 +93,15 @@ class OutsideHands:
             return change, list(self._legal(replica.board, wanted)) if not change.empty else []
         if change.empty:
             return change, [_older(found.seq, replica.seq)]
-        return self._merged(origin, change, found.seq)
+        return self._merged(origin, wanted, change, found.seq)
 
-    def _merged(self, origin: Board, change: Change, seq: int) -> tuple[Change, list[str]]:
+    def _merged(
+        self, origin: Board, wanted: Board, change: Change, seq: int
+    ) -> tuple[Change, list[str]]:
         """An edit of an older state: fine when nothing that it touches has moved since."""
         replica = self._journal.replica
         moved = difference(origin, replica.board).touched() & change.touched()
+        moved &= difference(wanted, replica.board).touched()  # the same change twice is none
         problems = [
             f"{what}: it was changed here since seq {seq}, from which the file was made"
             for what in sorted(moved)

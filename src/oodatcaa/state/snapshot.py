@@ -20,6 +20,8 @@ from oodatcaa.domain.task import Story, Subtask
 
 QUEUE_FILE = "SPRINT_QUEUE.json"
 SCHEMA_FILE = "SPRINT_QUEUE.schema.json"
+MADE_BY = "generated from the records of oodatcaa"
+"""The schema's comment begins so; the version follows."""
 EXACT_NOTE = (
     "this file is the newest state; hold SPRINT_QUEUE.json.lock (filelock) to change it, "
     "or edit it: a legal change is taken over and logged, any other is set aside"

@@ -276,11 +276,14 @@ class QueueStore:
             self._archive.finish(self._journal.since)
             self._finished_since = self._journal.since
         if self._view.touched():
-            verdict = self._outside.settle(clamp(self._clock(), self._journal.replica.at))
+            now = clamp(self._clock(), self._journal.replica.at)
+            verdict = self._outside.settle(self._view.content(), now)
             if verdict is not None:
                 self._commit(verdict.change, verdict.events, verdict.at, verdict.at)
                 self._notice(verdict.notice)
             self._view.settled()
+            self._write_views()
+        elif fresh and self._view.left_behind and self._journal.replica.size <= self._exact_tasks:
             self._write_views()
         if self._log.incomplete(self._journal.expected_entry):
             self._complete_log()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from pydantic import PositiveInt, ValidationError
 
+from oodatcaa import __version__
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Event
 from oodatcaa.domain.ports import Logged
@@ -19,9 +21,13 @@ from oodatcaa.kit.files import write_atomic
 from oodatcaa.state.disk import replace, sync, write_at, write_temp
 from oodatcaa.state.journal import Journal
 from oodatcaa.state.lines import REPAIR, Marker
-from oodatcaa.state.snapshot import QUEUE_FILE, SCHEMA_FILE, Renderer, temp_of
+from oodatcaa.state.snapshot import MADE_BY, QUEUE_FILE, SCHEMA_FILE, Renderer, temp_of
 
-_Stat = tuple[int, int, int, int]
+_Stat = tuple[int, int, int, int, int]
+_TICK_NS = 20_000_000
+"""A file system's clock may stand still for so long: two writes can carry one time."""
+QUIET_SECONDS = 0.1
+PATIENCE_SECONDS = 2.0
 
 
 class QueueView:
@@ -38,6 +44,8 @@ class QueueView:
         self._exact = False
         self._seen_at = 0.0
         self._ours = False
+        self._published = False
+        self._fresh = False
 
     @property
     def behind(self) -> bool:
@@ -54,7 +62,7 @@ class QueueView:
         except FileNotFoundError:
             self.settled()
             return False
-        if status == self._known:
+        if status == self._known and not self._fresh:
             return False
         self._dealt_with = status
         data = self.path.read_bytes()
@@ -63,6 +71,22 @@ class QueueView:
             return True
         self._remember(status, marker.seq, b'"exact": true' in data[:1000])
         return False
+
+    def content(self) -> bytes:
+        """What lies there. A script that writes without the lock gets time to come to its end."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            self._dealt_with = status = _stat(self.path)
+            data = self.path.read_bytes()
+            age = abs(time.time() - status[2] / 1e9)
+            if _is_json(data) or age > QUIET_SECONDS or time.monotonic() > end:
+                return data
+            time.sleep(QUIET_SECONDS / 5)
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether its last writer died before it could write what it had committed."""
+        return self._known is not None and self._seq != self._journal.replica.seq
 
     def _written(self, digest: str) -> Marker | None:
         markers = self._journal.markers
@@ -87,10 +111,7 @@ class QueueView:
         replica = self._journal.replica
         if self._seq == replica.seq and self._exact == exact and self._known is not None:
             return
-        if not self._schema.exists():
-            from oodatcaa.state.schema import schema_text
-
-            write_atomic(self._schema, schema_text(), name="schema")
+        self._publish_schema()
         rendered = self._renderer.render(replica.board, seq=replica.seq, exact=exact)
         temp = temp_of(self.path)
         write_temp(temp, rendered.data, "snapshot")
@@ -100,6 +121,22 @@ class QueueView:
         replace(temp, self.path, "snapshot", durable=False)
         self._remember(_stat(self.path), replica.seq, exact)
 
+    def _publish_schema(self) -> None:
+        """The schema beside the file is this version's; looked at once per process."""
+        if self._published and self._schema.exists():
+            return
+        made = f"{MADE_BY} {__version__}".encode()
+        try:
+            with self._schema.open("rb") as file:
+                self._published = made in file.read(400)
+        except FileNotFoundError:
+            self._published = False
+        if not self._published:
+            from oodatcaa.state.schema import schema_text
+
+            write_atomic(self._schema, schema_text(), name="schema")
+            self._published = True
+
     def _just_touched(self) -> bool:
         try:
             return _stat(self.path) != self._dealt_with
@@ -108,13 +145,22 @@ class QueueView:
 
     def _remember(self, status: _Stat, seq: int, exact: bool) -> None:
         self._known, self._seq, self._exact = status, seq, exact
+        self._fresh = abs(time.time_ns() - status[2]) < _TICK_NS
         self._dealt_with = status
         self._seen_at = time.monotonic()
 
 
 def _stat(path: Path) -> _Stat:
     status = path.stat()
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 class Events(Record):
