@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -58,7 +59,6 @@ class Torture:
         self.stop = work.parent / "stop"
         self.people: dict[int, tuple[ForkProcess, Fate]] = {}
         self.killed: set[int] = set()
-        self.sleeping: list[tuple[float, int]] = []
         self.kept: list[bytes] = []
         self.born = 0
         self.armed: Counter[str] = Counter()
@@ -75,7 +75,6 @@ class Torture:
                 self.bear()
             time.sleep(0.01)
             acted = self.act()
-            self.wake()
             if self.bury() or acted:
                 self.auditor.look()
         self.finish()
@@ -115,7 +114,10 @@ class Torture:
         elif dice < 0.2:
             os.kill(pid, signal.SIGSTOP)
             self.toll.stops += 1
-            self.sleeping.append((time.monotonic() + 1.2 * TTL_SECONDS, pid))
+            # Not by the loop: it may be waiting for the very lock that the sleeper holds.
+            timer = threading.Timer(1.2 * TTL_SECONDS, self.wake, (pid,))
+            timer.daemon = True
+            timer.start()
         elif dice < 0.28:
             self.hand()
         elif (dice < 0.31 and os.geteuid() != 0) or (dice < 0.31 and _obeys_modes()):
@@ -159,11 +161,9 @@ class Torture:
             _mode(path, 0o644)
         self.toll.read_only += 1
 
-    def wake(self) -> None:
-        for moment, pid in [one for one in self.sleeping if one[0] < time.monotonic()]:
-            self.sleeping.remove((moment, pid))
-            if pid in self.people:
-                os.kill(pid, signal.SIGCONT)
+    def wake(self, pid: int) -> None:
+        if pid in self.people:
+            os.kill(pid, signal.SIGCONT)
 
     def bury(self) -> bool:
         gone = [pid for pid, (one, _) in self.people.items() if not one.is_alive()]

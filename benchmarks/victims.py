@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -388,7 +389,8 @@ class Victim:
         if found is None:
             return
         number = found.number
-        (self.work / "SPRINT_QUEUE.schema.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be read-only just now
+            (self.work / "SPRINT_QUEUE.schema.json").unlink()
 
         def decide(board: Board, now: datetime) -> Decision[None]:
             said = Event(
@@ -405,7 +407,7 @@ class Victim:
             document = json.loads(path.read_bytes())
             document["subtasks"] = "none"
             path.write_text(json.dumps(document))
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):  # gone, damaged already, or read-only just now
             return
         self.store.read()
 

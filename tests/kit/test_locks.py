@@ -117,6 +117,54 @@ def test_an_abandoned_wait_does_not_keep_the_lock(path: Path, start: Callable[..
     FileLock(path).acquire(20)  # the loser's thread got it first and passed it on
 
 
+def test_an_abandoned_wait_that_a_fork_copied_does_not_keep_the_lock(
+    path: Path, start: Callable[..., int]
+) -> None:
+    pid = start(_hold, path)
+    loser = FileLock(path)
+    with pytest.raises(StateError):
+        loser.acquire(0.02)
+    child = context.Process(target=time.sleep, args=(60,))  # with a copy of the loser's handle
+    child.start()
+    try:
+        os.kill(pid, signal.SIGKILL)
+        FileLock(path).acquire(20)
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_forked_child_does_not_keep_its_dead_parents_lock(path: Path) -> None:
+    parent = context.Process(target=_hold_fork_and_die, args=(path,))
+    parent.start()
+    parent.join(20)
+    try:
+        FileLock(path).acquire(20)
+    finally:
+        os.kill(int(path.with_name("child").read_text()), signal.SIGKILL)
+
+
+def _hold_fork_and_die(path: Path) -> None:
+    lock = BurstLock(FileLock(path))
+    os.register_at_fork(after_in_child=lock.begin_in_child)
+    lock.acquire(20)
+    if (child := os.fork()) == 0:
+        time.sleep(60)
+        os._exit(0)
+    path.with_name("child").write_text(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_stopped_holder_is_named_with_the_way_to_go_on(
+    path: Path, start: Callable[..., int]
+) -> None:
+    pid = start(_hold, path)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(StateError) as caught:
+        FileLock(path).acquire(0.1)
+    assert f"kill -CONT {pid}" in caught.value.hint
+
+
 def test_a_replaced_lock_file_is_noticed(path: Path) -> None:
     first = FileLock(path)
     first.acquire()

@@ -16,7 +16,7 @@ from oodatcaa.domain.rounds import Round, lease_key, negotiate
 from oodatcaa.domain.states import tasks_of
 from oodatcaa.domain.task import ProcessLease, Role, Task
 from oodatcaa.errors import RefusedError
-from oodatcaa.kit.alive import is_alive, process_identity
+from oodatcaa.kit.alive import is_alive, is_stopped, process_identity
 
 
 def hostname() -> str:
@@ -24,8 +24,9 @@ def hostname() -> str:
 
 
 def liveness(board: Board) -> tuple[frozenset[str], frozenset[str]]:
-    """(dead, alive): lease keys whose process on this host is gone, or still there.
+    """(dead, alive): lease keys whose process on this host is gone, or runs.
 
+    A stopped process is in neither: it gives no sign, so its time to live alone decides.
     A key names one attempt, so a claim that somebody makes between this look and the lock is
     never mistaken for the dead one.
     """
@@ -35,8 +36,10 @@ def liveness(board: Board) -> tuple[frozenset[str], frozenset[str]]:
     for task in tasks_of(board):
         lease = task.lease
         if isinstance(lease, ProcessLease) and lease.host == here:
-            living = is_alive(lease.pid, lease.process_started_at)
-            (alive if living else dead).add(lease_key(task))
+            if not is_alive(lease.pid, lease.process_started_at):
+                dead.add(lease_key(task))
+            elif not is_stopped(lease.pid):
+                alive.add(lease_key(task))
     return frozenset(dead), frozenset(alive)
 
 
@@ -44,6 +47,12 @@ def run_negotiation(store: Store, policy: Policy) -> Round:
     """One idempotent round; a round that decides nothing writes nothing."""
     dead, alive = liveness(store.read())
     return store.transact(lambda board, now: negotiate(board, policy, now, dead=dead, alive=alive))
+
+
+def take_from_the_dead(store: Store, policy: Policy) -> None:
+    """A round, but only when the owner of a lease on this host is found dead: cheap to repeat."""
+    if liveness(store.read())[0]:
+        run_negotiation(store, policy)
 
 
 def claim(
@@ -94,7 +103,8 @@ class Heartbeat:
         self._beat: Callable[[], Task] = lambda: beat(
             store, task=task.id, owner=owner, attempt=task.attempt
         )
-        self._seconds = seconds
+        ttl = task.lease.ttl_seconds if task.lease is not None else 3 * seconds
+        self._seconds = min(seconds, ttl / 3)
         self._done = threading.Event()
         self.lost = threading.Event()
         self.error: Exception | None = None

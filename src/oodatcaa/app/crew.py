@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from oodatcaa.app.claims import run_negotiation
+from oodatcaa.app.claims import run_negotiation, take_from_the_dead
 from oodatcaa.app.notify import Notifier
 from oodatcaa.app.project import Project
 from oodatcaa.app.starting import reclaim
@@ -27,6 +27,7 @@ MAX_RESTARTS = 5
 STOP_GRACE_SECONDS = 150.0
 """Longer than a training child gets for ending its iteration and saving a checkpoint."""
 TICK_SECONDS = 0.25
+ROUND_SECONDS = 1.0
 STOPPING = "stopping; agents save what they have (Ctrl-C again ends them at once)"
 
 
@@ -115,6 +116,7 @@ class Crew:
 
     def _loop(self) -> str:
         self._enlist()
+        looked = time.monotonic()
         while True:
             if self._stopping:
                 return "stopped"
@@ -125,6 +127,9 @@ class Crew:
                 return "crew_failed"
             self._tell("running")
             self._notifier.look()
+            if time.monotonic() - looked > ROUND_SECONDS:  # while every agent is busy
+                take_from_the_dead(self.project.store, self.project.policy)
+                looked = time.monotonic()
             time.sleep(TICK_SECONDS)
 
     def _tell(self, state: str) -> None:

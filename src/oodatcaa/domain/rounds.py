@@ -90,7 +90,7 @@ def negotiate(
 ) -> Decision[Round]:
     """One round. `dead` and `alive` name tasks (or `lease_key`s) whose owner process is known to
     have ended, or to run; what is in neither is judged by its time to live alone. An owner that
-    runs but gives no sign for two times to live in a row loses its task all the same.
+    runs but gives no sign within OWNER_SECONDS after that loses its task all the same.
 
     Deciding nothing returns the same board and no events. Never raises for a sound board.
     """
@@ -234,11 +234,19 @@ def is_expired(task: Task, now: datetime) -> bool:
     return lease is not None and now > lease.heartbeat_at + timedelta(seconds=lease.ttl_seconds)
 
 
+OWNER_SECONDS = 60
+"""How long an owner that runs may take, after a sleep of the machine, to renew its own lease."""
+
+
 def renewed_for_owner(task: Task, now: datetime) -> Task:
-    """Renew a lease on behalf of an owner that is known to be alive: once, until the owner itself
-    gives a sign. A process that hangs is alive too, and must not hold its task for ever."""
-    assert task.lease is not None
-    return task.evolve(lease=task.lease.evolve(heartbeat_at=now, courtesy=True))
+    """Give an owner that is known to run OWNER_SECONDS to renew its lease: once, until it gives a
+    sign itself. A process that hangs runs too, and must not hold its task for long."""
+    lease = task.lease
+    assert lease is not None
+    left = min(OWNER_SECONDS, lease.ttl_seconds)
+    reckoned = now + timedelta(seconds=left - lease.ttl_seconds)
+    renewed = lease.evolve(heartbeat_at=max(reckoned, lease.heartbeat_at), courtesy=True)
+    return task.evolve(lease=renewed)
 
 
 def _recover(work: _Work, policy: Policy, dead: frozenset[str], alive: frozenset[str]) -> None:

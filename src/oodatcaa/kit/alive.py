@@ -29,6 +29,22 @@ def is_alive(pid: int, create_time: float) -> bool:
     return start is not None and abs(start - create_time) < 0.005
 
 
+def is_stopped(pid: int) -> bool:
+    """True for a process that a signal (SIGSTOP, Ctrl-Z) keeps from running."""
+    if sys.platform.startswith("linux"):
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] in "Tt"
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _start_of(pid: int) -> float | None:
     if pid <= 0:
         return None

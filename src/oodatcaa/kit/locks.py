@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from oodatcaa.errors import StateError
+from oodatcaa.kit.alive import is_stopped
 from oodatcaa.kit.clock import utc_now
 
 NOTE_BYTES = 512
@@ -120,23 +121,30 @@ class FileLock:
     def close(self) -> None:
         """Give back the file handles, and with them the lock if it is held."""
         if self._pid == os.getpid():
-            for handle in (self._handle, self._note):
-                if handle >= 0:
-                    os.close(handle)
+            if self._handle >= 0:
+                fcntl.flock(self._handle, fcntl.LOCK_UN)  # a forked child may have a copy
+            self._close_handles()
         self._handle = self._note = -1
         if self._waiter is not None:
             self._waiter.stop()
             self._waiter = None
 
+    def begin_in_child(self) -> None:
+        """After a fork the parent's handle shares its lock with ours: never use it, nor keep it,
+        for then the lock would outlive the parent."""
+        self._close_handles()
+        self._handle = self._note = -1
+        self._waiter = None
+        self._pid = os.getpid()
+
+    def _close_handles(self) -> None:
+        for handle in (self._handle, self._note):
+            if handle >= 0:
+                os.close(handle)
+
     def _open(self) -> None:
         if self._pid != os.getpid():
-            # After a fork the parent's handle shares its lock with ours: never use it.
-            for handle in (self._handle, self._note):
-                if handle >= 0:
-                    os.close(handle)
-            self._handle = self._note = -1
-            self._waiter = None
-            self._pid = os.getpid()
+            self.begin_in_child()
         if self._handle < 0:
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         if self._note < 0:
@@ -182,12 +190,18 @@ class FileLock:
         return StateError(
             self._code,
             f"{self._what} is locked {by}; waited {timeout:g} s",
-            hint=(
-                f"wait for it, or look at it with: ps -p {who.pid}"
-                if who
-                else f"find the program with: fuser -v {self.path}"
-            ),
+            hint=_advice(who, self.path),
         )
+
+
+def _advice(who: Holder | None, path: Path) -> str:
+    if who is None:
+        return f"find the program with: fuser -v {path}"
+    if is_stopped(who.pid):
+        return (
+            f"it is stopped; let it go on with: kill -CONT {who.pid}, or end it: kill -9 {who.pid}"
+        )
+    return f"wait for it, or look at it with: ps -p {who.pid}"
 
 
 class _Waiter:
@@ -239,7 +253,10 @@ class _Waiter:
                 self._error = error
             with self._guard:
                 if self._abandoned:
-                    os.close(self._handle)  # gives the lock back to the next in the queue
+                    # Back to the next in the queue. Closing alone would not do that when a fork
+                    # has copied the handle meanwhile.
+                    fcntl.flock(self._handle, fcntl.LOCK_UN)
+                    os.close(self._handle)
                     return
                 self._granted.release()
 
@@ -323,6 +340,7 @@ class BurstLock:
 
     def begin_in_child(self) -> None:
         """After a fork: the parent's threads are gone, and what it held is the parent's."""
+        self.lock.begin_in_child()
         self._guard = threading.Lock()
         self._lingering = False
         self._watch = None
