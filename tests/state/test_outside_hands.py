@@ -300,7 +300,7 @@ def test_records_are_checked_as_json_and_not_as_python_values(store: QueueStore)
     board = store.read()
     values = {"schema_version": 1, "seq": 2, "sha256": "0" * 64, "exact": True, "note": ""}
     made = QueueFile(
-        **values,  # type: ignore[arg-type]
+        **values,
         revision=board.revision,
         sprint=board.sprint,
         stories=board.stories,
