@@ -64,6 +64,8 @@ from oodatcaa.views.plots import plot_run
 
 PROBE_TOKENS = 2048
 """Batches of at most this many tokens are measured as they are."""
+HOPELESS = 1.3
+"""An analytic estimate this many times the limit needs no measuring to be believed."""
 PLOT_FILE = "loss_and_memory.png"
 GATE_FILE = "estimate.json"
 
@@ -122,12 +124,12 @@ class MlxBackend:
         """What a probe says about the worst batch that the data allow.
 
         Measures it when it has at most `budget` tokens, else smaller ones; measures nothing when
-        an earlier probe of the same family answers. A probe that itself ends at the memory gate
-        makes the estimate one that does not fit. Raises OodatcaaError for an unknown model or a
-        probe that fails for another reason.
+        an earlier probe of the same family answers, or the analytic estimate is hopeless. A probe
+        that itself ends at the memory gate makes the estimate one that does not fit. Raises
+        OodatcaaError for an unknown model or a probe that fails for another reason.
         """
         asked = self._ask(spec, Path(self.models.resolve(spec.model)).resolve())
-        if asked.known:
+        if asked.known or asked.analytic.total_bytes > HOPELESS * asked.limit:
             return asked.answer()
         need = max(1, min(asked.analytic.total_bytes, asked.limit))
         with self.reservations.reserve(

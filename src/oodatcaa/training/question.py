@@ -161,5 +161,6 @@ def _over(analytic: MemoryEstimate, limit: int, error: OodatcaaError) -> MemoryE
         total_bytes=analytic.total_bytes + more,
         parts=(*analytic.parts, part),
         source="probe",
+        unknown=("how much more: the probe was stopped at the limit",),
         method="a lower bound: the probe itself was stopped at the limit",
     )

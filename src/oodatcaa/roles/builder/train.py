@@ -37,7 +37,8 @@ def train(bench: Bench) -> StepOutcome:
         desk.say(f"{bench.subtask.id} goes on from the checkpoint of run {run_before}")
     estimate = backend.forecast(spec, budget=probe_budget(desk))
     desk.say(f"{bench.subtask.id} forecast {estimate.total_bytes / GB:.2f} GB: {estimate.method}")
-    if estimate.total_bytes > spec.memory_limit_bytes:
+    if estimate.unknown and estimate.total_bytes > spec.memory_limit_bytes:
+        # The probe itself met the limit. Any other refusal is the backend's, and leaves a record.
         return StepOutcome(failure=_does_not_fit(bench, estimate, spec.memory_limit_bytes))
     run = backend.train(spec, on_progress=desk.on_progress, should_stop=desk.should_stop)
     folder = desk.runs.folder(run.run_id)
