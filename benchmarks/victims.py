@@ -69,6 +69,7 @@ FAILING = tuple(
 """Where a full or broken disk says so."""
 CLOSING = ("copy", "seal", "archive", "schema")
 REFUSING = ("aside", "errors")
+GROWING = ("log", "log_head", "rotate", "index", "events", "rebase")
 EXPECTED = (
     "queue.write_failed",
     "queue.views_behind",
@@ -98,7 +99,8 @@ class Fate:
     def errand(self) -> str:
         """What the process does again and again to come to its point."""
         name = self.point.partition(".")[0]
-        return "close" if name in CLOSING else "damage" if name in REFUSING else ""
+        errands = {"close": CLOSING, "damage": REFUSING, "grow": GROWING}
+        return next((errand for errand, names in errands.items() if name in names), "")
 
 
 def open_store(work: Path, clock: object = None) -> QueueStore:
@@ -224,8 +226,9 @@ class Victim:
 
     def run(self, stop: Path) -> None:
         deeds = [self.claim] * 6 + [self.submit] * 6 + [self.heartbeat, self.expire, self.look]
-        deeds += [self.illegal, self.late, self.reopen]
-        errand = {"close": self.close_sprint, "damage": self.damage}.get(self.fate.errand)
+        deeds += [self.illegal, self.late, self.reopen, self.store.flush]
+        errands = {"close": self.close_sprint, "damage": self.damage, "grow": self.grow}
+        errand = errands.get(self.fate.errand)
         if errand is not None:
             deeds += [errand] * 9
         if self.fate.kind == "short":
@@ -400,6 +403,25 @@ class Victim:
 
         self.store.archive_sprint(number, decide)
         self.say("count sprint closed")
+
+    def grow(self) -> None:
+        """So much text that the log is rotated and the journal gets a new base."""
+        for _ in range(3):
+            self.store.transact(
+                lambda board, now: Decision(
+                    board,
+                    None,
+                    (
+                        Event(
+                            kind=EventKind.NOTE,
+                            at=now,
+                            actor=self.name,
+                            subject="sprint",
+                            text="long " * 1500,
+                        ),
+                    ),
+                )
+            )
 
     def damage(self) -> None:
         path = self.work / QUEUE_FILE
