@@ -67,7 +67,7 @@ def test_nonsense_names_are_answered_with_what_is_accepted(store: ModelStore, na
         store.resolve(name)
 
     assert caught.value.code == "model.unknown"
-    assert "demo" in caught.value.hint
+    assert any("demo" in line for line in caught.value.details)
     assert len(caught.value.details) == 3
 
 

@@ -53,6 +53,15 @@ class ChildSettings:
 
 DEFAULTS = ChildSettings()
 
+HEAP = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+"""glibc (mallopt(3)): keep freed blocks. MLX's CPU device frees and takes its temporaries at every
+operation; by default each of them is a new mapping whose pages the kernel fills with zeros."""
+
 
 def run_child(
     argv: list[str],
@@ -125,6 +134,8 @@ def _environment(settings: ChildSettings) -> dict[str, str]:
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if not settings.fast_cpu:
         env[FAST_CPU] = "0"
+    elif sys.platform.startswith("linux"):
+        env = {**HEAP, **env}
     # A child must run the very code of its parent: paths given relative to our folder, or a
     # worktree's own source, would otherwise be lost or replaced by an installed version.
     root = Path(oodatcaa.__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,12 +34,14 @@ TRUNCATED = "longer than max_seq_length: truncated"
 
 
 class Batch(NamedTuple):
-    """What the loss receives after the model. `rows` index the flattened [batch * length] axis."""
+    """What the loss receives after the model. `rows` index the flattened [batch * length] axis;
+    `hidden` is the input of the first trained block, where the frozen ones ran already."""
 
     inputs: mx.array
     rows: mx.array
     targets: mx.array
     weights: mx.array
+    hidden: mx.array | None = None
 
 
 @dataclass(frozen=True)
@@ -168,14 +170,18 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 
 
 class BatchIterator:
-    """mlx-lm's `iterate_batches` seam. `loop=True` (training) never ends and skips `start`.
+    """mlx-lm's `iterate_batches` seam. `loop=True` (training) never ends and skips `start`, and
+    passes each batch through `prepare`.
 
     Without `loop` (validation) every example comes once, in the same random order every time.
     """
 
-    def __init__(self, seed: int, start: int = 0) -> None:
+    def __init__(
+        self, seed: int, start: int = 0, prepare: Callable[[Batch], Batch] | None = None
+    ) -> None:
         self.seed = seed
         self.start = start
+        self.prepare = prepare or (lambda batch: batch)
 
     def __call__(
         self,
@@ -197,7 +203,7 @@ class BatchIterator:
         epoch, skip = divmod(self.start, per_epoch)
         while True:
             for indices in epoch_order(lengths, batch_size, self.seed, epoch)[skip:]:
-                yield make_batch([dataset[i] for i in indices], max_seq_length)
+                yield self.prepare(make_batch([dataset[i] for i in indices], max_seq_length))
             epoch, skip = epoch + 1, 0
 
 

@@ -93,6 +93,11 @@ def preload() -> Blas | None:
     return blas
 
 
+def preloaded() -> Blas | None:
+    """The BLAS that this process loaded by `preload`, or None."""
+    return _preloaded
+
+
 def describe_cpu() -> CpuSpeed:
     """What a worker would use here. Does not load anything into the calling process."""
     device = accelerator()

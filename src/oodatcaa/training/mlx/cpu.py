@@ -4,15 +4,23 @@ Measured on 2 cores with a 135M model: half precision is emulated and slower tha
 quantised product is the slowest of all. So weights are dequantised where they are used, inside
 `mx.checkpoint`: the backward pass dequantises again instead of keeping float32 copies alive, and
 memory stays that of the quantised model plus one layer's matrix. Only ever applied on the CPU.
+Inside `vector.at_once()` products, silu and softmax are evaluated as they are met, so that the
+exponentials can come from a vector library (see vector.py); outside they stay in MLX's graph.
 """
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
+from mlx_lm.models import activations, base
+
+from oodatcaa.training.mlx import vector
+from oodatcaa.training.protocol import fast_cpu_wanted
 
 
 def on_cpu() -> bool:
@@ -20,29 +28,64 @@ def on_cpu() -> bool:
     return mx.default_device() == mx.cpu
 
 
+def fast_cpu() -> bool:
+    """Whether the measures of this module are in force: on the CPU, and not switched off."""
+    return on_cpu() and fast_cpu_wanted()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A layer's quantised matrix outside of the module tree, whose arrays mlx-lm traces."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array | None
+    how: dict[str, Any]
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> _Stored:
+        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        return cls(layer["weight"], layer["scales"], layer.get("biases"), how)
+
+    def dense(self, dtype: mx.Dtype) -> mx.array:
+        matrix: mx.array = mx.dequantize(
+            self.weight, self.scales, self.biases, dtype=dtype, **self.how
+        )
+        return matrix
+
+
 def dense_product(layer: nn.Module, x: mx.array) -> mx.array:
     """`x @ W.T` with W dequantised now, and again in the backward pass.
 
     A single row (one token of a generation) takes the quantised product, which is quicker then.
     """
-
-    def product(x: mx.array) -> mx.array:
-        weight = mx.dequantize(
-            layer["weight"],
-            scales=layer["scales"],
-            biases=layer.get("biases"),
-            group_size=layer.group_size,
-            bits=layer.bits,
-            mode=layer.mode,
-            dtype=x.dtype,
-        )
-        return x @ weight.T
-
     if x.size == x.shape[-1]:
         return _quantised_product(layer, x)
+    if vector.active() and x.dtype == mx.float32:
+        return _product_at_once(layer.stored, x)
+
+    def product(x: mx.array) -> mx.array:
+        return x @ _Stored.of(layer).dense(x.dtype).T
+
     # The weights are captured, not passed: the base model is frozen and nobody asks their gradient.
     result: mx.array = mx.checkpoint(product)(x)
     return result
+
+
+def _product_at_once(stored: _Stored, x: mx.array) -> mx.array:
+    @mx.custom_function
+    def product(x: mx.array) -> mx.array:
+        y = vector.cut(x) @ stored.dense(x.dtype).T
+        mx.eval(y)
+        return y
+
+    @product.vjp
+    def product_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
+        return cotangent @ stored.dense(cotangent.dtype)
+
+    result: Any = product(x)
+    found: mx.array = result
+    return found
 
 
 def _quantised_product(layer: nn.Module, x: mx.array) -> mx.array:
@@ -62,6 +105,8 @@ def _quantised_product(layer: nn.Module, x: mx.array) -> mx.array:
 class DenseProductLinear(nn.QuantizedLinear):  # type: ignore[misc]
     """A QuantizedLinear (still one for isinstance, saving and LoRA) that multiplies densely."""
 
+    multiplies_densely = True
+
     def __call__(self, x: mx.array) -> mx.array:
         y = dense_product(self, x)
         return y + self["bias"] if "bias" in self else y
@@ -70,6 +115,8 @@ class DenseProductLinear(nn.QuantizedLinear):  # type: ignore[misc]
 class DenseProductEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
     """A QuantizedEmbedding whose use as a tied output layer multiplies densely."""
 
+    multiplies_densely = True
+
     def __call__(self, x: mx.array) -> mx.array:
         rows: mx.array = super().__call__(x)
         return rows.astype(mx.float32)
@@ -77,6 +124,10 @@ class DenseProductEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
     def as_linear(self, x: mx.array) -> mx.array:
         return dense_product(self, x)
 
+
+FEW = 1 << 15
+"""Below so many elements leaving MLX's graph costs more than its slow exponential."""
+_STOCK_ATTENTION = base.scaled_dot_product_attention
 
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.QuantizedLinear: DenseProductLinear,
@@ -100,8 +151,54 @@ def speed_up(model: nn.Module) -> bool:
         if (faster := _FASTER.get(type(module))) is not None:
             # Swapping the class keeps the very same parameters, names and configuration.
             module.__class__ = faster
+            module.stored = _Stored.of(module)
+    _route(model)
     mx.eval(model.parameters())
     return True
+
+
+def _route(model: nn.Module) -> None:
+    """Let the modules of the model's own source call the functions below instead of mlx-lm's.
+
+    mlx-lm's models import both by name, so it is their names that are bound anew, in this process
+    only. A model that calls something else keeps it: slower, and just as right.
+    """
+    for name in {type(module).__module__ for module in model.modules()}:
+        home: Any = sys.modules[name]
+        if getattr(home, "swiglu", None) is activations.swiglu:
+            home.swiglu = _swiglu
+        if getattr(home, "scaled_dot_product_attention", None) is _STOCK_ATTENTION:
+            home.scaled_dot_product_attention = _attention
+
+
+def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    if not vector.active() or gate.size < FEW or gate.dtype != mx.float32:
+        result: mx.array = activations.swiglu(gate, x)
+    else:
+        at_once: Any = vector.swiglu(gate, x)
+        result = at_once
+    return result
+
+
+def _attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    cache: Any,
+    scale: float,
+    mask: mx.array | str | None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    length, span = queries.shape[2], keys.shape[2]
+    few = queries.shape[0] * queries.shape[1] * length * span < FEW
+    special = cache is not None or sinks is not None or queries.dtype != mx.float32
+    batched_mask = isinstance(mask, mx.array) and mask.ndim > 2
+    if not vector.active() or few or special or batched_mask:
+        result: mx.array = _STOCK_ATTENTION(queries, keys, values, cache, scale, mask, sinks)
+    else:
+        added = vector.additive(mask, length, span)
+        result = vector.attention(queries, keys, values, scale, added)
+    return result
 
 
 def _to_float32(value: Any) -> Any:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from oodatcaa.training.mlx.batches import Example
 
 BATCH_SIZE = 4
-JUDGE = ("evaluate.py", "batches.py", "loss.py", "setup.py", "cpu.py")
+JUDGE = ("evaluate.py", "batches.py", "loss.py", "head.py", "setup.py", "cpu.py", "vector.py")
 """The sources that decide the numbers."""
 
 
@@ -72,6 +72,7 @@ def example_losses(
     """
     import mlx.core as mx
 
+    from oodatcaa.training.mlx import vector
     from oodatcaa.training.mlx.batches import make_batch
     from oodatcaa.training.mlx.loss import split_head, token_losses
 
@@ -82,7 +83,8 @@ def example_losses(
     for first in range(0, len(order), BATCH_SIZE):
         chosen = order[first : first + BATCH_SIZE]
         batch = make_batch([examples[i] for i in chosen], max_seq_length)
-        found = np.array(token_losses(split, network, batch.inputs, batch.rows, batch.targets))
+        with vector.at_once():
+            found = np.array(token_losses(split, network, batch.inputs, batch.rows, batch.targets))
         start = 0
         for i in chosen:
             count = examples[i].targets

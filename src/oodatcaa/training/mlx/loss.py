@@ -9,11 +9,17 @@ that its mask also counts one padding token behind every example, which this one
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx.cpu import fast_cpu
+from oodatcaa.training.mlx.head import FrozenHead, frozen_head
+from oodatcaa.training.mlx.prefix import FrozenPrefix
 
 Apply = Callable[[mx.array], mx.array]
 
@@ -25,6 +31,7 @@ class Split:
     body: Callable[[Any, mx.array], mx.array]
     head: Callable[[Any, mx.array], mx.array]
     sparse: bool
+    frozen: FrozenHead | None = None
 
 
 def _inner(model: Any, tokens: mx.array) -> mx.array:
@@ -68,29 +75,61 @@ def split_head(model: Any) -> Split:
     theirs = model(tokens)
     if ours.shape != theirs.shape or not mx.allclose(ours, theirs, rtol=1e-3, atol=1e-3).item():
         return WHOLE
-    return candidate
+    layer = model.lm_head if "lm_head" in model else model.model.embed_tokens
+    return replace(candidate, frozen=frozen_head(layer, eager=fast_cpu()))
 
 
 def token_losses(
     split: Split, model: Any, inputs: mx.array, rows: mx.array, targets: mx.array
 ) -> mx.array:
     """Negative log likelihood in nats of each target, float32, in the order of `rows`."""
-    hidden = split.body(model, inputs)
-    picked = hidden.reshape(-1, hidden.shape[-1])[rows]
+    picked = _picked(split, model, inputs, rows)
+    if split.frozen is not None:
+        return split.frozen.losses(picked, targets)
     losses: mx.array = nn.losses.cross_entropy(
         split.head(model, picked).astype(mx.float32), targets
     )
     return losses
 
 
-def make_loss(split: Split) -> Callable[..., tuple[mx.array, mx.array]]:
-    """mlx-lm's `loss` seam: (mean loss over the batch's targets, number of targets)."""
+def _picked(split: Split, model: Any, inputs: mx.array, rows: mx.array) -> mx.array:
+    hidden = split.body(model, inputs)
+    return hidden.reshape(-1, hidden.shape[-1])[rows]
+
+
+def make_loss(
+    split: Split,
+    *,
+    prefix: FrozenPrefix | None = None,
+    at_once: bool = False,
+    gradient: bool = True,
+) -> Callable[..., tuple[mx.array, mx.array]]:
+    """mlx-lm's `loss` seam: (mean loss over the batch's targets, number of targets).
+
+    With `prefix` the model starts at its first trained block when the batch brings that block's
+    input. `at_once`: the CPU layers evaluate as they go, which is faster and keeps more memory.
+    `gradient=False` for a validation, where the gradient of the output layer would be wasted.
+    """
 
     def loss(
-        model: Any, inputs: mx.array, rows: mx.array, targets: mx.array, weights: mx.array
+        model: Any,
+        inputs: mx.array,
+        rows: mx.array,
+        targets: mx.array,
+        weights: mx.array,
+        hidden: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
+        if at_once:
+            # mlx-lm traces every array that it passes on, also those without a gradient.
+            inputs, rows, targets, weights = map(vector.cut, (inputs, rows, targets, weights))
+            hidden = None if hidden is None else vector.cut(hidden)
         count = weights.sum()
-        total = (token_losses(split, model, inputs, rows, targets) * weights).sum()
-        return total / count, count
+        start: AbstractContextManager[None] = prefix.given(hidden) if prefix else nullcontext()
+        with start, vector.at_once() if at_once else nullcontext():
+            if split.frozen is not None and gradient:
+                picked = _picked(split, model, inputs, rows)
+                return split.frozen.total(picked, targets, weights) / count, count
+            total = (token_losses(split, model, inputs, rows, targets) * weights).sum()
+            return total / count, count
 
     return loss

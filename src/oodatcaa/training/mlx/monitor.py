@@ -114,6 +114,7 @@ class Monitor:
         self.start = self.iteration = start
         self.interrupted = False
         self.tokens, self.seconds = 0, 0.0
+        self.begin()
         self.train_losses: list[LossPoint] = []
         self.valid_losses: list[LossPoint] = []
         self._pending: list[tuple[float, int, float]] = []
@@ -128,11 +129,19 @@ class Monitor:
 
     def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
         """One micro-step is done (mlx-lm is told to report every single one)."""
+        self._step_done(train_info)
+        self.begin()
+
+    def begin(self) -> None:
+        """A micro-step begins now. mlx-lm's own clock leaves out what makes its batch."""
+        self._mark = time.perf_counter()
+
+    def _step_done(self, train_info: dict[str, Any]) -> None:
         self.iteration = self.start + int(train_info["iteration"])
-        loss, rate = float(train_info["train_loss"]), float(train_info["tokens_per_second"])
+        loss = float(train_info["train_loss"])
         total = int(train_info["trained_tokens"])
         tokens, self.tokens = total - self.tokens, total
-        seconds = tokens / rate if rate > 0 else 0.0
+        seconds = time.perf_counter() - self._mark
         self.seconds += seconds
         if not math.isfinite(loss):
             raise Stop(not_finite(f"the loss of iteration {self.iteration}"))

@@ -11,13 +11,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.tuner.trainer import TrainingArgs, evaluate, train
+from mlx_lm.tuner.trainer import TrainingArgs, evaluate, grad_checkpoint, train
 
 from oodatcaa.domain.training import FailureKind, QLoRA, RunFailure, RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.training.mlx import setup
-from oodatcaa.training.mlx.batches import BatchIterator, Examples, read_split, tokenize
+from oodatcaa.training.mlx import setup, vector
+from oodatcaa.training.mlx.batches import Batch, BatchIterator, Examples, read_split, tokenize
 from oodatcaa.training.mlx.blas import Blas, describe_machine
 from oodatcaa.training.mlx.checkpoints import (
     DISK_FULL,
@@ -26,6 +26,7 @@ from oodatcaa.training.mlx.checkpoints import (
     restore,
     save_tensors,
 )
+from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.monitor import (
     Monitor,
@@ -35,6 +36,7 @@ from oodatcaa.training.mlx.monitor import (
     memory_failure,
     not_finite,
 )
+from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
 from oodatcaa.training.protocol import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -56,6 +58,7 @@ class Run:
         self.progress = ProgressWriter(folder, self.params.iters, spec.memory_limit_bytes)
         self.monitor: Monitor | None = None
         self.examples = Examples((), {}, {})
+        self.prefix: FrozenPrefix | None = None
         self.stop_asked = False
 
     def train(self) -> WorkerResult:
@@ -104,14 +107,22 @@ class Run:
         optimizer.init(network.trainable_parameters())
         start = self._restore(network, optimizer, identity)
         config = self._write_configs()
-        loss = make_loss(split_head(network))
+        split = split_head(network)
+        if self.params.grad_checkpoint:
+            # Before the prefix is split off: a block that is computed again in the backward pass
+            # must find the input that it was given, not the one that the prefix replaces.
+            grad_checkpoint(network.layers[0])
+        self.prefix = frozen_prefix(network) if fast_cpu() else None
+        # Gradient checkpointing is there to keep little; evaluating inside of a trace keeps more.
+        at_once = fast_cpu() and not self.params.grad_checkpoint
+        loss = make_loss(split, prefix=self.prefix, at_once=at_once)
         self.monitor = Monitor(
             self.folder,
             self.spec,
             network,
             optimizer,
             identity,
-            self._validator(network, valid, loss),
+            self._validator(network, valid, make_loss(split, gradient=False)),
             self.progress,
             start,
         )
@@ -131,10 +142,11 @@ class Run:
             steps_per_save=p.iters + 1,
             adapter_file=str(self.folder / ".trainer-output.safetensors"),
             max_seq_length=p.max_seq_length,
-            grad_checkpoint=p.grad_checkpoint,
             grad_accumulation_steps=p.grad_accumulation_steps,
         )
         self.progress.say("training", iteration=start)
+        assert self.monitor is not None
+        self.monitor.begin()
         try:
             train(
                 model=network,
@@ -143,11 +155,17 @@ class Run:
                 val_dataset=None,
                 args=args,
                 loss=loss,
-                iterate_batches=BatchIterator(p.seed, start),
+                iterate_batches=BatchIterator(p.seed, start, self._prepare(network)),
                 training_callback=self.monitor,
             )
         finally:
             Path(args.adapter_file).unlink(missing_ok=True)
+
+    def _prepare(self, network: Any) -> Callable[[Batch], Batch] | None:
+        prefix = self.prefix
+        if prefix is None:
+            return None
+        return lambda batch: batch._replace(hidden=prefix.run(network, batch.inputs))
 
     def _validator(
         self, network: Any, valid: Examples, loss: Callable[..., Any]
@@ -155,15 +173,16 @@ class Run:
         def validate() -> float | None:
             if not valid.items:
                 return None
-            value: float = evaluate(
-                model=network,
-                dataset=valid.items,
-                batch_size=self.params.batch_size,
-                num_batches=self.params.val_batches,
-                max_seq_length=self.params.max_seq_length,
-                loss=loss,
-                iterate_batches=BatchIterator(self.params.seed),
-            )
+            with vector.at_once():
+                value: float = evaluate(
+                    model=network,
+                    dataset=valid.items,
+                    batch_size=self.params.batch_size,
+                    num_batches=self.params.val_batches,
+                    max_seq_length=self.params.max_seq_length,
+                    loss=loss,
+                    iterate_batches=BatchIterator(self.params.seed),
+                )
             network.train()
             return value
 

@@ -1,0 +1,172 @@
+"""The output layer and its cross entropy, without ever holding the logits of a whole batch.
+
+The gradient with respect to the hidden rows is computed in the forward pass, chunk by chunk, while
+a chunk's logits are there; the backward pass only scales it. Each chunk is tied to the one before,
+so that a scheduler can not run them side by side: the extra memory is that of one chunk. Same loss
+and gradients as `cross_entropy(logits)` within float tolerance. For a frozen output layer only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from oodatcaa.training.mlx import vector
+
+CHUNK_BYTES = 16 << 20
+"""Float32 logits of one chunk: large enough for an efficient product, small because MLX allocates
+up to some 17 such buffers ahead of what has been computed."""
+LEAST_ROWS = 32
+DENSE_BYTES = 256_000_000
+"""On the CPU an output layer up to this size is held in float32: dequantising it every step takes
+as long as multiplying with it."""
+
+
+class FrozenHead:
+    """`hidden -> logits` of a frozen linear or embedding layer, outside of MLX's module tree.
+
+    mlx-lm traces every array of the module tree; these references are not traced.
+    """
+
+    def __init__(self, layer: Any, *, eager: bool) -> None:
+        self.eager = eager
+        self.quantised = isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
+        self._weight: mx.array = layer["weight"]
+        self._scales, self._biases = layer.get("scales"), layer.get("biases")
+        self._bias = layer.get("bias")
+        if self.quantised:
+            self._how: dict[str, Any] = {
+                "group_size": layer.group_size,
+                "bits": layer.bits,
+                "mode": layer.mode,
+            }
+        self.vocabulary = int(self._weight.shape[0])
+        self._dense: mx.array | None = None
+        if eager and self.quantised:
+            width = self._weight.shape[1] * 32 // layer.bits
+            if 4 * self.vocabulary * width <= DENSE_BYTES:
+                self._dense = self._dequantised()
+                mx.eval(self._dense)
+
+    def _dequantised(self, rows: mx.array | None = None) -> mx.array:
+        def some(part: Any) -> Any:
+            return part if part is None or rows is None else part[rows]
+
+        dense: mx.array = mx.dequantize(
+            some(self._weight), some(self._scales), some(self._biases), **self._how
+        )
+        return dense.astype(mx.float32) if self.eager else dense
+
+    def _matrix(self) -> mx.array | None:
+        """What is multiplied with densely; None = the quantised product."""
+        if not self.quantised:
+            return self._weight
+        if not self.eager:
+            return None
+        return self._dense if self._dense is not None else self._dequantised()
+
+    def losses(self, hidden: mx.array, targets: mx.array) -> mx.array:
+        """Negative log likelihood in nats of each target, float32; for use without gradient."""
+        return self._run(hidden, targets, None)[0]
+
+    def total(self, hidden: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+        """The weighted sum of the targets' losses; differentiable in `hidden` [rows, width]."""
+
+        @mx.custom_function
+        def summed(h: mx.array) -> tuple[mx.array, mx.array]:
+            rows = vector.cut(h) if self.eager else h
+            losses, gradient = self._run(rows, targets, weights)
+            assert gradient is not None
+            value = (losses * weights).sum()
+            if self.eager:
+                mx.eval(value, gradient)
+            return value, gradient
+
+        @summed.vjp
+        def summed_vjp(
+            _: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+        ) -> mx.array:
+            gradient = outputs[1]
+            return (cotangents[0] * gradient).astype(gradient.dtype)
+
+        found: Any = summed(hidden)
+        value: mx.array = found[0]
+        return value
+
+    def _run(
+        self, hidden: mx.array, targets: mx.array, weights: mx.array | None
+    ) -> tuple[mx.array, mx.array | None]:
+        matrix = self._matrix()
+        size = max(LEAST_ROWS, CHUNK_BYTES // (4 * self.vocabulary))
+        losses: list[mx.array] = []
+        gradients: list[mx.array] = []
+        for start in range(0, hidden.shape[0], size):
+            part = slice(start, start + size)
+            rows = hidden[part]
+            if losses and not self.eager:
+                rows = mx.depends([rows], [(gradients or losses)[-1]])[0]
+            weight = None if weights is None else weights[part]
+            loss, gradient = self._chunk(matrix, rows, targets[part], weight)
+            losses.append(loss)
+            if gradient is not None:
+                gradients.append(gradient)
+            if self.eager:
+                mx.eval(loss, *gradients[-1:])
+        together = mx.concatenate(gradients) if gradients else None
+        return mx.concatenate(losses), together
+
+    def _chunk(
+        self, matrix: mx.array | None, rows: mx.array, targets: mx.array, weights: mx.array | None
+    ) -> tuple[mx.array, mx.array | None]:
+        logits = self._product(matrix, rows).astype(mx.float32)
+        if self._bias is not None:
+            logits = logits + self._bias
+        chosen = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
+        top = logits.max(axis=-1, keepdims=True)
+        if self.eager:
+            mx.eval(chosen, top)
+            e = vector.exp_of(logits - top)
+        else:
+            e = mx.exp(logits - top)
+        total = e.sum(axis=-1, keepdims=True)
+        loss = (mx.log(total) + top).squeeze(-1) - chosen
+        if weights is None:
+            return loss, None
+        # d loss / d logits = softmax - one_hot; the one_hot part is a row of the layer itself.
+        spread = (e * (weights[:, None] / total)).astype(rows.dtype)
+        gradient = self._back(matrix, spread) - weights[:, None] * self._rows(matrix, targets)
+        gradient = gradient.astype(rows.dtype)
+        # Whoever asks for the loss first must not leave the chunk's logits waiting for the rest.
+        tied: mx.array = mx.depends([loss], [gradient])[0]
+        return tied, gradient
+
+    def _product(self, matrix: mx.array | None, rows: mx.array) -> mx.array:
+        if matrix is not None:
+            return rows @ matrix.T
+        return self._quantised(rows, transpose=True)
+
+    def _back(self, matrix: mx.array | None, gradient: mx.array) -> mx.array:
+        if matrix is not None:
+            return gradient @ matrix
+        return self._quantised(gradient, transpose=False)
+
+    def _quantised(self, x: mx.array, *, transpose: bool) -> mx.array:
+        product: mx.array = mx.quantized_matmul(
+            x, self._weight, self._scales, self._biases, transpose=transpose, **self._how
+        )
+        return product
+
+    def _rows(self, matrix: mx.array | None, targets: mx.array) -> mx.array:
+        return matrix[targets] if matrix is not None else self._dequantised(targets)
+
+
+def frozen_head(layer: Any, *, eager: bool) -> FrozenHead | None:
+    """None for a layer that is trained, or of a kind with a product of its own."""
+    plain = (nn.Linear, nn.Embedding, nn.QuantizedLinear, nn.QuantizedEmbedding)
+    known = type(layer) in plain or getattr(layer, "multiplies_densely", False)
+    if not known or tree_flatten(layer.trainable_parameters()):
+        return None
+    return FrozenHead(layer, eager=eager)

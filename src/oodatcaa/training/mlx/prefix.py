@@ -1,0 +1,104 @@
+"""The frozen blocks below the first adapter, run once per batch and outside of the gradient.
+
+Nothing under the first trained block has a gradient, but mlx-lm's trainer hands the whole model
+to `value_and_grad`, and then MLX traces and keeps what those blocks compute. Here they run before
+the step; the step begins at the first trained block with their output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from oodatcaa.training.mlx import vector
+
+
+class _Reached(Exception):
+    """The input of the first trained block is known: the rest of the model need not run."""
+
+
+class FrozenPrefix:
+    """Splits a model with adapters on its last blocks. Make it with `frozen_prefix`."""
+
+    def __init__(self, blocks: list[Any], first: int) -> None:
+        self.first = first
+        self._place = {id(block): place for place, block in enumerate(blocks)}
+        self._capturing = False
+        self._captured: mx.array | None = None
+        self._given: mx.array | None = None
+        for kind in {type(block) for block in blocks}:
+            self._wrap(kind)
+
+    def _wrap(self, kind: type[Any]) -> None:
+        whole = kind.__call__
+
+        def call(block: Any, x: mx.array, *args: Any, **options: Any) -> Any:
+            place = self._place.get(id(block))
+            if place is None or not (self._capturing or self._given is not None):
+                return whole(block, x, *args, **options)
+            if self._capturing and place == self.first:
+                self._captured = x
+                raise _Reached
+            if self._given is not None and place < self.first:
+                return x
+            if self._given is not None and place == self.first:
+                x = self._given
+            return whole(block, x, *args, **options)
+
+        kind.__call__ = call
+
+    def run(self, model: Any, tokens: mx.array) -> mx.array:
+        """What the first trained block receives for `tokens`: [batch, length, hidden], evaluated.
+
+        Must not be called while a gradient is traced.
+        """
+        self._capturing = True
+        try:
+            with vector.at_once():
+                model(tokens)
+        except _Reached:
+            pass
+        finally:
+            self._capturing = False
+        found, self._captured = self._captured, None
+        assert found is not None
+        mx.eval(found)
+        return found
+
+    @contextmanager
+    def given(self, hidden: mx.array | None) -> Iterator[None]:
+        """Inside, the model starts at the first trained block with `hidden` (None: as always)."""
+        self._given = hidden
+        try:
+            yield
+        finally:
+            self._given = None
+
+
+def frozen_prefix(model: Any) -> FrozenPrefix | None:
+    """The split of `model`, or None where it has no frozen blocks or can not be split.
+
+    Nothing is assumed of an architecture: the split must reproduce the model's own output.
+    """
+    blocks = list(model.layers)
+    trained = [n for n, block in enumerate(blocks) if tree_flatten(block.trainable_parameters())]
+    if not trained or trained[0] == 0:
+        return None
+    was_training = model.training
+    model.eval()
+    tokens = mx.arange(8)[None]
+    whole = model(tokens)
+    prefix = FrozenPrefix(blocks, trained[0])
+    try:
+        with prefix.given(prefix.run(model, tokens)):
+            split = model(tokens)
+    except (AssertionError, AttributeError, TypeError, ValueError):
+        return None
+    finally:
+        model.train(was_training)
+    same = whole.shape == split.shape and mx.allclose(whole, split, rtol=1e-3, atol=1e-3).item()
+    return prefix if same else None

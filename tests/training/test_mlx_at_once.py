@@ -1,0 +1,244 @@
+"""What is computed outside of MLX's graph equals what MLX computes in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm import load
+from mlx_lm.models.activations import swiglu
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx.batches import Example, make_batch
+from oodatcaa.training.mlx.cpu import on_cpu, speed_up
+from oodatcaa.training.mlx.head import FrozenHead, frozen_head
+from oodatcaa.training.mlx.loss import WHOLE, make_loss, split_head
+from oodatcaa.training.mlx.prefix import frozen_prefix
+from tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's CPU device")
+
+
+def normal(*shape: int, seed: int = 0) -> mx.array:
+    values: mx.array = mx.random.normal(shape, key=mx.random.key(seed))
+    return values
+
+
+def close(ours: mx.array, theirs: mx.array, tolerance: float = 2e-5) -> bool:
+    scale = float(mx.abs(theirs).max().item().real)
+    assert scale > 0
+    return float(mx.abs(ours - theirs).max().item().real) <= tolerance * scale
+
+
+def test_exponentials_are_exact_and_masked_scores_become_zero() -> None:
+    x = np.concatenate([np.linspace(-80, 80, 4001), [-1e9, -np.inf]]).astype(np.float32)
+    found = np.array(vector.exp_of(mx.array(x)))
+    np.testing.assert_allclose(found[:-2], np.exp(x[:-2].astype(np.float64)), rtol=3e-7)
+    assert found[-2:].tolist() == [0.0, 0.0]
+
+
+def test_an_array_that_is_not_in_rows_is_copied_not_scrambled() -> None:
+    x = normal(5, 7)
+    ours = vector.exp_of(-(x.T))
+    assert close(ours, mx.exp(-x.T))
+
+
+def test_swiglu_and_its_gradients() -> None:
+    gate, x, weight = normal(40, 24), normal(40, 24, seed=1), normal(40, 24, seed=2)
+
+    def gradients(function: Any) -> Any:
+        found: Any = mx.grad(lambda g, u: (function(g, u) * weight).sum(), argnums=(0, 1))(gate, x)
+        return found
+
+    both: Any = (vector.swiglu(gate, x), swiglu(gate, x))
+    assert close(*both)
+    for ours, theirs in zip(gradients(vector.swiglu), gradients(swiglu), strict=True):
+        assert close(ours, theirs)
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "boolean", "additive"])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1)])
+def test_attention_and_its_gradients(mask: str | None, heads: tuple[int, int]) -> None:
+    q, k, v = (
+        normal(2, heads[0], 9, 8),
+        normal(2, heads[1], 9, 8, seed=1),
+        normal(2, heads[1], 9, 8),
+    )
+    seen = mx.tril(mx.ones((9, 9), mx.bool_), k=2)
+    given: Any = mask
+    if mask == "boolean":
+        given = seen
+    elif mask == "additive":
+        given = mx.where(seen, mx.array(0.0), mx.array(-1e9))
+    weight = normal(*q.shape, seed=3)
+
+    def stock(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        out: mx.array = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=given)
+        return out
+
+    def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return vector.attention(q, k, v, 0.3, vector.additive(given, 9, 9))
+
+    assert close(ours(q, k, v), stock(q, k, v))
+    gradient = [
+        mx.grad(lambda *a, f=f: (f(*a) * weight).sum(), argnums=(0, 1, 2))(q, k, v)
+        for f in (ours, stock)
+    ]
+    for mine, theirs in zip(*gradient, strict=True):
+        assert close(mine, theirs)
+
+
+LAYERS = {
+    "linear": lambda: nn.Linear(64, 300, bias=False),
+    "linear with bias": lambda: nn.Linear(64, 300),
+    "embedding": lambda: nn.Embedding(300, 64),
+    "4-bit linear": lambda: nn.QuantizedLinear.from_linear(nn.Linear(64, 300, bias=False), 32, 4),
+    "8-bit embedding": lambda: nn.QuantizedEmbedding.from_embedding(nn.Embedding(300, 64), 32, 8),
+}
+
+
+@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_heads_loss_and_gradient_are_those_of_cross_entropy(
+    kind: str, eager: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Chunks of 16 rows, so that 50 rows are four of them.
+    monkeypatch.setattr("oodatcaa.training.mlx.head.CHUNK_BYTES", 1)
+    monkeypatch.setattr("oodatcaa.training.mlx.head.LEAST_ROWS", 16)
+    layer = LAYERS[kind]()
+    layer.freeze()
+    hidden, targets = normal(50, 64), mx.arange(50) * 5 % 300
+    weights = mx.where(mx.arange(50) < 47, 1.0, 0.0)
+    head = frozen_head(layer, eager=eager)
+    assert head is not None
+
+    def stock(h: mx.array) -> mx.array:
+        logits = layer.as_linear(h) if "mbedding" in type(layer).__name__ else layer(h)
+        total: mx.array = (nn.losses.cross_entropy(logits, targets) * weights).sum()
+        return total
+
+    ours, mine = mx.value_and_grad(lambda h: head.total(h, targets, weights))(hidden)
+    theirs, other = mx.value_and_grad(stock)(hidden)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert close(mine, other, 1e-4)
+    assert (head.losses(hidden, targets) * weights).sum().item() == pytest.approx(
+        theirs.item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_the_head_never_holds_the_logits_of_the_whole_batch(
+    eager: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oodatcaa.training.mlx.head.CHUNK_BYTES", 1)
+    layer = nn.Linear(32, 40_000, bias=False)
+    layer.freeze()
+    head = FrozenHead(layer, eager=eager)
+    rows = 2048
+    hidden, targets, weights = normal(rows, 32), mx.zeros((rows,), mx.int32), mx.ones((rows,))
+    mx.eval(layer.parameters(), hidden, targets, weights)
+    logits = rows * 40_000 * 4
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    value, gradient = mx.value_and_grad(lambda h: head.total(h, targets, weights))(hidden)
+    mx.eval(value, gradient)
+    # Stock cross entropy needs four times the logits. In a graph, MLX's CPU device allocates some
+    # 70 buffers ahead of the computation, whatever the number of rows.
+    assert mx.get_peak_memory() - before < (0.2 if eager else 1.5) * logits
+
+
+def test_a_trained_or_unknown_output_layer_has_no_shortcut() -> None:
+    class Capped(nn.Linear):  # type: ignore[misc]
+        pass
+
+    assert frozen_head(nn.Linear(8, 8), eager=True) is None
+    capped = Capped(8, 8)
+    capped.freeze()
+    assert frozen_head(capped, eager=True) is None
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def adapted(folder: Path, layers: int) -> Any:
+    loaded: Any = load(str(folder))
+    model = loaded[0]
+    model.freeze()
+    speed_up(model)
+    mx.random.seed(7)
+    linear_to_lora_layers(model, layers, {"rank": 4, "scale": 2.0, "dropout": 0.0})
+    for name, module in model.named_modules():
+        if "lora_b" in module:
+            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))
+    return model
+
+
+def test_a_step_that_starts_behind_the_frozen_blocks_is_the_same_step(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tiny model's tensors would all be below the size from which it pays.
+    monkeypatch.setattr("oodatcaa.training.mlx.cpu.FEW", 1)
+    model = adapted(tiny, 1)
+    split = split_head(model)
+    assert split.frozen is not None
+    prefix = frozen_prefix(model)
+    assert prefix is not None
+    assert prefix.first == len(model.layers) - 1
+    examples = [Example(tuple(range(3, 40)), 10), Example(tuple(range(60, 90)), 1)]
+    batch = make_batch(examples, 128)
+    quick = batch._replace(hidden=prefix.run(model, batch.inputs))
+
+    def step(loss: Any, values: Any) -> tuple[float, dict[str, mx.array]]:
+        (value, count), gradients = nn.value_and_grad(model, loss)(model, *values)
+        assert count.item() == 27 + 29
+        return value.item(), dict(tree_flatten(gradients))
+
+    stock_loss, stock = step(make_loss(WHOLE), batch)
+    for at_once in (True, False):
+        ours, mine = step(make_loss(split, prefix=prefix, at_once=at_once), quick)
+        assert ours == pytest.approx(stock_loss, rel=1e-4)
+        assert stock.keys() == mine.keys()
+        for name, gradient in stock.items():
+            assert close(mine[name], gradient, 1e-3), name
+
+
+def test_a_model_with_adapters_on_all_blocks_has_no_frozen_prefix(tiny: Path) -> None:
+    assert frozen_prefix(adapted(tiny, -1)) is None
+
+
+def test_a_model_whose_blocks_do_more_than_pass_one_array_on_is_not_split() -> None:
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self, trained: bool) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+            self.count = 0
+            if not trained:
+                self.freeze()
+
+        def __call__(self, x: mx.array, extra: list[int]) -> mx.array:
+            extra.append(1)
+            out: mx.array = self.inner(x) * len(extra)
+            return out
+
+    class Odd(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [Block(False), Block(True)]
+
+        def __call__(self, tokens: mx.array) -> mx.array:
+            x = tokens[..., None] * mx.ones((4,))
+            extra: list[int] = []
+            for block in self.layers:
+                x = block(x, extra)
+            return x
+
+    assert frozen_prefix(Odd()) is None
