@@ -34,7 +34,7 @@ from oodatcaa.roles.planning import make_plan
 from oodatcaa.roles.records import AgentFailedError
 from oodatcaa.roles.refiner import refine
 from oodatcaa.roles.tester import Examination, examine
-from oodatcaa.views.units import listing
+from oodatcaa.views.units import listing, words
 
 
 class StoppedError(Exception):
@@ -371,7 +371,8 @@ def _after_submission(
         raise StateError("queue.task_vanished", f"{claimed.task.id} vanished from the queue")
     accepted = task.status.value == "done"
     outcome = "complete" if accepted else "needs adaptation"
-    claimed.broadcast.say(f"{task.id} {task.status.value}")
+    why = f": {task.failure.summary}" if task.failure and not accepted else ""
+    claimed.broadcast.say(f"{task.id} {words(task.status.value)}{why}")
     measured = tuple(
         Metric(
             name=item.gate.bound.metric.replace("_", " "),
