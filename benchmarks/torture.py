@@ -142,7 +142,7 @@ class Torture:
         except FileNotFoundError:
             return
         self.kept = [*self.kept[-20:], data]
-        what = self.chance.choice(HANDS)
+        what = min(HANDS, key=lambda one: (self.toll.hands[one], self.chance.random()))
         if what == "garbage":
             path.write_bytes(b"\xff not json")
         elif what == "cut":

@@ -228,6 +228,31 @@ def test_a_full_disk_is_said_in_one_line_wherever_it_is_noticed(work: Path, poin
     assert (work / "archive" / "sprint-1" / QUEUE_FILE).exists()
 
 
+def _read_beside_a_locked_file(work: Path, out: object) -> None:
+    if os.getuid() == 0:
+        os.setuid(65534)
+    (work / QUEUE_FILE).write_text("{")
+    (work / f"{QUEUE_FILE}.lock").chmod(0o444)
+    out.put(QueueStore(work).read().revision)  # type: ignore[attr-defined]
+
+
+def test_a_lock_file_that_may_not_be_opened_does_not_keep_a_reader_from_reading() -> None:
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as made:
+        work = Path(made) / "work"
+        with QueueStore(work) as store:
+            store.transact(begin(3))
+        Path(made).chmod(0o777)
+        if os.getuid() == 0:
+            for path in (work, *work.iterdir()):
+                os.chown(path, 65534, 65534)
+        out = context.Queue()
+        process = context.Process(target=_read_beside_a_locked_file, args=(work, out))
+        process.start()
+        assert out.get(timeout=60) == 1
+        process.join()
+
+
 def test_a_full_disk_does_not_keep_a_reader_from_reading(work: Path) -> None:
     store = QueueStore(work)
     (work / QUEUE_FILE).write_text("{")

@@ -89,14 +89,12 @@ class QueueStore:
         """The newest committed board; an empty one where there is no queue yet."""
         with self._mutex:
             self._journal.follow(locked=False)
-            if self._view.touched() and self._may_write() and self._lock.try_acquire():
+            if self._view.touched() and self._may_write():
                 # Only a writer can settle it. While another holds the lock, that one does.
                 try:
-                    self._recover()
+                    self._settle_if_free()
                 except OSError as error:  # reading goes on; `flush` reports it
                     self._view_error = error
-                finally:
-                    self._lock.release()
             return self._journal.replica.board
 
     def transact(self, decide: Callable[[Board, datetime], Decision[T]]) -> T:
@@ -232,6 +230,13 @@ class QueueStore:
                 yield
             except OSError as error:
                 raise self._unwritable(error) from error
+            finally:
+                self._lock.release()
+
+    def _settle_if_free(self) -> None:
+        if self._lock.try_acquire():
+            try:
+                self._recover()
             finally:
                 self._lock.release()
 
