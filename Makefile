@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types clean bench-memory bench-real-size bench-store torture
+.PHONY: help install demo test check docs lint types clean bench-memory bench-real-size bench-store torture
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ PROCESSES ?= 24
 SEED ?=
 torture: $(STAMP) ## kill, stop, starve and mislead the queue (SECONDS= PROCESSES= SEED=)
 	$(BIN)/python benchmarks/torture.py --seconds $(SECONDS) --processes $(PROCESSES) $(if $(SEED),--seed $(SEED))
+
+docs: $(STAMP) ## write the generated parts of docs/ anew
+	PYTHONPATH=tools $(BIN)/python -m docs_pages
 
 clean: ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,44 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "src" / "oodatcaa"
-FLOORS = {
-    "cli": 5,
-    "app": 4,
-    "roles": 3,
-    "runners": 2,
-    "training": 2,
-    "pool": 2,
-    "state": 2,
-    "vcs": 2,
-    "gates": 2,
-    "importers": 2,
-    "views": 1,
-    "kit": 1,
-    "domain": 0,
-    "errors": 0,
-}
-
-
-def imports() -> list[tuple[str, str, str]]:
-    """(file, room, imported module) of every import statement, also inside functions."""
-    found = []
-    for path in SOURCE.rglob("*.py"):
-        place = path.relative_to(SOURCE)
-        room = place.parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module]
-            found += [(str(place), room, name) for name in names]
-    return found
+from docs_pages.rooms import FLOORS, imports
 
 
 def test_every_room_is_looked_at() -> None:

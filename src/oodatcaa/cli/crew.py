@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def agent(
-    role: Role,
+    role: Annotated[Role, typer.Argument(help="whose work the agent does")],
     name: Annotated[str, typer.Option(help="the agent's name, for example builder-A")] = "",
     once: Annotated[bool, typer.Option("--once", help="one task, then end")] = False,
     until_idle: Annotated[

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from oodatcaa.domain.task import Task
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+TaskId = Annotated[str, typer.Argument(help="T001 or T001-B01")]
+StoryId = Annotated[str, typer.Argument(help="T001")]
 Owner = Annotated[str, typer.Option("--as", help="who acts; your login name by default")]
 
 
@@ -77,7 +79,7 @@ def status(json: AsJson = False) -> None:
     following("oodatcaa show T001, or oodatcaa run")
 
 
-def show(task: Annotated[str, typer.Argument(help="T001 or T001-B01")]) -> None:
+def show(task: TaskId) -> None:
     """Everything about one task."""
     from oodatcaa.app.people import known_task
     from oodatcaa.app.project import open_project
@@ -113,7 +115,7 @@ def claim(
     following(f"oodatcaa submit {held.id}, or oodatcaa heartbeat {held.id}")
 
 
-def heartbeat(task: str, owner: Owner = "") -> None:
+def heartbeat(task: TaskId, owner: Owner = "") -> None:
     """Renew the lease of a task that you hold."""
     from oodatcaa.app.people import heartbeat_task
     from oodatcaa.app.project import open_project
@@ -123,7 +125,7 @@ def heartbeat(task: str, owner: Owner = "") -> None:
 
 
 def submit(
-    task: str,
+    task: TaskId,
     plan: Annotated[Path | None, typer.Option(help="the plan record, for a story")] = None,
     failed: Annotated[str, typer.Option(help="hand in a failure with this reason")] = "",
     owner: Owner = "",
@@ -138,7 +140,7 @@ def submit(
 
 
 def release(
-    task: str,
+    task: TaskId,
     why: Annotated[str, typer.Option(help="the reason, for the log")] = "given back",
     owner: Owner = "",
 ) -> None:
@@ -151,7 +153,7 @@ def release(
 
 
 def approve(
-    stories: Annotated[list[str], typer.Argument(metavar="STORY...")],
+    stories: Annotated[list[str], typer.Argument(metavar="STORY...", help="T001, or several")],
     why: Annotated[str, typer.Option(help="your reason")],
     owner: Owner = "",
 ) -> None:
@@ -165,7 +167,7 @@ def approve(
 
 
 def cancel(
-    task: str, why: Annotated[str, typer.Option(help="your reason")], owner: Owner = ""
+    task: TaskId, why: Annotated[str, typer.Option(help="your reason")], owner: Owner = ""
 ) -> None:
     """Cancel a story with its subtasks, or one subtask."""
     from oodatcaa.app.people import cancel_task
@@ -176,8 +178,8 @@ def cancel(
 
 
 def waive(
-    story: str,
-    gate: str,
+    story: StoryId,
+    gate: Annotated[str, typer.Argument(help="AC1, G2, …: see the test plan")],
     why: Annotated[str, typer.Option(help="your reason")],
     hours: Annotated[float, typer.Option(help="how long it holds; there is no default")],
     owner: Owner = "",

@@ -17,9 +17,11 @@ Scalar = str | int | float | bool | None
 class Limits(Record):
     """What one agent, subtask, story or sprint may use; None = no limit of this kind."""
 
-    minutes: PositiveFloat | None = None
+    minutes: PositiveFloat | None = Field(
+        default=None, description="minutes in which agents ran, added up"
+    )
     tokens: PositiveInt | None = Field(default=None, description="input and output together")
-    cost_usd: PositiveFloat | None = None
+    cost_usd: PositiveFloat | None = Field(default=None, description="US dollars")
 
     @property
     def counts_usage(self) -> bool:

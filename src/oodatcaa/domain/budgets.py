@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pydantic import Field
+
 from oodatcaa.domain.agents import Call, Limits, RunnerSpec, Usage
 from oodatcaa.domain.base import Record
 
@@ -12,9 +14,9 @@ class Budgets(Record):
     """Hard limits on what external agents use. Minutes are those in which agents ran, added up
     over agents that ran beside each other."""
 
-    subtask: Limits = Limits()
-    story: Limits = Limits()
-    sprint: Limits = Limits()
+    subtask: Limits = Field(default=Limits(), description="for one subtask")
+    story: Limits = Field(default=Limits(), description="for one story with its subtasks")
+    sprint: Limits = Field(default=Limits(), description="for the whole sprint")
 
     @property
     def counts_tokens(self) -> bool:

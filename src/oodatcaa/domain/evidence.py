@@ -26,7 +26,8 @@ class Verdict(StrEnum):
 
 ACCEPTABLE = frozenset({Verdict.PASSED, Verdict.WAIVED})
 
-_UNITS: dict[str, float] = {
+OPERATORS = ("<=", ">=", "<", ">", "==")
+UNITS: dict[str, float] = {
     "": 1.0,
     "b": 1.0,
     "kb": 1e3,
@@ -42,6 +43,7 @@ _UNITS: dict[str, float] = {
     "min": 60.0,
     "h": 3600.0,
 }
+"""What a bound may be written in, and the factor to its base unit (bytes, seconds, a share)."""
 _BOUND = re.compile(
     r"^\s*(?P<metric>[a-z][a-z0-9_]*)\s*(?P<op><=|>=|<|>|==)\s*"
     r"(?P<value>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>(?!critical\b)[A-Za-z%]*)"
@@ -68,9 +70,9 @@ class Bound(Record):
                 "'peak_memory <= 16GB critical'"
             )
         unit = match["unit"].lower()
-        if unit not in _UNITS:
+        if unit not in UNITS:
             raise ValueError(f"{text!r}: unknown unit {match['unit']!r}")
-        value = float(match["value"]) * _UNITS[unit]
+        value = float(match["value"]) * UNITS[unit]
         if not math.isfinite(value):
             raise ValueError(f"{text!r}: the value must be finite")
         return cls.model_validate(
@@ -102,7 +104,7 @@ class Bound(Record):
 def parse_bytes(text: str) -> int:
     """`16GB` -> 16e9, `512MiB` -> 536870912. Raises ValueError."""
     match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([A-Za-z]*)\s*", text)
-    units = {k: v for k, v in _UNITS.items() if k.endswith("b") or k == ""}
+    units = {k: v for k, v in UNITS.items() if k.endswith("b") or k == ""}
     if match is None or match[2].lower() not in units:
         raise ValueError(f"{text!r} is not a size; write for example 16GB or 12GiB")
     return int(float(match[1]) * units[match[2].lower()])
@@ -131,7 +133,7 @@ class ResourceLimits(Record):
     """What one process of a gate may use; the kernel enforces it. None = no limit."""
 
     memory_bytes: Bytes | None = Field(default=None, description="private memory; Linux only")
-    cpu_seconds: PositiveInt | None = None
+    cpu_seconds: PositiveInt | None = Field(default=None, description="time on a processor")
     file_bytes: Bytes | None = Field(default=None, description="size of one written file")
 
 

@@ -27,35 +27,53 @@ BACKENDS = ("mlx", "axolotl", "hf")
 
 
 class Budget(Record):
-    minutes: PositiveInt = 60
-    adapt_rounds: int = Field(default=3, ge=0, le=10)
+    """What the crew may spend before it asks a person."""
+
+    minutes: PositiveInt = Field(
+        default=60,
+        description="what the sprint should take; a longer training is named as a risk in its plan",
+    )
+    adapt_rounds: int = Field(
+        default=3, ge=0, le=10, description="adaptations of one story before a person is asked"
+    )
     sprint_rounds: int = Field(default=15, ge=0, description="rounds of all stories together")
 
 
 class StoryOutline(Record):
     """A story of the objective's own, for example a feature of the project's code."""
 
-    id: StoryId
-    title: NonEmpty
-    goal: NonEmpty
-    depends_on: tuple[StoryId, ...] = ()
-    estimate_minutes: PositiveInt = 60
-    approval: Approval | None = None
+    id: StoryId = Field(description="T001, T002, …; what `depends_on` names")
+    title: NonEmpty = Field(description="one line")
+    goal: NonEmpty = Field(description="what there is when it is done")
+    depends_on: tuple[StoryId, ...] = Field(default=(), description="stories it waits for")
+    estimate_minutes: PositiveInt = Field(default=60, description="its weight in the progress")
+    approval: Approval | None = Field(
+        default=None, description="where it waits for a person; left out = the objective's"
+    )
 
 
 class Objective(Record):
     """`memory_limit_bytes` is what `memory_limit: 16GB` says, in bytes (GB = 10^9)."""
 
-    id: NonEmpty
-    title: NonEmpty
-    model: NonEmpty = "demo"
-    data: NonEmpty = "demo"
-    qlora: QLoRA = QLoRA()
+    id: NonEmpty = Field(description="a short name of the objective, for example O-001")
+    title: NonEmpty = Field(description="one line; reports and the sprint are named by it")
+    model: NonEmpty = Field(
+        default="demo", description="demo, a local mlx-lm folder, or a hub name"
+    )
+    data: NonEmpty = Field(
+        default="demo",
+        description="demo, or a folder with train.jsonl, valid.jsonl and test.jsonl",
+    )
+    qlora: QLoRA = Field(default=QLoRA(), description="the parameters of the fine-tuning")
     memory_limit_bytes: PositiveInt
     memory_limit_text: NonEmpty
-    backends: tuple[str, ...] = Field(default=BACKENDS, min_length=1)
-    acceptance: tuple[Bound, ...] = Field(min_length=1)
-    budget: Budget = Budget()
+    backends: tuple[str, ...] = Field(
+        default=BACKENDS, min_length=1, description="training frameworks, the preferred one first"
+    )
+    acceptance: tuple[Bound, ...] = Field(
+        min_length=1, description="what decides whether the objective is met, one bound a line"
+    )
+    budget: Budget = Field(default=Budget(), description="time and rounds the crew may spend")
     stories: tuple[StoryOutline, ...] = Field(
         default=(), description="the sprint's stories, instead of those of a fine-tuning"
     )
@@ -64,7 +82,7 @@ class Objective(Record):
     )
     prompt: str = Field(default="", description="held-out prompt shown side by side at the end")
     eval_examples: PositiveInt | None = Field(
-        default=None, description="examples of the test split that are evaluated; None = all"
+        default=None, description="examples of the test split that are evaluated; left out = all"
     )
     body: str = Field(default="", description="the prose below the front matter")
     sha256: str = ""

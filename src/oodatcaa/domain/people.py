@@ -207,7 +207,7 @@ def waive(board: Board, now: datetime, *, story: str, waiver: Waiver) -> Decisio
         raise RefusedError(
             "waive.over",
             f"the waiver ends {waiver.until:%Y-%m-%d %H:%M} UTC, which is in the past",
-            hint=f"oodatcaa waive {story} {waiver.gate_id} --until a later moment",
+            hint=f"oodatcaa waive {story} {waiver.gate_id} --hours 24 --why …",
         )
     others = tuple(item for item in found.waivers if item.gate_id != waiver.gate_id)
     waived = found.evolve(waivers=(*others, waiver))

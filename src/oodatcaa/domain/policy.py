@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.task import Role
 
 
 class WipLimits(Record):
-    planner: PositiveInt = 1
-    builder: PositiveInt = 3
-    tester: PositiveInt = 2
-    refiner: PositiveInt = 1
-    integrator: PositiveInt = 1
+    """Tasks of one role that may be in work at once."""
+
+    planner: PositiveInt = Field(default=1, description="stories being planned at once")
+    builder: PositiveInt = Field(default=3, description="build subtasks in progress at once")
+    tester: PositiveInt = Field(default=2, description="test subtasks being tested at once")
+    refiner: PositiveInt = Field(default=1, description="stories being adapted at once")
+    integrator: PositiveInt = Field(default=1, description="stories being integrated at once")
 
     def of(self, role: Role) -> int:
         return int(getattr(self, role.value))
@@ -22,11 +24,13 @@ class WipLimits(Record):
 class LeaseMinutes(Record):
     """Time to live per role; a lease that is not renewed for this long runs out."""
 
-    planner: PositiveFloat = 30
-    builder: PositiveFloat = 90
-    tester: PositiveFloat = 45
-    refiner: PositiveFloat = 45
-    integrator: PositiveFloat = 30
+    planner: PositiveFloat = Field(default=30, description="minutes for a story that is planned")
+    builder: PositiveFloat = Field(default=90, description="minutes for a build subtask")
+    tester: PositiveFloat = Field(default=45, description="minutes for a test subtask")
+    refiner: PositiveFloat = Field(default=45, description="minutes for a story that is adapted")
+    integrator: PositiveFloat = Field(
+        default=30, description="minutes for a story that is integrated"
+    )
 
     def seconds(self, role: Role) -> int:
         return max(1, round(float(getattr(self, role.value)) * 60))

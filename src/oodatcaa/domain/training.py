@@ -47,32 +47,59 @@ class QLoRA(Record):
     mlx-lm calls the quotient `scale` and takes it directly; see the `scale` property.
     """
 
-    fine_tune_type: FineTune = FineTune.LORA
-    optimizer: Optimizer = Optimizer.ADAMW
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    fine_tune_type: FineTune = Field(
+        default=FineTune.LORA, description="what is trained beside or inside the base weights"
+    )
+    optimizer: Optimizer = Field(default=Optimizer.ADAMW, description="the optimizer of MLX")
+    rank: PositiveInt = Field(default=16, description="rank of the low-rank update")
+    alpha: PositiveFloat = Field(default=32.0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="dropout on the input of the adapter"
+    )
     num_layers: int = Field(default=8, ge=-1, description="last N transformer blocks; -1 = all")
     keys: tuple[NonEmpty, ...] | None = Field(
-        default=None, description="module names inside a block; None = every linear layer"
+        default=None, description="module names inside a block; left out = every linear layer"
     )
-    batch_size: PositiveInt = 4
-    grad_accumulation_steps: PositiveInt = 1
-    max_seq_length: int = Field(default=512, ge=32)
-    iters: PositiveInt = 40
-    learning_rate: PositiveFloat = 3e-4
-    schedule: LrSchedule = LrSchedule.CONSTANT
-    warmup_steps: int = Field(default=0, ge=0, description="optimizer steps")
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    grad_checkpoint: bool = False
-    mask_prompt: bool = True
-    seed: int = Field(default=0, ge=0)
-    steps_per_report: PositiveInt = 1
-    steps_per_eval: PositiveInt = 20
-    val_batches: int = Field(default=4, ge=-1, description="-1 = the whole valid split")
-    save_every: PositiveInt = 10
+    batch_size: PositiveInt = Field(default=4, description="examples of one iteration")
+    grad_accumulation_steps: PositiveInt = Field(
+        default=1, description="iterations per optimizer step"
+    )
+    max_seq_length: int = Field(
+        default=512, ge=32, description="longer examples are cut off here (tokens)"
+    )
+    iters: PositiveInt = Field(
+        default=40, description="micro-steps, as in mlx-lm: one batch forward and backward each"
+    )
+    learning_rate: PositiveFloat = Field(default=3e-4, description="peak learning rate of AdamW")
+    schedule: LrSchedule = Field(
+        default=LrSchedule.CONSTANT, description="course of the learning rate after the warm-up"
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="optimizer steps until the learning rate is reached"
+    )
+    weight_decay: float = Field(default=0.0, ge=0.0, description="decoupled weight decay of AdamW")
+    grad_checkpoint: bool = Field(
+        default=False,
+        description="recompute activations in the backward pass: less memory, more time",
+    )
+    mask_prompt: bool = Field(
+        default=True, description="loss on the answer alone, not on the prompt"
+    )
+    seed: int = Field(
+        default=0, ge=0, description="of the batches, the dropout and the initial adapter"
+    )
+    steps_per_report: PositiveInt = Field(
+        default=1, description="iterations between two lines of metrics"
+    )
+    steps_per_eval: PositiveInt = Field(
+        default=20, description="iterations between two looks at the valid split"
+    )
+    val_batches: int = Field(
+        default=4, ge=-1, description="batches of one such look; -1 = the whole valid split"
+    )
+    save_every: PositiveInt = Field(default=10, description="iterations between two checkpoints")
     quantize_bits: Literal[2, 3, 4, 6, 8] | None = Field(
-        default=None, description="re-quantise the base model; None = as it comes"
+        default=None, description="re-quantise the base model; left out = as it comes"
     )
 
     @property

@@ -28,14 +28,23 @@ class QualityGate(Record):
     name, command and time limit are then the defaults.
     """
 
-    preset: str = ""
-    name: str = ""
-    command: str = ""
-    timeout_seconds: PositiveInt | None = None
+    preset: str = Field(default="", description="a tool that is known, see docs/reference/gates.md")
+    name: str = Field(default="", description="what reports call it; the preset's by default")
+    command: str = Field(
+        default="",
+        description="shell command, run in the root of a fresh worktree; exit code 0 = passed, "
+        "unless the preset knows better; the preset's by default",
+    )
+    timeout_seconds: PositiveInt | None = Field(
+        default=None,
+        description="a gate that runs longer is stopped and counts as crashed; 600 or the preset's",
+    )
     baseline: bool = Field(
         default=False, description="passes when it is no worse than the target branch"
     )
-    limits: ResourceLimits | None = None
+    limits: ResourceLimits | None = Field(
+        default=None, description="of this gate, in place of those in `[gates.limits]`"
+    )
 
     @model_validator(mode="after")
     def _can_run(self) -> QualityGate:
@@ -87,17 +96,20 @@ class GatesConfig(Record):
         description="of each process of a gate, unless the gate has its own",
     )
     packages: tuple[NonEmpty, ...] | None = Field(
-        default=None, description="packages whose import place is checked; None = found by itself"
+        default=None,
+        description="packages whose import place is checked; left out = found by itself",
     )
-    quality: tuple[QualityGate, ...] = ()
+    quality: tuple[QualityGate, ...] = Field(
+        default=(), description="the project's own checks, one `[[gates.quality]]` block each"
+    )
 
 
 class GitConfig(Record):
     """How the crew commits: unsigned and without hooks, for a passphrase prompt would hang it."""
 
     target: str = Field(default="", description="branch to integrate into; empty = the current one")
-    sign: bool = False
-    hooks: bool = False
+    sign: bool = Field(default=False, description="sign the crew's commits, as git is set up to")
+    hooks: bool = Field(default=False, description="run your git hooks on the crew's commits")
 
 
 class AgentsConfig(Record):
@@ -113,7 +125,9 @@ class AgentsConfig(Record):
         description="an attempt during which something outside of its worktree changed",
     )
     backoff_seconds: PositiveFloat = Field(default=5, description="doubled with every retry")
-    backoff_max_seconds: PositiveFloat = 300
+    backoff_max_seconds: PositiveFloat = Field(
+        default=300, description="the longest wait between two retries"
+    )
     output_retries: int = Field(
         default=3, ge=0, le=3, description="times that invalid output goes back with all its errors"
     )
@@ -122,23 +136,31 @@ class AgentsConfig(Record):
 class CrewConfig(Record):
     """How many agents of each role `oodatcaa run` starts (never more than the WIP limit works)."""
 
-    planner: int = Field(default=1, ge=0)
-    builder: int = Field(default=2, ge=0)
-    tester: int = Field(default=1, ge=0)
-    refiner: int = Field(default=1, ge=0)
-    integrator: int = Field(default=1, ge=0)
+    planner: int = Field(default=1, ge=0, description="planner processes")
+    builder: int = Field(default=2, ge=0, description="builder processes")
+    tester: int = Field(default=1, ge=0, description="tester processes")
+    refiner: int = Field(default=1, ge=0, description="refiner processes")
+    integrator: int = Field(default=1, ge=0, description="integrator processes")
 
 
 class NotifyConfig(Record):
     """Where people are told, as URLs of apprise; `$NAME` in them is taken from the environment."""
 
-    urls: tuple[NonEmpty, ...] = ()
-    events: tuple[NoticeKind, ...] = tuple(NoticeKind)
+    urls: tuple[NonEmpty, ...] = Field(default=(), description="where to; empty = nowhere")
+    events: tuple[NoticeKind, ...] = Field(
+        default=tuple(NoticeKind), description="what is told; everything by default"
+    )
 
 
 class TrainingConfig(Record):
+    """How training children are watched, and how fast they may compute."""
+
     sample_interval_ms: int = Field(
-        default=25, ge=10, le=100, description="memory watcher; never more than 50 in effect"
+        default=25,
+        ge=10,
+        le=100,
+        description="milliseconds between two looks of the memory watcher; never more than 50 in "
+        "effect",
     )
     profile_tokens: PositiveInt = Field(
         default=1024, description="tokens per step of the measured memory probe on a CPU"
@@ -157,24 +179,50 @@ class ImportsConfig(Record):
 class Config(Record):
     """Every key has a default: an empty file is a valid configuration."""
 
-    wip: WipLimits = WipLimits()
-    lease_minutes: LeaseMinutes = LeaseMinutes()
-    heartbeat_seconds: PositiveFloat = 15
-    max_expiries: PositiveInt = 3
-    gates: GatesConfig = GatesConfig()
-    git: GitConfig = GitConfig()
-    runners: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="how agents are run; held to its kind by the roster"
+    wip: WipLimits = Field(
+        default=WipLimits(),
+        description="tasks of one role that may be in work at once, enforced inside the claim",
     )
-    agents: AgentsConfig = AgentsConfig()
-    budgets: Budgets = Budgets()
-    notify: NotifyConfig = NotifyConfig()
-    crew: CrewConfig = CrewConfig()
+    lease_minutes: LeaseMinutes = Field(
+        default=LeaseMinutes(),
+        description="time to live of a claim: one that is not renewed for this long runs out",
+    )
+    heartbeat_seconds: PositiveFloat = Field(
+        default=15, description="how often an agent renews the lease of what it works on"
+    )
+    max_expiries: PositiveInt = Field(
+        default=3,
+        description="leases a task may lose in a row before it waits for a person",
+    )
+    gates: GatesConfig = Field(
+        default=GatesConfig(), description="where gates run, and the project's own ones"
+    )
+    git: GitConfig = Field(default=GitConfig(), description="how the crew commits and merges")
+    runners: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="how agents are run, by name; held to its kind by the roster",
+    )
+    agents: AgentsConfig = Field(
+        default=AgentsConfig(), description="how external agents are called"
+    )
+    budgets: Budgets = Field(
+        default=Budgets(), description="what external agents may use; left out = no limit"
+    )
+    crew: CrewConfig = Field(
+        default=CrewConfig(), description="how many agents of each role `oodatcaa run` starts"
+    )
+    training: TrainingConfig = Field(
+        default=TrainingConfig(), description="the training children and their watcher"
+    )
+    notify: NotifyConfig = Field(
+        default=NotifyConfig(), description="who is told when the crew needs a person or ends"
+    )
     approval: Approval = Field(
         default=Approval.NONE, description="where stories wait for a person: plan, merge or none"
     )
-    training: TrainingConfig = TrainingConfig()
-    imports: ImportsConfig = ImportsConfig()
+    imports: ImportsConfig = Field(
+        default=ImportsConfig(), description="how plans of other tools are taken in"
+    )
 
     @property
     def policy(self) -> Policy:
