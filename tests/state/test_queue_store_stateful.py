@@ -73,7 +73,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(store=stores)
     def only_say(self, store: int) -> None:
-        self.commit(store, self.board, "said")
+        self.commit(store, self.board, "said " + "much " * 500)  # for rotations and new bases
 
     @rule(store=stores)
     def reopen(self, store: int) -> None:
