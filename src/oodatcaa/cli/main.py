@@ -6,7 +6,18 @@ import sys
 
 import typer
 
-from oodatcaa.cli import crew, evidence, history, importing, mcp, models, project, queue, training
+from oodatcaa.cli import (
+    crew,
+    data,
+    evidence,
+    history,
+    importing,
+    mcp,
+    models,
+    project,
+    queue,
+    training,
+)
 from oodatcaa.cli.show import guarded
 
 app = typer.Typer(
@@ -22,6 +33,7 @@ history.register(app)
 crew.register(app)
 models.register(app)
 training.register(app)
+data.register(app)
 evidence.register(app)
 mcp.register(app)
 importing.register(app)

@@ -71,6 +71,17 @@ def _check_file(path: Path, problems: list[str]) -> array.array[int]:
     return prints
 
 
+def parse_lines(
+    path: Path, *, check: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | None, list[str]]]:
+    """(line, its object if it is one, what is wrong); `check` also as an example to train on."""
+    for line in _lines(path):
+        example, reasons = _parse(line)
+        if check and example is not None:
+            reasons += check_example(example)[1]
+        yield line.number, example, reasons
+
+
 def _lines(path: Path) -> Iterator[_Line]:
     with path.open("rb") as file:
         number = 0

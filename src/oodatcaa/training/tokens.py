@@ -37,6 +37,14 @@ class Lengths:
     target: int
 
 
+@dataclass(frozen=True)
+class Measured(Lengths):
+    """With what masking has to know. `plain` text has no prompt."""
+
+    prompt_is_prefix: bool
+    plain: bool
+
+
 class ChatTokenizer:
     """Counts tokens with a model's tokenizer.json and chat template.
 
@@ -58,6 +66,10 @@ class ChatTokenizer:
 
     def lengths(self, examples: Sequence[Example]) -> list[Lengths]:
         """For chat, prompt-completion and text examples, in order."""
+        return [Lengths(one.total, one.target) for one in self.measure(examples)]
+
+    def measure(self, examples: Sequence[Example]) -> list[Measured]:
+        """The same, and whether the prompt alone is rendered as it is before its answer."""
         texts: list[str] = []
         plain: list[bool] = []
         for example in examples:
@@ -66,8 +78,8 @@ class ChatTokenizer:
             plain += [is_plain, is_plain]
         counts = self._count(texts, plain)
         return [
-            Lengths(total, total - prompt)
-            for total, prompt in zip(counts[::2], counts[1::2], strict=True)
+            Measured(counts[i], counts[i] - counts[i + 1], texts[i].startswith(texts[i + 1]), flat)
+            for i, flat in zip(range(0, len(texts), 2), plain[::2], strict=True)
         ]
 
     def _render(self, example: Example) -> tuple[str, str, bool]:

@@ -1,0 +1,146 @@
+"""Everything that is wrong with data is found before a model is loaded, with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.training import secrets
+from oodatcaa.training.data_checks import check_folder
+from oodatcaa.training.data_report import examine, histogram
+from oodatcaa.training.data_split import deal, split_file
+from tiny_model import make_tiny_data, make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def pair(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+
+
+def append(folder: Path, split: str, *rows: dict[str, Any]) -> None:
+    with (folder / f"{split}.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_every_finding_at_once(tmp_path: Path, tiny: Path) -> None:
+    folder = make_tiny_data(tmp_path / "data", 4)
+    first = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
+    key = "AKIA" + "QYLPMN5HFIQR7XYA"
+    append(
+        folder,
+        "train",
+        first,
+        pair("q", "word " * 200),
+        pair("word " * 200, "a"),
+        pair("my key", f"aws_access_key_id = '{key}'"),
+        pair("q", " "),
+    )
+    append(folder, "valid", first)
+
+    found = examine(folder, model_path=tiny, max_seq_length=96)
+
+    assert not found.fit
+    assert found.problems == (
+        "train.jsonl:9: the last assistant turn is empty: nothing to learn",
+        "valid.jsonl:5: the same example is in train.jsonl:1 (leakage between splits)",
+    )
+    words = "\n".join(found.warnings)
+    assert "train.jsonl:5: the same example as in line 1" in words
+    assert "train.jsonl:6: " in words
+    assert "are cut off" in words
+    assert "train.jsonl:7: the prompt fills all 96 tokens: it will not be trained on" in words
+    train = found.splits["train"]
+    assert train.examples == 8
+    assert train.longest is not None
+    assert train.longest > 200
+    assert (train.truncated, train.without_target) == (2, 1)
+    assert 0 < train.lost_targets < train.lost_tokens
+    assert sum(one.examples for one in train.histogram) == train.examples
+    assert key not in words
+    if secrets.available():
+        assert "train.jsonl:8: looks like a secret (AWS Access Key)" in words
+    else:
+        assert secrets.MISSING in found.not_checked
+
+
+def test_masking_that_would_cut_at_the_wrong_place_is_a_problem(tmp_path: Path, tiny: Path) -> None:
+    folder = make_tiny_data(tmp_path / "data", 2)
+    assert examine(folder, model_path=tiny).fit
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
+    config = json.loads((tiny / "tokenizer_config.json").read_text())
+    config["chat_template"] = (
+        config["chat_template"]
+        .replace("assistant\\n' }}{% endif", "assistant\\n<think>' }}{% endif")
+        .replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
+    )
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+
+    found = examine(folder, model_path=model)
+
+    assert "train.jsonl:1: the template writes the prompt differently" in found.problems[0]
+    assert examine(folder, model_path=model, mask_prompt=False).fit
+
+
+def test_without_a_tokenizer_it_is_said_that_nothing_was_counted(tmp_path: Path) -> None:
+    found = examine(make_tiny_data(tmp_path, 3))
+    assert found.fit
+    assert found.splits["train"].examples == 3
+    assert found.splits["train"].tokens is None
+    assert any("tokens were not counted" in text for text in found.not_checked)
+
+
+@given(st.lists(st.integers(1, 5000)), st.integers(32, 2048))
+def test_a_histogram_counts_everything_once(totals: list[int], longest: int) -> None:
+    bins = histogram(totals, longest)
+    assert sum(one.examples for one in bins) == len(totals)
+    fitting = sum(one.examples for one in bins if one.up_to and one.up_to <= longest)
+    assert fitting == sum(total <= longest for total in totals)
+
+
+names = st.lists(st.sampled_from([f"g{i}" for i in range(12)]), min_size=20, max_size=80)
+
+
+@given(names, st.integers(0, 99))
+def test_a_group_is_in_one_split_and_no_split_is_empty(groups: list[str], seed: int) -> None:
+    if len(set(groups)) < 3:
+        return
+    dealt = deal(groups, {"valid": 0.2, "test": 0.2}, seed)
+    assert set(dealt) == set(groups)
+    assert set(dealt.values()) == {"train", "valid", "test"}
+    assert dealt == deal(list(reversed(groups)), {"valid": 0.2, "test": 0.2}, seed)
+
+
+def test_a_file_is_split_by_its_key_which_is_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "all.jsonl"
+    rows = [{**pair(f"q{i}", f"a{i}"), "meta": {"author": f"person {i % 10}"}} for i in range(100)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shares = {"valid": 0.1, "test": 0.2}
+
+    dealt = split_file(source, tmp_path / "out", by="meta.author", shares=shares)
+
+    assert dealt.examples == {"train": 70, "valid": 10, "test": 20}
+    assert dealt.groups == {"train": 7, "valid": 1, "test": 2}
+    assert check_folder(tmp_path / "out") == ()
+    with pytest.raises(OodatcaaError, match="already has"):
+        split_file(source, tmp_path / "out", by="meta.author", shares=shares)
+    with pytest.raises(OodatcaaError, match="100 bad lines"):
+        split_file(source, tmp_path / "other", by="meta.editor", shares=shares)
+    with pytest.raises(OodatcaaError, match="leave room"):
+        split_file(source, tmp_path / "other", by=None, shares={"valid": 0.5, "test": 0.5})
