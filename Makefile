@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs lint types clean bench-memory bench-real-size bench-store torture
+.PHONY: help install demo test check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,13 @@ bench-memory: $(STAMP) ## forecast against measured peak over a grid of random m
 
 bench-real-size: $(STAMP) ## a random 7B model: forecast, probe and a training step, into docs/benchmarks.md
 	$(BIN)/python benchmarks/real_size.py --write
+
+bench-aa: $(STAMP) ## does the A/B verdict call a configuration better than itself, into docs/benchmarks.md
+	$(BIN)/python benchmarks/bench_aa.py --write
+
+KILLS ?= 20
+bench-resume: $(STAMP) ## kill -9 at random moments, resume, compare the bits, into docs/benchmarks.md (KILLS=)
+	$(BIN)/python benchmarks/bench_resume.py --kills $(KILLS) --write
 
 bench-store: $(STAMP) ## the queue beside filelock + json and SQLite, into docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_store.py --write

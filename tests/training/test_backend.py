@@ -269,7 +269,7 @@ def test_kill_9_of_the_builder_leaves_no_child_and_another_goes_on(
     first = builder(tmp_path, spec.evolve(params=params))
     parent = tmp_path / "runs" / "mlx"
     try:
-        wait_until(lambda: list(parent.glob("*/checkpoints/*_state.safetensors")))
+        wait_until(lambda: list(parent.glob("*/checkpoints/0*/checkpoint.json")))
         (child_file,) = parent.glob("*/child.json")
         child = Owner.model_validate_json(child_file.read_text())
         assert is_alive(child.pid, child.create_time)

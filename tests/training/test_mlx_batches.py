@@ -61,7 +61,7 @@ def test_an_epoch_holds_every_example_and_only_full_batches(
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 40), st.integers(0, 9))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_a_resumed_order_goes_on_with_the_next_batch(
     count: int, size: int, start: int, seed: int
 ) -> None:
@@ -76,7 +76,7 @@ def test_a_resumed_order_goes_on_with_the_next_batch(
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 9))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_a_validation_takes_every_example_once(count: int, size: int, seed: int) -> None:
     data = [Example((1, *range(2, i + 3)), 1) for i in range(count)]
 

@@ -23,6 +23,7 @@ from mlx_lm import load
 from mlx_lm.lora import CONFIG_DEFAULTS
 
 from oodatcaa.domain.training import FailureKind, MemoryLayer, RunStatus, TrainProgress, TrainSpec
+from oodatcaa.training.checkpoints import checkpoint_name, verify
 from oodatcaa.training.mlx.trainer import Run
 from oodatcaa.training.protocol import (
     ADAPTER_CONFIG_FILE,
@@ -36,7 +37,6 @@ from oodatcaa.training.protocol import (
     RESULT_FILE,
     SPEC_FILE,
     WorkerResult,
-    checkpoint_adapter_name,
 )
 from tiny_model import make_tiny_data, make_tiny_model
 
@@ -131,7 +131,7 @@ def start_worker(folder: Path, spec: TrainSpec) -> subprocess.Popen[bytes]:
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not what():
         assert process.poll() is None, "the worker ended early"
         assert time.monotonic() < deadline, "the worker did not get there"
@@ -144,7 +144,7 @@ def read_result(folder: Path) -> WorkerResult:
 
 def test_a_run_leaves_everything_that_it_promises(tmp_path: Path, spec: Spec) -> None:
     process = start_worker(tmp_path, spec({"iters": 8, "save_every": 4, "steps_per_eval": 4}))
-    assert process.wait(90) == 0
+    assert process.wait(240) == 0
 
     result = read_result(tmp_path)
     assert result.status is RunStatus.FINISHED
@@ -157,8 +157,8 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path, spec: Spec) ->
     assert result.machine is not None
     assert result.versions["mlx-lm"]
     assert result.trained_tokens == sum(m["tokens"] for m in metrics(tmp_path))
-    saved = sorted(p.name for p in (tmp_path / CHECKPOINTS_DIR).glob("*_adapters.safetensors"))
-    assert saved == [checkpoint_adapter_name(4), checkpoint_adapter_name(8)]
+    saved = sorted(p.name for p in (tmp_path / CHECKPOINTS_DIR).iterdir())
+    assert saved == [checkpoint_name(4), checkpoint_name(8)]
     progress = TrainProgress.model_validate_json((tmp_path / PROGRESS_FILE).read_bytes())
     assert (progress.phase, progress.iteration, progress.iters) == ("finished", 8, 8)
 
@@ -293,13 +293,14 @@ def test_tokens_follow_batch_length_and_masking(tmp_path: Path, spec: Spec) -> N
 
 def test_cadences_of_reports_validation_and_checkpoints(tmp_path: Path, spec: Spec) -> None:
     cadence = {"steps_per_report": 2, "steps_per_eval": 3, "save_every": 2, "iters": 7}
+    cadence["keep_checkpoints"] = 3
     run(tmp_path, spec({**cadence, "grad_accumulation_steps": 3}))
 
     assert [m["iteration"] for m in metrics(tmp_path)] == [2, 4, 6, 7]
     assert [m["iteration"] for m in metrics(tmp_path, "valid")] == [0, 3, 6, 7]
-    saved = sorted(p.name for p in (tmp_path / CHECKPOINTS_DIR).glob("*_adapters*"))
+    saved = sorted(p.name for p in (tmp_path / CHECKPOINTS_DIR).iterdir())
     # Only a finished optimizer step can be resumed exactly.
-    assert saved == [checkpoint_adapter_name(3), checkpoint_adapter_name(6)]
+    assert saved == [checkpoint_name(3), checkpoint_name(6), checkpoint_name(7)]
 
 
 def test_val_batches_limits_the_validation(tmp_path: Path, spec: Spec) -> None:
@@ -351,25 +352,8 @@ def test_mlx_lms_command_line_takes_the_config(tmp_path: Path, spec: Spec) -> No
 
 
 def resume(folder: Path, spec: Spec, options: dict[str, Any], point: Path) -> WorkerResult:
-    start = int(point.name[:7])
+    start = int(point.name)
     return run(folder, spec(options, resume_from=str(point), start_iteration=start))
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, spec: Spec) -> None:
-    options = {"iters": 60, "save_every": 4, "grad_accumulation_steps": 2}
-    process = start_worker(tmp_path / "first", spec(options))
-    checkpoints = tmp_path / "first" / CHECKPOINTS_DIR
-    wait_for(lambda: len(list(checkpoints.glob("*_state.safetensors"))) >= 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "first" / RESULT_FILE).exists()
-    last = int(max(checkpoints.glob("*_state.safetensors")).name[:7])
-
-    point = checkpoints / checkpoint_adapter_name(last)
-    resumed = resume(tmp_path / "second", spec, options, point)
-
-    assert resumed.status is RunStatus.FINISHED
-    assert [p.iteration for p in resumed.train_losses] == list(range(last + 1, 61))
 
 
 def test_a_resumed_run_ends_with_the_very_same_adapter(tmp_path: Path, spec: Spec) -> None:
@@ -380,7 +364,7 @@ def test_a_resumed_run_ends_with_the_very_same_adapter(tmp_path: Path, spec: Spe
     }
     run(tmp_path / "whole", spec(options))
     for start in (8, 12):
-        point = tmp_path / "whole" / CHECKPOINTS_DIR / checkpoint_adapter_name(start)
+        point = tmp_path / "whole" / CHECKPOINTS_DIR / checkpoint_name(start)
         resumed = resume(tmp_path / str(start), spec, options, point)
         assert resumed.status is RunStatus.FINISHED, resumed.failure
         assert resumed.iterations_done == 12
@@ -389,13 +373,13 @@ def test_a_resumed_run_ends_with_the_very_same_adapter(tmp_path: Path, spec: Spe
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, spec: Spec) -> None:
     run(tmp_path / "a", spec({"save_every": 2}))
-    point = tmp_path / "a" / CHECKPOINTS_DIR / checkpoint_adapter_name(4)
+    point = tmp_path / "a" / CHECKPOINTS_DIR / checkpoint_name(4)
 
     result = run(tmp_path / "b", spec({"rank": 8}, resume_from=str(point)))
 
     assert result.failure is not None
     assert result.failure.kind is FailureKind.BAD_INPUT
-    assert "parameters differ" in result.failure.message
+    assert "params.rank: 4 then, 8 now" in result.failure.message
     assert "not the same tensor" in result.failure.message
 
 
@@ -404,13 +388,13 @@ def test_sigterm_saves_and_stops(tmp_path: Path, spec: Spec) -> None:
     wait_for(lambda: (tmp_path / METRICS_FILE).exists() and len(metrics(tmp_path)) > 3, process)
     process.send_signal(signal.SIGTERM)
 
-    assert process.wait(60) == EXIT_DESCRIBED
+    assert process.wait(240) == EXIT_DESCRIBED
     result = read_result(tmp_path)
     assert result.status is RunStatus.STOPPED
     assert result.failure is not None
     assert result.failure.kind is FailureKind.INTERRUPTED
     even = result.iterations_done - result.iterations_done % 2
-    assert (tmp_path / CHECKPOINTS_DIR / checkpoint_adapter_name(even)).exists()
+    assert (tmp_path / CHECKPOINTS_DIR / checkpoint_name(even)).exists()
 
 
 def test_a_stop_after_the_last_iteration_is_a_finished_run(tmp_path: Path, spec: Spec) -> None:
@@ -443,7 +427,7 @@ def test_a_loss_that_explodes_is_a_failure_with_a_checkpoint_left(
 ) -> None:
     process = start_worker(tmp_path, spec({"learning_rate": 1e30, "iters": 20, "save_every": 1}))
 
-    assert process.wait(90) == EXIT_DESCRIBED
+    assert process.wait(240) == EXIT_DESCRIBED
     result = read_result(tmp_path)
     assert result.failure is not None
     assert result.failure.kind is FailureKind.NOT_FINITE
@@ -477,21 +461,18 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, spec: Spec)
         pytest.skip("file size limits of another process can be set on Linux only")
     process = start_worker(tmp_path, spec({"iters": 5000, "save_every": 5, "rank": 16}))
     checkpoints = tmp_path / CHECKPOINTS_DIR
-    wait_for(lambda: bool(list(checkpoints.glob("*_state.safetensors"))), process)
+    wait_for(lambda: bool(list(checkpoints.glob("0*"))), process)
     # The kernel's EFBIG takes the same way as ENOSPC, without a file system of our own to fill.
     psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    assert process.wait(60) == EXIT_DESCRIBED
+    assert process.wait(240) == EXIT_DESCRIBED
     result = read_result(tmp_path)
     assert result.failure is not None
     assert result.failure.kind is FailureKind.DISK_FULL
     assert "resume" in result.failure.hint
-    last = max(checkpoints.glob("*_state.safetensors"))
-    state: Any = mx.load(str(last))
-    tensors: Any = mx.load(str(last.with_name(checkpoint_adapter_name(int(last.name[:7])))))
-    assert state
-    assert tensors
-    assert not [p for p in checkpoints.iterdir() if p.suffix == ".tmp"]
+    last = max(checkpoints.glob("0*"))
+    assert verify(last).iteration == int(last.name)
+    assert all(p.name.isdigit() for p in checkpoints.iterdir())
 
 
 def test_parameters_that_do_not_fit_are_all_named(tmp_path: Path, spec: Spec) -> None:

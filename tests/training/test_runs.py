@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from oodatcaa.domain.training import (
     TrainSpec,
 )
 from oodatcaa.errors import OodatcaaError, StateError
-from oodatcaa.training.protocol import checkpoint_adapter_name, checkpoint_state_name
+from oodatcaa.training.checkpoints import CheckpointNote, RunIdentity, write_checkpoint
 from oodatcaa.training.runs import OWNER_FILE, RUN_FILE, Owner, RunStore
 
 NOW = datetime(2026, 1, 30, 12, 0, 0, tzinfo=UTC)
@@ -217,11 +218,23 @@ def test_a_run_of_another_host_is_left_alone(tmp_path: Path) -> None:
 
 
 def checkpoint(folder: Path, iteration: int, *, state: bool = True) -> None:
-    place = folder / "checkpoints"
-    place.mkdir(exist_ok=True)
-    (place / checkpoint_adapter_name(iteration)).write_bytes(b"a")
-    if state:
-        (place / checkpoint_state_name(iteration)).write_bytes(b"s")
+    note = CheckpointNote(
+        iteration=iteration,
+        optimizer_step=iteration,
+        random_key=0,
+        identity=RunIdentity(facts={"BLAS": "MKL"}),
+        tokens=1,
+        seconds=1.0,
+        at=NOW,
+    )
+
+    def write(place: Path) -> dict[str, str]:
+        (place / "state.safetensors").write_bytes(b"s")
+        return {"state.safetensors": hashlib.sha256(b"s").hexdigest()}
+
+    place = write_checkpoint(folder / "checkpoints", note, write)
+    if not state:
+        (place / "state.safetensors").write_bytes(b"t")
 
 
 def failed(store: RunStore, run: RunRecord, kind: FailureKind) -> None:
@@ -236,17 +249,39 @@ def test_the_furthest_whole_checkpoint_of_the_same_training_is_found(tmp_path: P
     for run, iterations in ((killed, (5, 10)), (gated, (20,)), (other, (30,)), (running, (40,))):
         for iteration in iterations:
             checkpoint(store.folder(run), iteration)
-    checkpoint(store.folder(killed), 15, state=False)  # died between the two files
+    checkpoint(store.folder(killed), 15, state=False)  # the disk has changed it since
     failed(store, killed, FailureKind.KILLED)
     failed(store, gated, FailureKind.MEMORY_GATE)
     failed(store, other.evolve(params=QLoRA(rank=4)), FailureKind.CRASH)
-    found = store.find_resumable(SPEC)
+    words: list[str] = []
+    found = store.find_resumable(SPEC, say=words.append)
     assert found is not None
+    assert len(words) == 1
+    assert "0000015 is not whole: state.safetensors" in words[0]
     assert (found.run_id, found.iteration) == (killed.run_id, 10)
     again = store.create(found.apply(SPEC), now=NOW)
     assert again.resumed_from == killed.run_id
     assert found.apply(SPEC).start_iteration == 10
     assert store.find_resumable(SPEC.evolve(model="/models/other")) is None
+    words.clear()
+    assert store.find_resumable(SPEC, {"BLAS": "OpenBLAS"}, words.append) is None
+    assert "BLAS: MKL then, OpenBLAS now" in words[-1]
+
+
+def test_a_resumed_run_that_died_at_once_goes_on_from_the_same_checkpoint(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    killed = store.create(SPEC, now=NOW)
+    checkpoint(store.folder(killed), 5)
+    failed(store, killed, FailureKind.KILLED)
+    found = store.last_checkpoint(killed)
+    assert found is not None
+    again = store.create(found.apply(SPEC), now=NOW)
+    (store.folder(again) / "checkpoints" / ".new-xyz").mkdir(parents=True)
+    failed(store, again, FailureKind.KILLED)
+    more = store.last_checkpoint(again)
+    assert more is not None
+    assert (more.folder, more.iteration) == (found.folder, 5)
+    assert not list((store.folder(again) / "checkpoints").iterdir())
 
 
 def test_names_sort_by_time_and_number(tmp_path: Path) -> None:

@@ -46,24 +46,31 @@ def train_objective(
 def resume_run(
     project: Project, run_id: str, say: Say, on_progress: Callable[[TrainProgress], None]
 ) -> RunRecord:
-    """A new run that goes on from the newest checkpoint of an interrupted one.
+    """A new run that goes on from the newest checkpoint of an interrupted one that is whole.
 
-    Raises OodatcaaError when the run finished, or left no checkpoint.
+    A run that left none begins again. Raises OodatcaaError when the run finished or still runs.
     """
     workshop = Workshop(project)
     workshop.runs.recover()
     run = workshop.runs.read("mlx", run_id)
-    found = workshop.runs.last_checkpoint(run)
-    if run.status.value in ("finished", "running") or found is None:
-        why = "left no checkpoint" if found is None else f"is {run.status.value}"
+    if run.status.value in ("finished", "running"):
         raise OodatcaaError(
-            "run.not_resumable", f"run {run_id} {why}", hint="oodatcaa runs lists them"
+            "run.not_resumable",
+            f"run {run_id} is {run.status.value}",
+            hint="oodatcaa runs lists them",
         )
     folder = workshop.runs.folder(run)
     spec = TrainSpec.model_validate_json((folder / "spec.json").read_text(encoding="utf-8"))
-    return workshop.training(ModelShelf(say, project.root)).train(
-        found.apply(spec), on_progress=on_progress
-    )
+    found = workshop.runs.last_checkpoint(run)
+    if found is None:
+        say(f"run {run_id} left no checkpoint that is whole: it begins again")
+        spec = spec.evolve(resume_from=None, start_iteration=0)
+    else:
+        for word in found.skipped:
+            say(word)
+        say(f"run {run_id} goes on after iteration {found.iteration}")
+        spec = found.apply(spec)
+    return workshop.training(ModelShelf(say, project.root)).train(spec, on_progress=on_progress)
 
 
 def list_runs(project: Project) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:

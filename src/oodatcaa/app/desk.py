@@ -102,9 +102,12 @@ class DataShelf:
 class RunShelf:
     """`roles.desk.Runs` over models/runs."""
 
-    def __init__(self, store: RunStore, backend: MlxBackend) -> None:
+    def __init__(
+        self, store: RunStore, backend: MlxBackend, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._store = store
         self._backend = backend
+        self._say = say
 
     def folder(self, run_id: str) -> Path:
         return self._store.folder(self.read(run_id))
@@ -114,7 +117,7 @@ class RunShelf:
 
     def resumed(self, spec: TrainSpec) -> tuple[TrainSpec, str] | None:
         self._store.recover()
-        found = self._backend.find_resumable(spec)
+        found = self._backend.find_resumable(spec, self._say)
         return (found.apply(spec), found.run_id) if found is not None else None
 
     def plot(self, run_id: str, path: Path) -> bool:
@@ -198,7 +201,7 @@ class Workshop:
             prober=MlxBackend(RunStore(project.work / "probes"), shelf, settings=self.children),
             models=shelf,
             datasets=DataShelf(project.models / "data", project.root),
-            runs=RunShelf(self.runs, training),
+            runs=RunShelf(self.runs, training, say),
             facts=project.facts,
             machine=describe_machine(),
             quality_gates=quality_gates(project),

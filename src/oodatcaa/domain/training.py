@@ -2,7 +2,8 @@
 
 All sizes are bytes, all durations seconds, all losses mean negative log likelihood in nats per
 target token. An *iteration* is one micro-step (one batch forward and backward, as in mlx-lm);
-an *optimizer step* happens every `grad_accumulation_steps` iterations.
+an *optimizer step* happens every `grad_accumulation_steps` iterations and after the last one, with
+the gradient of the mean loss over all target tokens since the one before.
 """
 
 from __future__ import annotations
@@ -98,6 +99,19 @@ class QLoRA(Record):
         default=4, ge=-1, description="batches of one such look; -1 = the whole valid split"
     )
     save_every: PositiveInt = Field(default=10, description="iterations between two checkpoints")
+    keep_checkpoints: PositiveInt = Field(default=2, description="the newest ones, and the best")
+    select_best: bool = Field(
+        default=False, description="the adapter is that of the best validation, not the last one"
+    )
+    early_stopping_patience: PositiveInt | None = Field(
+        default=None, description="stop after so many validations that were not better"
+    )
+    early_stopping_min_delta: float = Field(
+        default=0.0, ge=0.0, description="by how much a better validation loss is lower"
+    )
+    clear_cache_threshold: int = Field(
+        default=0, ge=0, description="bytes the allocator's cache may hold between steps; 0 = any"
+    )
     quantize_bits: Literal[2, 3, 4, 6, 8] | None = Field(
         default=None, description="re-quantise the base model; left out = as it comes"
     )
@@ -113,17 +127,18 @@ class QLoRA(Record):
         return self.batch_size * self.grad_accumulation_steps
 
     @property
-    def optimizer_steps(self) -> int:
-        return self.iters // self.grad_accumulation_steps
+    def selects(self) -> bool:
+        """Whether the validation split decides which weights are kept."""
+        return self.select_best or self.early_stopping_patience is not None
 
-    @model_validator(mode="after")
-    def _at_least_one_optimizer_step(self) -> QLoRA:
-        if self.iters < self.grad_accumulation_steps:
-            raise ValueError(
-                f"iters ({self.iters}) are micro-steps; fewer than grad_accumulation_steps "
-                f"({self.grad_accumulation_steps}) would never update a weight"
-            )
-        return self
+    @property
+    def optimizer_steps(self) -> int:
+        return self.steps_after(self.iters)
+
+    def steps_after(self, iterations: int) -> int:
+        """Optimizer steps once so many iterations are done."""
+        whole, rest = divmod(iterations, self.grad_accumulation_steps)
+        return whole + (rest > 0 and iterations == self.iters)
 
     @model_validator(mode="after")
     def _adam_has_no_weight_decay(self) -> QLoRA:
@@ -151,7 +166,7 @@ class TrainSpec(Record):
     story: str = ""
     task: str = ""
     attempt: int = 0
-    resume_from: str | None = Field(default=None, description="adapters file to continue from")
+    resume_from: str | None = Field(default=None, description="checkpoint folder to continue from")
     start_iteration: int = Field(default=0, ge=0)
 
 
@@ -321,6 +336,10 @@ class RunRecord(Record):
     trained_tokens: int | None = None
     tokens_per_second: float | None = None
     iterations_done: int = 0
+    stopped_early: str = Field(default="", description="why it ended before its last iteration")
+    adapter_iteration: int | None = Field(
+        default=None, description="the iteration whose weights the adapter holds"
+    )
     train_losses: tuple[LossPoint, ...] = ()
     valid_losses: tuple[LossPoint, ...] = ()
     adapter_sha256: str | None = None

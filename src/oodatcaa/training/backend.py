@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from oodatcaa.domain.training import (
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.machine import gate_limit, guess_accelerator, total_memory
 from oodatcaa.training import probes
+from oodatcaa.training.checkpoints import Resume
 from oodatcaa.training.children import (
     DEFAULTS,
     ChildSettings,
@@ -46,7 +48,9 @@ from oodatcaa.training.estimate import (
     read_shape,
 )
 from oodatcaa.training.forecast import ProbeCache
+from oodatcaa.training.identity import data_facts, machine_facts, pinned, thread_facts
 from oodatcaa.training.metrics import merge_measured, peak, read_memory, read_metrics
+from oodatcaa.training.mlx.blas import accelerator, describe_machine, find_blas
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.protocol import (
     MEMORY_FILE,
@@ -58,7 +62,7 @@ from oodatcaa.training.protocol import (
 )
 from oodatcaa.training.question import Question
 from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
-from oodatcaa.training.runs import Resume, RunStore
+from oodatcaa.training.runs import RunStore
 from oodatcaa.training.verdict import judge
 from oodatcaa.views.plots import plot_run
 
@@ -137,9 +141,23 @@ class MlxBackend:
         ):
             return asked.measure(budget)
 
-    def find_resumable(self, spec: TrainSpec) -> Resume | None:
-        """The checkpoint that `spec` could go on from; use `resume.apply(spec)`."""
-        return self.runs.find_resumable(self._prepare(spec).spec)
+    def find_resumable(
+        self, spec: TrainSpec, say: Callable[[str], None] = lambda _: None
+    ) -> Resume | None:
+        """The checkpoint that `spec` could go on from; use `resume.apply(spec)`.
+
+        `say` gets a word on each that is torn, or was made with another model, data or software.
+        """
+        ready = self._prepare(spec)
+        blas = find_blas() if self.settings.fast_cpu and accelerator() == "cpu" else None
+        machine = describe_machine(blas)
+        facts = {
+            **data_facts(Path(ready.spec.data_dir)),
+            **machine_facts(machine.processor, machine.blas),
+            **thread_facts(pinned(os.environ)),
+            "model": ModelStore().model_sha256(ready.model_path),
+        }
+        return self.runs.find_resumable(ready.spec, facts, say)
 
     def train(
         self,

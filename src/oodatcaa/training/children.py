@@ -22,6 +22,7 @@ from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.memory import MemoryWatch
 from oodatcaa.kit.process import Child
 from oodatcaa.training.endings import Ended, crash_failure, log_tail, memory_stop
+from oodatcaa.training.identity import pinned
 from oodatcaa.training.protocol import (
     CHILD_LOG,
     EXIT_DESCRIBED,
@@ -132,6 +133,7 @@ def _note(path: Path, kind: type[R]) -> R | None:
 def _environment(settings: ChildSettings) -> dict[str, str]:
     # The tokenizer's threads would fork-warn and compete with the BLAS; output must not linger.
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    env.update(pinned(env))
     if not settings.fast_cpu:
         env[FAST_CPU] = "0"
     elif sys.platform.startswith("linux"):

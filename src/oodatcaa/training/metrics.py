@@ -67,7 +67,7 @@ def merge_measured(run: RunRecord, folder: Path) -> RunRecord:
     done = max((metric.iteration for metric in metrics.train), default=run.iterations_done)
     return run.evolve(
         iterations_done=done,
-        optimizer_steps=done // run.params.grad_accumulation_steps,
+        optimizer_steps=run.params.steps_after(done),
         trained_tokens=sum(m.tokens for m in metrics.train) if metrics.train else None,
         train_losses=finite(LossPoint(iteration=m.iteration, loss=m.loss) for m in metrics.train),
         valid_losses=finite(LossPoint(iteration=m.iteration, loss=m.loss) for m in metrics.valid),

@@ -63,16 +63,6 @@ EXIT_MEMORY = 4
 """The child ended itself at the memory limit; memory_stop.json has the numbers."""
 
 
-def checkpoint_adapter_name(iteration: int) -> str:
-    """`0000010_adapters.safetensors`: mlx-lm's own naming, so its tools can load one too."""
-    return f"{iteration:07d}_adapters.safetensors"
-
-
-def checkpoint_state_name(iteration: int) -> str:
-    """Optimizer moments, accumulated gradient, random state: everything a resume needs beside."""
-    return f"{iteration:07d}_state.safetensors"
-
-
 class ChildError(Record):
     """Why a child could not answer; `code` is stable, `hint` names the next command."""
 
@@ -149,6 +139,8 @@ class WorkerResult(Record):
     train_losses: tuple[LossPoint, ...] = ()
     valid_losses: tuple[LossPoint, ...] = ()
     adapter_sha256: str | None = None
+    adapter_iteration: int | None = None
+    stopped_early: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     machine: Machine | None = None
     dropped_examples: dict[str, int] = Field(

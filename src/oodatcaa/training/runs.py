@@ -16,7 +16,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,13 +34,9 @@ from oodatcaa.domain.training import (
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.files import sync_folder, write_atomic
 from oodatcaa.kit.process import is_alive, process_identity
+from oodatcaa.training.checkpoints import Resume, checkpoint_name, newest_whole, sweep, verify
 from oodatcaa.training.metrics import merge_measured
-from oodatcaa.training.protocol import (
-    CHECKPOINTS_DIR,
-    SPEC_FILE,
-    checkpoint_adapter_name,
-    checkpoint_state_name,
-)
+from oodatcaa.training.protocol import CHECKPOINTS_DIR, SPEC_FILE
 
 RUN_FILE = "run.json"
 OWNER_FILE = "owner.json"
@@ -83,19 +79,6 @@ class Listing:
 
     runs: tuple[RunRecord, ...]
     problems: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Resume:
-    """The newest checkpoint of an interrupted run."""
-
-    run_id: str
-    adapters: Path
-    iteration: int
-
-    def apply(self, spec: TrainSpec) -> TrainSpec:
-        """The same training, going on from the checkpoint."""
-        return spec.evolve(resume_from=str(self.adapters), start_iteration=self.iteration)
 
 
 class RunStore:
@@ -202,6 +185,7 @@ class RunStore:
         with self._lock(run.backend):
             self._must_run(run)
             folder = self.folder(run)
+            sweep(folder / CHECKPOINTS_DIR)
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and not path.is_symlink() and path.name != RUN_FILE:
                     path.chmod(0o444)
@@ -241,11 +225,17 @@ class RunStore:
         temp.replace(link)
         sync_folder(parent)
 
-    def find_resumable(self, spec: TrainSpec) -> Resume | None:
+    def find_resumable(
+        self,
+        spec: TrainSpec,
+        facts: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Resume | None:
         """The furthest checkpoint of an interrupted run of this very training, if there is one.
 
-        The same model, data and parameters; a run that ended at the memory gate or with numbers
-        that are not finite would only end there again and does not count.
+        The same model, data and parameters, and the same `facts` (see training.identity); a run
+        that ended at the memory gate or with numbers that are not finite would only end there
+        again and does not count. `say` gets a word on every checkpoint that is passed over.
         """
         best: Resume | None = None
         for run in self.list(spec.backend).runs:
@@ -256,24 +246,29 @@ class RunStore:
             if not _same_training(run, spec):
                 continue
             found = self.last_checkpoint(run)
-            if found is not None and (best is None or found.iteration >= best.iteration):
-                best = found
+            if found is None or (best is not None and found.iteration < best.iteration):
+                continue
+            for word in (*found.skipped, *(passed := _differs(found, facts or {}))):
+                say(word)
+            best = best if passed else found
         return best
 
     def last_checkpoint(self, run: RunRecord) -> Resume | None:
-        """The newest checkpoint of a run whose two files are both there."""
-        folder = self.folder(run) / CHECKPOINTS_DIR
-        found = []
-        for path in folder.glob("*_adapters.safetensors"):
-            number = path.name.partition("_")[0]
-            if not number.isdigit() or path.name != checkpoint_adapter_name(int(number)):
-                continue
-            if (folder / checkpoint_state_name(int(number))).is_file():
-                found.append((int(number), path))
-        if not found:
-            return None
-        iteration, path = max(found)
-        return Resume(run.run_id, path, iteration)
+        """The newest checkpoint of a run that is whole.
+
+        A run that was itself resumed and died before it took over its checkpoint has that one.
+        """
+        folder = self.folder(run)
+        note, skipped = newest_whole(folder / CHECKPOINTS_DIR)
+        if note is not None:
+            place = folder / CHECKPOINTS_DIR / checkpoint_name(note.iteration)
+            return Resume(run.run_id, place, note.iteration, skipped)
+        with contextlib.suppress(OSError, ValidationError, OodatcaaError):
+            spec = TrainSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
+            if spec.resume_from is not None:
+                place = Path(spec.resume_from)
+                return Resume(run.run_id, place, verify(place).iteration, skipped)
+        return None
 
     def recover(self, *, now: datetime | None = None) -> tuple[RunRecord, ...]:
         """Turn runs whose owner died on this machine into failed ones; those that changed.
@@ -363,6 +358,11 @@ def _first_line(error: Exception) -> str:
         place = ".".join(str(part) for part in first["loc"])
         return f"{place}: {first['msg']}" if place else str(first["msg"])
     return str(error)
+
+
+def _differs(found: Resume, facts: Mapping[str, str]) -> tuple[str, ...]:
+    was = verify(found.folder).identity.differences(facts)
+    return tuple(f"the checkpoint of run {found.run_id} does not fit: {word}" for word in was)
 
 
 def _same_training(run: RunRecord, spec: TrainSpec) -> bool:

@@ -87,6 +87,8 @@ def _merge(run: RunRecord, result: WorkerResult) -> RunRecord:
         train_losses=finite(result.train_losses),
         valid_losses=finite(result.valid_losses),
         adapter_sha256=result.adapter_sha256,
+        adapter_iteration=result.adapter_iteration,
+        stopped_early=result.stopped_early,
         versions=result.versions,
         machine=result.machine or run.machine,
     )

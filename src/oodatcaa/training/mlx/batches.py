@@ -26,8 +26,11 @@ PAD_TO = 32
 """Sequence lengths are rounded up to this: fewer shapes to compile for."""
 TARGETS_TO = 64
 """Target counts are rounded up to this, for the same reason."""
-POOL = 8
-"""Batches that are sorted by length together; the rest of the order stays random."""
+POOL = 64
+"""Batches that are sorted by length together; the rest of the order stays random. With log-normal
+lengths 0.90 of the computed positions hold a token, 0.50 without sorting, 0.94 with all sorted."""
+POOLS = 4
+"""An epoch has at least so many pools, so that who is in a batch with whom changes."""
 
 NO_TARGET = "the prompt fills the whole sequence: no target token left"
 TRUNCATED = "longer than max_seq_length: truncated"
@@ -35,13 +38,15 @@ TRUNCATED = "longer than max_seq_length: truncated"
 
 class Batch(NamedTuple):
     """What the loss receives after the model. `rows` index the flattened [batch * length] axis;
-    `hidden` is the input of the first trained block, where the frozen ones ran already."""
+    `hidden` is the input of the first trained block, where the frozen ones ran already; `share`
+    is what the batch weighs among those that are accumulated with it, 1 on average."""
 
     inputs: mx.array
     rows: mx.array
     targets: mx.array
     weights: mx.array
     hidden: mx.array | None = None
+    share: mx.array | None = None
 
 
 @dataclass(frozen=True)
@@ -156,15 +161,16 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     """The batches of one epoch as example indices: shuffled, similar lengths together.
 
     Every example occurs exactly once, except that a last batch which is not full is filled from
-    the epoch's start (gradient accumulation averages batches, so they must weigh the same).
+    the epoch's start (one shape less to compile for).
     """
     random = np.random.default_rng((seed, epoch))
     shuffled = random.permutation(len(lengths)).tolist()
     if spare := -len(shuffled) % batch_size:
         shuffled += [shuffled[i % len(lengths)] for i in range(spare)]
+    size = batch_size * max(1, min(POOL, len(shuffled) // (POOLS * batch_size)))
     batches = []
-    for start in range(0, len(shuffled), POOL * batch_size):
-        pool = sorted(shuffled[start : start + POOL * batch_size], key=lambda i: lengths[i])
+    for start in range(0, len(shuffled), size):
+        pool = sorted(shuffled[start : start + size], key=lambda i: lengths[i])
         batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
     return [batches[i] for i in random.permutation(len(batches)).tolist()]
 
@@ -173,13 +179,22 @@ class BatchIterator:
     """mlx-lm's `iterate_batches` seam. `loop=True` (training) never ends and skips `start`, and
     passes each batch through `prepare`.
 
+    `window` batches are accumulated into one update. mlx-lm gives each of them the same weight,
+    which is not what one large batch would do when they have different numbers of target tokens:
+    their `share` puts that right.
+
     Without `loop` (validation) every example comes once, in the same random order every time.
     """
 
     def __init__(
-        self, seed: int, start: int = 0, prepare: Callable[[Batch], Batch] | None = None
+        self,
+        seed: int,
+        start: int = 0,
+        prepare: Callable[[Batch], Batch] | None = None,
+        window: int = 1,
     ) -> None:
         self.seed = seed
+        self.window = window
         self.start = start
         self.prepare = prepare or (lambda batch: batch)
 
@@ -198,12 +213,21 @@ class BatchIterator:
             for first in np.random.default_rng(self.seed).permutation(firsts):
                 yield make_batch(ordered[first : first + batch_size], max_seq_length)
             return
-        lengths = [len(e.tokens) for e in dataset]
-        per_epoch = -(-len(lengths) // batch_size)
-        epoch, skip = divmod(self.start, per_epoch)
+        order = self._order([len(e.tokens) for e in dataset], batch_size)
         while True:
-            for indices in epoch_order(lengths, batch_size, self.seed, epoch)[skip:]:
-                yield self.prepare(make_batch([dataset[i] for i in indices], max_seq_length))
+            chosen = [[dataset[i] for i in next(order)] for _ in range(self.window)]
+            counts = [sum(e.targets for e in examples) for examples in chosen]
+            for examples, count in zip(chosen, counts, strict=True):
+                batch = make_batch(examples, max_seq_length)
+                if self.window > 1:
+                    share = self.window * count / sum(counts)
+                    batch = batch._replace(share=mx.array(share, mx.float32))
+                yield self.prepare(batch)
+
+    def _order(self, lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+        epoch, skip = divmod(self.start, -(-len(lengths) // batch_size))
+        while True:
+            yield from epoch_order(lengths, batch_size, self.seed, epoch)[skip:]
             epoch, skip = epoch + 1, 0
 
 

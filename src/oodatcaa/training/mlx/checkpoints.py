@@ -1,37 +1,29 @@
-"""Checkpoints from which a killed run goes on as if nothing had happened.
-
-A checkpoint is two files: the adapter (mlx-lm's own format and name) and the state beside it
-(optimizer moments, step, random key; the iteration in its metadata). The state is written last and
-both atomically, so a pair is either whole or not there. The order of the data needs no file: it is
-a function of seed and iteration.
-"""
+"""The tensors of a checkpoint: taken at one moment, written, and put back bit for bit."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.training.protocol import checkpoint_adapter_name, checkpoint_state_name
+from oodatcaa.training.checkpoints import (
+    STATE_FILE,
+    CheckpointNote,
+    RunIdentity,
+    verify,
+    write_checkpoint,
+)
+from oodatcaa.training.protocol import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METRICS_FILE
 
-STATES_KEPT = 2
-"""Optimizer states are twice an adapter's size; only the newest ones can be of use."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class RunIdentity(Record):
-    """What must be the same for a resumed run to be the same run."""
-
-    params: str
-    train_sha256: str
 
 
 class DiskFullError(Exception):
@@ -52,9 +44,13 @@ def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, s
     """
     buffer = io.BytesIO()
     mx.save_safetensors(buffer, tensors, metadata=metadata)
-    data = buffer.getbuffer()  # not getvalue(): full fine-tuning's state would be there twice
+    # Not getvalue(): full fine-tuning's state would be there twice.
+    return _save_bytes(path, buffer.getbuffer())
+
+
+def _save_bytes(path: Path, data: bytes | memoryview) -> str:
     try:
-        write_atomic(path, data)
+        write_atomic(path, data, name=f"checkpoint.{path.name}")
     except OSError as error:
         if error.errno in DISK_FULL:
             raise DiskFullError(f"{path.name}: {error.strerror} ({len(data)} bytes)") from error
@@ -63,53 +59,62 @@ def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, s
 
 
 class Snapshot:
-    """Everything a checkpoint holds, taken at one moment (MLX arrays never change in place)."""
+    """Everything a checkpoint holds, taken at one moment (MLX arrays never change in place).
 
-    def __init__(self, iteration: int, adapter: dict[str, mx.array], optimizer: Any) -> None:
-        self.iteration = iteration
+    `metrics_bytes` is how much of metrics.jsonl was written by then.
+    """
+
+    def __init__(
+        self, note: CheckpointNote, adapter: dict[str, mx.array], optimizer: Any, metrics_bytes: int
+    ) -> None:
+        self.note = note.evolve(random_key=random_key())
         self.adapter = dict(adapter)
         self.optimizer = dict(tree_flatten(optimizer.state))
-        self.key = random_key()
+        self.metrics_bytes = metrics_bytes
 
-    def save(self, folder: Path, identity: RunIdentity) -> Path:
-        """Write both files; the adapter's path. DiskFullError leaves earlier ones alone."""
-        target = folder / checkpoint_adapter_name(self.iteration)
-        save_tensors(target, self.adapter, {"format": "mlx"})
-        metadata = {
-            "iteration": str(self.iteration),
-            "random_key": str(self.key),
-            "identity": identity.model_dump_json(),
-        }
-        save_tensors(folder / checkpoint_state_name(self.iteration), self.optimizer, metadata)
-        for old in sorted(folder.glob("*_state.safetensors"))[:-STATES_KEPT]:
-            old.unlink()
-        return target
+    @property
+    def iteration(self) -> int:
+        return self.note.iteration
+
+    def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
+        """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
+
+        def write(folder: Path) -> dict[str, str]:
+            lines = metrics.read_bytes()[: self.metrics_bytes] if metrics.exists() else b""
+            described = json.dumps(config, indent=1) + "\n"
+            return {
+                ADAPTER_FILE: save_tensors(folder / ADAPTER_FILE, self.adapter, {"format": "mlx"}),
+                ADAPTER_CONFIG_FILE: _save_bytes(folder / ADAPTER_CONFIG_FILE, described.encode()),
+                STATE_FILE: save_tensors(folder / STATE_FILE, self.optimizer, {}),
+                METRICS_FILE: _save_bytes(folder / METRICS_FILE, lines),
+            }
+
+        try:
+            return write_checkpoint(parent, self.note, write)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise DiskFullError(f"checkpoint {self.iteration}: {error.strerror}") from error
+            raise
 
 
-def restore(adapter_file: Path, network: Any, optimizer: Any, identity: RunIdentity) -> int:
-    """Put a checkpoint back; the iteration it was taken after.
+def restore(
+    folder: Path, network: Any, optimizer: Any, identity: RunIdentity, start: int = 0
+) -> CheckpointNote:
+    """Put a checkpoint back, in the thread that will train; its note.
 
     Raises OodatcaaError `train.resume` with everything that does not match, before anything of the
-    model is changed.
+    model is changed, and `train.checkpoint_torn`. A `start` other than 0 must be its iteration.
     """
-    stem = adapter_file.name.removesuffix("_adapters.safetensors")
-    state_file = adapter_file.with_name(f"{stem}_state.safetensors")
-    try:
-        tensors: Any = mx.load(str(adapter_file))
-        loaded: Any = mx.load(str(state_file), return_metadata=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _refused([f"{error}"]) from error
-    state, metadata = loaded
-    was = RunIdentity.model_validate_json(metadata["identity"])
+    note = verify(folder)
+    tensors: Any = mx.load(str(folder / ADAPTER_FILE))
+    state: Any = mx.load(str(folder / STATE_FILE))
     now = dict(tree_flatten(network.trainable_parameters()))
-    problems = []
-    if was.params != identity.params:
-        problems.append("the QLoRA parameters differ from those of the interrupted run")
-    if was.train_sha256 != identity.train_sha256:
-        problems.append("train.jsonl differs from that of the interrupted run")
+    problems = list(note.identity.differences(identity.facts))
+    if start not in (0, note.iteration):
+        problems.append(f"it is of iteration {note.iteration}, not {start}")
     for name in sorted(now.keys() | tensors.keys()):
         ours, theirs = now.get(name), tensors.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
+        if ours is None or theirs is None or _kind(ours) != _kind(theirs):
             problems.append(f"{name}: not the same tensor in checkpoint and model")
     optimizer.init(network.trainable_parameters())
     if dict(tree_flatten(optimizer.state)).keys() != state.keys():
@@ -120,8 +125,12 @@ def restore(adapter_file: Path, network: Any, optimizer: Any, identity: RunIdent
     # In place of the fresh values, so that the tree keeps its empty branches (frozen modules).
     optimizer.state.update(tree_map_with_path(lambda path, _: state[path], optimizer.state))
     mx.eval(network.trainable_parameters(), optimizer.state)
-    mx.random.seed(int(metadata["random_key"]))
-    return int(metadata["iteration"])
+    mx.random.seed(note.random_key)
+    return note
+
+
+def _kind(tensor: mx.array) -> tuple[Any, ...]:
+    return (tensor.shape, tensor.dtype)
 
 
 def _refused(problems: list[str]) -> OodatcaaError:

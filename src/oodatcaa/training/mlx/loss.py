@@ -118,18 +118,29 @@ def make_loss(
         targets: mx.array,
         weights: mx.array,
         hidden: mx.array | None = None,
+        share: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         if at_once:
             # mlx-lm traces every array that it passes on, also those without a gradient.
             inputs, rows, targets, weights = map(vector.cut, (inputs, rows, targets, weights))
             hidden = None if hidden is None else vector.cut(hidden)
+            share = None if share is None else vector.cut(share)
         count = weights.sum()
         start: AbstractContextManager[None] = prefix.given(hidden) if prefix else nullcontext()
         with start, vector.at_once() if at_once else nullcontext():
             if split.frozen is not None and gradient:
                 picked = _picked(split, model, inputs, rows)
-                return split.frozen.total(picked, targets, weights) / count, count
-            total = (token_losses(split, model, inputs, rows, targets) * weights).sum()
-            return total / count, count
+                total = split.frozen.total(picked, targets, weights)
+            else:
+                total = (token_losses(split, model, inputs, rows, targets) * weights).sum()
+            return _shared(total / count, share), count
 
     return loss
+
+
+def _shared(mean: mx.array, share: mx.array | None) -> mx.array:
+    """The value of `mean`, but `share` times its gradient."""
+    if share is None:
+        return mean
+    scaled = mean * share
+    return scaled + mx.stop_gradient(mean - scaled)

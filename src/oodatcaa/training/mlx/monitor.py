@@ -25,8 +25,17 @@ from oodatcaa.domain.training import (
     TrainSpec,
 )
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.training.mlx.checkpoints import DiskFullError, RunIdentity, Snapshot
+from oodatcaa.training.checkpoints import (
+    CheckpointNote,
+    RunIdentity,
+    Selection,
+    checkpoint_name,
+    prune,
+)
+from oodatcaa.training.metrics import read_metrics
+from oodatcaa.training.mlx.checkpoints import DiskFullError, Snapshot
 from oodatcaa.training.mlx.setup import adapter_tensors
+from oodatcaa.training.mlx.waking import SleepWatch
 from oodatcaa.training.protocol import (
     CHECKPOINTS_DIR,
     METRICS_FILE,
@@ -45,6 +54,14 @@ class Stop(Exception):
     def __init__(self, failure: RunFailure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+
+
+class Enough(Exception):
+    """Ends the training loop early, and well: nothing more is to be gained."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def memory_failure(limit: int) -> RunFailure | None:
@@ -106,23 +123,29 @@ class Monitor:
         identity: RunIdentity,
         validate: Callable[[], float | None],
         progress: ProgressWriter,
-        start: int,
+        adapter_config: dict[str, Any],
+        resumed: CheckpointNote | None = None,
     ) -> None:
         self.folder, self.spec, self.params = folder, spec, spec.params
         self.network, self.optimizer, self.identity = network, optimizer, identity
         self.run_validation, self.progress = validate, progress
-        self.start = self.iteration = start
-        self.interrupted = False
-        self.tokens, self.seconds = 0, 0.0
-        self.begin()
-        self.train_losses: list[LossPoint] = []
-        self.valid_losses: list[LossPoint] = []
-        self._pending: list[tuple[float, int, float]] = []
+        self.adapter_config = adapter_config
+        self.checkpoints = folder / CHECKPOINTS_DIR
+        self.offset = self.iteration = resumed.iteration if resumed else 0
+        self.interrupted = self.woken = False
+        self.asleep = SleepWatch()
+        self.tokens, self.seconds = (resumed.tokens, resumed.seconds) if resumed else (0, 0.0)
+        self.selection = resumed.selection if resumed else Selection()
+        self.segment(self.offset)
+        past = read_metrics(folder / METRICS_FILE)
+        self.train_losses = [LossPoint(iteration=m.iteration, loss=m.loss) for m in past.train]
+        self.valid_losses = [LossPoint(iteration=m.iteration, loss=m.loss) for m in past.valid]
+        self._pending = list(resumed.pending) if resumed else []
         # Without accumulation every iteration is a boundary: holding the last one would keep the
         # optimizer from updating its state in place, a copy of weights and moments.
         self.accumulates = self.params.grad_accumulation_steps > 1
         self.boundary = self._snapshot() if self.accumulates else None
-        self.saved = start
+        self.saved = self.iteration
 
     def on_val_loss_report(self, val_info: dict[str, Any]) -> None:
         """Never called: validation is ours, so that its cadence survives a resume."""
@@ -130,18 +153,23 @@ class Monitor:
     def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
         """One micro-step is done (mlx-lm is told to report every single one)."""
         self._step_done(train_info)
-        self.begin()
+        self._mark = time.perf_counter()
 
-    def begin(self) -> None:
-        """A micro-step begins now. mlx-lm's own clock leaves out what makes its batch."""
+    def segment(self, first: int) -> None:
+        """mlx-lm's trainer begins (again), counts from 1, and has done `first` iterations before.
+
+        Its own clock leaves out what makes a batch, so steps are timed here.
+        """
+        self.offset, self._counted = first, 0
         self._mark = time.perf_counter()
 
     def _step_done(self, train_info: dict[str, Any]) -> None:
-        self.iteration = self.start + int(train_info["iteration"])
+        self.iteration = self.offset + int(train_info["iteration"])
         loss = float(train_info["train_loss"])
         total = int(train_info["trained_tokens"])
-        tokens, self.tokens = total - self.tokens, total
+        tokens, self._counted = total - self._counted, total
         seconds = time.perf_counter() - self._mark
+        self.tokens += tokens
         self.seconds += seconds
         if not math.isfinite(loss):
             raise Stop(not_finite(f"the loss of iteration {self.iteration}"))
@@ -149,12 +177,17 @@ class Monitor:
         if failure := memory_failure(self.spec.memory_limit_bytes):
             raise Stop(failure)
         last = self.iteration == self.params.iters
-        if self.iteration % self.params.grad_accumulation_steps == 0:
-            self.boundary = self._snapshot() if self.accumulates else None
-            if self.iteration - self.saved >= self.params.save_every or last:
-                self.save()
-        if self.iteration % self.params.steps_per_eval == 0 or last:
+        # Before a checkpoint: a resumed run then has this validation, too.
+        validated = self.iteration % self.params.steps_per_eval == 0 or last
+        if validated:
             self.validate()
+        better = validated and self.params.selects and self._select()
+        if self._updated == self.iteration:
+            self.boundary = self._snapshot() if self.accumulates else None
+        if better and self.params.select_best:
+            self.save()
+        self._save_when_due(last=last)
+        self._stop_early()
         if self.interrupted and not last:
             self.save()
             raise Stop(
@@ -164,6 +197,21 @@ class Monitor:
                     hint="go on with `oodatcaa resume`",
                 )
             )
+
+    @property
+    def _updated(self) -> int:
+        """The last iteration with an optimizer step: its weights are those of now."""
+        if self.iteration == self.params.iters:
+            return self.iteration
+        return self.iteration - self.iteration % self.params.grad_accumulation_steps
+
+    def _save_when_due(self, *, last: bool) -> None:
+        slept = self.asleep.slept() or self.woken
+        if self._updated != self.iteration and not slept:
+            return
+        if slept or last or self.iteration - self.saved >= self.params.save_every:
+            self.woken = False
+            self.save()
 
     def validate(self) -> None:
         """A pass over the valid split (if there is one), between two micro-steps."""
@@ -177,6 +225,23 @@ class Monitor:
         self._append(ValidMetric(iteration=self.iteration, loss=loss, at=datetime.now(UTC)))
         self.progress.say("training", valid_loss=loss)
 
+    def _select(self) -> bool:
+        """Whether the validation that has just been is the best one; not before any update."""
+        weights = self._updated
+        if not self.valid_losses or weights == 0:
+            return False
+        loss, delta = self.valid_losses[-1].loss, self.params.early_stopping_min_delta
+        self.selection = self.selection.after(self.iteration, weights, loss, delta)
+        return self.selection.iteration == self.iteration
+
+    def _stop_early(self) -> None:
+        patience, best = self.params.early_stopping_patience, self.selection
+        if patience is not None and best.not_better >= patience:
+            raise Enough(
+                f"after iteration {self.iteration} of {self.params.iters}: {patience} validations "
+                f"were not better than that of iteration {best.iteration} ({best.loss:.4f})"
+            )
+
     def save(self) -> None:
         """A checkpoint of the last optimizer step, which is the last moment to resume exactly from.
 
@@ -187,14 +252,36 @@ class Monitor:
             return
         self.progress.say("saving", iteration=self.iteration)
         try:
-            boundary.save(self.folder / CHECKPOINTS_DIR, self.identity)
+            boundary.save(self.checkpoints, self.folder / METRICS_FILE, self.adapter_config)
         except DiskFullError as error:
             raise Stop(disk_full(error, self.saved)) from error
         self.saved = boundary.iteration
+        best = self.selection.checkpoint if self.params.select_best else None
+        prune(self.checkpoints, self.params.keep_checkpoints, best)
         self.progress.say("training")
 
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """Where the weights of the best validation are, if they were to be selected."""
+        if not self.params.select_best or self.selection.checkpoint is None:
+            return None
+        return self.checkpoints / checkpoint_name(self.selection.checkpoint)
+
     def _snapshot(self) -> Snapshot:
-        return Snapshot(self.iteration, adapter_tensors(self.network), self.optimizer)
+        metrics = self.folder / METRICS_FILE
+        note = CheckpointNote(
+            iteration=self.iteration,
+            optimizer_step=int(self.optimizer.step.item()),
+            random_key=0,
+            identity=self.identity,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            pending=tuple(self._pending),
+            selection=self.selection,
+            at=datetime.now(UTC),
+        )
+        size = metrics.stat().st_size if metrics.exists() else 0
+        return Snapshot(note, adapter_tensors(self.network), self.optimizer, size)
 
     def _report(self, loss: float, tokens: int, seconds: float, learning_rate: float) -> None:
         """A metrics line every `steps_per_report` iterations: means over them, and at the end."""

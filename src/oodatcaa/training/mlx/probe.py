@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from oodatcaa.domain.base import Record
+from oodatcaa.training.identity import installed_versions
 from oodatcaa.training.mlx.blas import preload
 from oodatcaa.training.mlx.child import read_request, serve
 from oodatcaa.training.protocol import PROBE_DIR, ProbePoint, ProbeRequest, ProbeResult, ProbeSize
@@ -50,7 +51,7 @@ def probe(folder: Path, request: ProbeRequest) -> ProbeResult:
         loaded_mlx_bytes=loaded_mlx,
         loaded_process_bytes=loaded_process,
         loss=_loss_path(network),
-        versions=setup.versions(),
+        versions=installed_versions(),
         machine=describe_machine(blas),
     )
 
@@ -64,7 +65,7 @@ def _measure(
 ) -> ProbePoint:
     import mlx.core as mx
 
-    from oodatcaa.training.mlx.checkpoints import RunIdentity
+    from oodatcaa.training.checkpoints import RunIdentity
     from oodatcaa.training.mlx.trainer import Run
 
     gc.collect()
@@ -76,7 +77,7 @@ def _measure(
     run = Run(target, request.spec.evolve(params=params, resume_from=None), blas)
     run.examples = _examples(size, request.vocab_size)
     with _unpatched(network):
-        run.fit(network, run.examples, RunIdentity(params="probe", train_sha256=""))
+        run.fit(network, run.examples, RunIdentity(facts={}))
     monitor = run.monitor
     seconds = monitor.seconds / params.iters if monitor else 0.0
     mlx, process = guard.peaks()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.mlx.cpu import speed_up
 from oodatcaa.training.models import ModelStore, unavailable
 from oodatcaa.training.protocol import fast_cpu_wanted
-
-TARGET_PACKAGES = ("oodatcaa", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers", "mkl")
 
 
 def load_base(model: str, quantize_bits: int | None = None) -> tuple[Any, Any]:
@@ -221,14 +218,3 @@ def lora_yaml(config: dict[str, Any]) -> str:
         "# scale = alpha / rank; iters are micro-steps; lr_schedule counts optimizer steps.\n"
     )
     return header + yaml.safe_dump(config, sort_keys=False)
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of everything that shapes the numbers."""
-    found = {}
-    for package in TARGET_PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +16,28 @@ from mlx_lm.tuner.trainer import TrainingArgs, evaluate, grad_checkpoint, train
 from oodatcaa.domain.training import FailureKind, QLoRA, RunFailure, RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
+from oodatcaa.training import identity as facts
+from oodatcaa.training.checkpoints import (
+    CheckpointNote,
+    RunIdentity,
+    adopt,
+    checkpoint_name,
+    verify,
+)
+from oodatcaa.training.identity import installed_versions
 from oodatcaa.training.mlx import setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, Examples, read_split, tokenize
 from oodatcaa.training.mlx.blas import Blas, describe_machine
 from oodatcaa.training.mlx.checkpoints import (
     DISK_FULL,
     DiskFullError,
-    RunIdentity,
     restore,
     save_tensors,
 )
 from oodatcaa.training.mlx.cpu import fast_cpu
-from oodatcaa.training.mlx.loss import make_loss, split_head
+from oodatcaa.training.mlx.loss import Split, make_loss, split_head
 from oodatcaa.training.mlx.monitor import (
+    Enough,
     Monitor,
     ProgressWriter,
     Stop,
@@ -37,16 +46,16 @@ from oodatcaa.training.mlx.monitor import (
     not_finite,
 )
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
+from oodatcaa.training.models import ModelStore
 from oodatcaa.training.protocol import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     ADAPTERS_DIR,
+    CHECKPOINTS_DIR,
     LORA_CONFIG_FILE,
+    METRICS_FILE,
     WorkerResult,
 )
-
-CADENCE = frozenset({"steps_per_report", "steps_per_eval", "val_batches", "save_every"})
-"""Parameters that may change on a resume: they do not touch the weights."""
 
 
 class Run:
@@ -60,10 +69,12 @@ class Run:
         self.examples = Examples((), {}, {})
         self.prefix: FrozenPrefix | None = None
         self.stop_asked = False
+        self.stopped_early = ""
 
     def train(self) -> WorkerResult:
         """Load, train, check, save. Whatever happens, the result says how far it got."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGCONT, self._on_sigcont)
         self.progress.say("loading")
         try:
             digest = self._run()
@@ -76,13 +87,18 @@ class Run:
                 raise
             last = self.monitor.saved if self.monitor else None
             return self._result(disk_full(DiskFullError(str(error)), last))
-        self.progress.say("finished", iteration=self.params.iters)
+        done = self.monitor.iteration if self.monitor else self.params.iters
+        self.progress.say("finished", iteration=done)
         return self._result(None, digest)
 
     def _on_sigterm(self, *_: Any) -> None:
         self.stop_asked = True
         if self.monitor is not None:
             self.monitor.interrupted = True
+
+    def _on_sigcont(self, *_: Any) -> None:
+        if self.monitor is not None:
+            self.monitor.woken = True
 
     def _run(self) -> str:
         mx.random.seed(self.params.seed)
@@ -94,6 +110,8 @@ class Run:
         valid = self._tokenize("valid", tokenizer)
         if not self.examples.items:
             raise _no_examples(self.spec, self.examples)
+        if self.params.selects and not valid.items:
+            raise _nothing_to_select_by(self.spec)
         setup.attach_adapters(network, self.params)
         return self.fit(network, valid, self._identity())
 
@@ -105,9 +123,10 @@ class Run:
         """
         optimizer = setup.make_optimizer(self.params)
         optimizer.init(network.trainable_parameters())
-        start = self._restore(network, optimizer, identity)
-        config = self._write_configs()
         split = split_head(network)
+        identity = identity.evolve(facts={**identity.facts, "loss path": _loss_path(split)})
+        config = self._write_configs()
+        resumed = self._restore(network, optimizer, identity)
         if self.params.grad_checkpoint:
             # Before the prefix is split off: a block that is computed again in the backward pass
             # must find the input that it was given, not the one that the prefix replaces.
@@ -124,42 +143,49 @@ class Run:
             identity,
             self._validator(network, valid, make_loss(split, gradient=False)),
             self.progress,
-            start,
+            config,
+            resumed,
         )
         self.monitor.interrupted = self.stop_asked
-        if start == 0:
+        if resumed is None:
             self.monitor.validate()
-        self._loop(network, optimizer, loss, start)
+        try:
+            self._loop(network, optimizer, loss)
+        except Enough as enough:
+            self.stopped_early = enough.reason
+            print(f"stopped early {enough.reason}", flush=True)
         return self._save_adapter(network, config)
 
-    def _loop(self, network: Any, optimizer: Any, loss: Callable[..., Any], start: int) -> None:
-        p = self.params
-        args = TrainingArgs(
-            batch_size=p.batch_size,
-            iters=p.iters - start,
-            steps_per_report=1,
-            # Checkpoints and the final adapter are written by us: atomically and checked.
-            steps_per_save=p.iters + 1,
-            adapter_file=str(self.folder / ".trainer-output.safetensors"),
-            max_seq_length=p.max_seq_length,
-            grad_accumulation_steps=p.grad_accumulation_steps,
-        )
-        self.progress.say("training", iteration=start)
-        assert self.monitor is not None
-        self.monitor.begin()
-        try:
-            train(
-                model=network,
-                optimizer=optimizer,
-                train_dataset=self.examples.items,
-                val_dataset=None,
-                args=args,
-                loss=loss,
-                iterate_batches=BatchIterator(p.seed, start, self._prepare(network)),
-                training_callback=self.monitor,
+    def _loop(self, network: Any, optimizer: Any, loss: Callable[..., Any]) -> None:
+        p, monitor = self.params, self.monitor
+        assert monitor is not None
+        for first, count, window in _segments(monitor.iteration, p):
+            args = TrainingArgs(
+                batch_size=p.batch_size,
+                iters=count,
+                steps_per_report=1,
+                # Checkpoints and the final adapter are written by us: atomically and checked.
+                steps_per_save=count + 1,
+                adapter_file=str(self.folder / ".trainer-output.safetensors"),
+                max_seq_length=p.max_seq_length,
+                grad_accumulation_steps=window,
+                clear_cache_threshold=p.clear_cache_threshold,
             )
-        finally:
-            Path(args.adapter_file).unlink(missing_ok=True)
+            self.progress.say("training", iteration=first)
+            monitor.segment(first)
+            try:
+                train(
+                    model=network,
+                    optimizer=optimizer,
+                    train_dataset=self.examples.items,
+                    val_dataset=None,
+                    args=args,
+                    loss=loss,
+                    iterate_batches=BatchIterator(p.seed, first, self._prepare(network), window),
+                    training_callback=monitor,
+                )
+            finally:
+                Path(args.adapter_file).unlink(missing_ok=True)
 
     def _prepare(self, network: Any) -> Callable[[Batch], Batch] | None:
         prefix = self.prefix
@@ -200,24 +226,37 @@ class Run:
         )
 
     def _identity(self) -> RunIdentity:
-        data = (Path(self.spec.data_dir) / "train.jsonl").read_bytes()
+        model = Path(self.spec.model)
+        machine = describe_machine(self.blas)
         return RunIdentity(
-            params=self.params.model_dump_json(exclude=set(CADENCE)),
-            train_sha256=hashlib.sha256(data).hexdigest(),
+            facts={
+                **facts.parameter_facts(self.params),
+                **facts.data_facts(Path(self.spec.data_dir)),
+                **facts.machine_facts(machine.processor, machine.blas),
+                **facts.thread_facts(os.environ),
+                "model": ModelStore().model_sha256(model) if model.is_dir() else self.spec.model,
+                "device": str(mx.default_device()),
+            }
         )
 
-    def _restore(self, network: Any, optimizer: Any, identity: RunIdentity) -> int:
+    def _restore(
+        self, network: Any, optimizer: Any, identity: RunIdentity
+    ) -> CheckpointNote | None:
+        """Put the checkpoint back and take over its metrics, and the best weights so far."""
         if self.spec.resume_from is None:
-            return 0
-        start = restore(Path(self.spec.resume_from), network, optimizer, identity)
-        if self.spec.start_iteration not in (0, start):
-            raise OodatcaaError(
-                "train.resume",
-                f"the checkpoint is of iteration {start}, not {self.spec.start_iteration}",
-                hint="go on with `oodatcaa resume`, which finds the right one",
-            )
-        print(f"resumed after iteration {start} from {self.spec.resume_from}", flush=True)
-        return start
+            return None
+        source = Path(self.spec.resume_from)
+        note = restore(source, network, optimizer, identity, self.spec.start_iteration)
+        write_atomic(self.folder / METRICS_FILE, (source / METRICS_FILE).read_bytes())
+        own = self.folder / CHECKPOINTS_DIR
+        # Linked: this run can be resumed from its first moment on, and selects among all weights.
+        adopt(source, own)
+        if self.params.select_best and note.selection.checkpoint is not None:
+            best = source.with_name(checkpoint_name(note.selection.checkpoint))
+            verify(best)
+            adopt(best, own)
+        print(f"resumed after iteration {note.iteration} from {source}", flush=True)
+        return note
 
     def _write_configs(self) -> dict[str, Any]:
         config = setup.lora_config(self.spec, self.folder / ADAPTERS_DIR)
@@ -225,6 +264,11 @@ class Run:
         return config
 
     def _save_adapter(self, network: Any, config: dict[str, Any]) -> str:
+        monitor = self.monitor
+        best = monitor.best_checkpoint if monitor else None
+        if best is not None:
+            verify(best)
+            network.load_weights(str(best / ADAPTER_FILE), strict=False)
         tensors = setup.adapter_tensors(network)
         bad = [name for name, t in tensors.items() if not mx.isfinite(t).all().item()]
         if bad:
@@ -235,7 +279,7 @@ class Run:
             write_atomic(folder / ADAPTER_CONFIG_FILE, json.dumps(config, indent=1) + "\n")
             return save_tensors(folder / ADAPTER_FILE, tensors, {"format": "mlx"})
         except DiskFullError as error:
-            last = self.monitor.saved if self.monitor else None
+            last = monitor.saved if monitor else None
             raise Stop(disk_full(error, last)) from error
 
     def _result(self, failure: RunFailure | None, digest: str | None = None) -> WorkerResult:
@@ -250,18 +294,26 @@ class Run:
             status=status,
             failure=failure,
             iterations_done=done,
-            optimizer_steps=done // p.grad_accumulation_steps,
+            optimizer_steps=p.steps_after(done),
             trained_tokens=m.tokens if m else 0,
             tokens_per_second=m.tokens / m.seconds if m and m.seconds else None,
             mlx_peak_bytes=mx.get_peak_memory() or None,
             train_losses=tuple(m.train_losses) if m else (),
             valid_losses=tuple(m.valid_losses) if m else (),
             adapter_sha256=digest,
-            versions=setup.versions(),
+            adapter_iteration=self._adapter_iteration() if digest else None,
+            stopped_early=self.stopped_early,
+            versions=installed_versions(),
             machine=describe_machine(self.blas),
             dropped_examples=self.examples.dropped,
-            notes=_notes(self.examples, p),
+            notes=_notes(self.examples),
         )
+
+    def _adapter_iteration(self) -> int | None:
+        if self.monitor is None:
+            return None
+        best = self.monitor.selection.checkpoint if self.params.select_best else None
+        return self.monitor.iteration if best is None else best
 
     def _say_failed(self) -> None:
         try:
@@ -286,8 +338,32 @@ def _no_examples(spec: TrainSpec, examples: Examples) -> OodatcaaError:
     )
 
 
-def _notes(examples: Examples, params: QLoRA) -> tuple[str, ...]:
-    notes = [f"{count} training examples: {reason}" for reason, count in examples.notes.items()]
-    if spare := params.iters % params.grad_accumulation_steps:
-        notes.append(f"the last {spare} iterations never reached an optimizer step")
-    return tuple(notes)
+def _nothing_to_select_by(spec: TrainSpec) -> OodatcaaError:
+    return OodatcaaError(
+        "data.empty",
+        f"{spec.data_dir}/valid.jsonl has no example that weights could be selected by",
+        hint="add validation examples, or leave select_best and early_stopping_patience out",
+    )
+
+
+def _loss_path(split: Split) -> str:
+    """Two ways to the same loss differ in the last bits: no switch in mid-run."""
+    rows = "targets only" if split.sparse else "every position"
+    head = "fused head" if split.frozen is not None else "plain head"
+    return f"{rows}, {head}, {'fast' if fast_cpu() else 'stock'} products"
+
+
+def _segments(start: int, params: QLoRA) -> list[tuple[int, int, int]]:
+    """(first iteration, iterations, accumulated into one update) of each call of the trainer.
+
+    mlx-lm drops an accumulation that is not full at the end; here it is one of its own.
+    """
+    full = params.iters - params.iters % params.grad_accumulation_steps
+    parts = [(start, full - start, params.grad_accumulation_steps)]
+    tail = params.iters - max(start, full)
+    parts.append((max(start, full), tail, tail))
+    return [part for part in parts if part[1] > 0]
+
+
+def _notes(examples: Examples) -> tuple[str, ...]:
+    return tuple(f"{count} training examples: {reason}" for reason, count in examples.notes.items())
