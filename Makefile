@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture
+.PHONY: help install demo test check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture imported-runs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ PROCESSES ?= 24
 SEED ?=
 torture: $(STAMP) ## kill, stop, starve and mislead the queue (SECONDS= PROCESSES= SEED=)
 	$(BIN)/python benchmarks/torture.py --seconds $(SECONDS) --processes $(PROCESSES) $(if $(SEED),--seed $(SEED))
+
+imported-runs: $(STAMP) ## two imported plans run to the end by scripted agents (minutes)
+	$(BIN)/python -m pytest tests/end_to_end/imported_runs.py -q
 
 docs: $(STAMP) ## write the generated parts of docs/ anew
 	PYTHONPATH=tools $(BIN)/python -m docs_pages

@@ -82,7 +82,7 @@ def test_an_unfinished_gitignore_and_a_subfolder(tmp_path: Path) -> None:
     assert (root / "OBJECTIVE.md").read_text(encoding="utf-8") == "mine\n"
     lines = (root / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "*.tmp"
-    assert {".oodatcaa/work/", ".oodatcaa/worktrees/", "models/"} < set(lines)
+    assert {".oodatcaa/work/", ".oodatcaa/worktrees/", "/models/"} < set(lines)
     assert tracked(root) == WRITTEN
     assert not (root / "sub" / "deep" / "OBJECTIVE.md").exists()
 

@@ -158,7 +158,7 @@ GITIGNORE = (
     "# oodatcaa: live state and artefacts, never in git",
     ".oodatcaa/work/",
     ".oodatcaa/worktrees/",
-    "models/",
+    "/models/",
 )
 
 
