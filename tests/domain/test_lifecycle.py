@@ -71,15 +71,21 @@ def test_a_story_that_stops_remembers_where_it_came_from() -> None:
 
 
 def test_no_other_module_assigns_a_status() -> None:
+    """Records of reports may have a field of that name; a task gets its status in one module."""
     folder = Path(str(oodatcaa.domain.__file__)).parent
     modules = sorted(folder.glob("*.py"))
     found = []
     for module in modules:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
+            if isinstance(node, ast.Call) and not _makes_another_record(node):
                 found += [module.name for word in node.keywords if word.arg == "status"]
     assert len(modules) > 15
     assert found == []
+
+
+def _makes_another_record(call: ast.Call) -> bool:
+    name = call.func.id if isinstance(call.func, ast.Name) else ""
+    return name[:1].isupper() and name not in ("Story", "Subtask")
 
 
 def test_the_diagrams_show_every_row_of_the_tables() -> None:

@@ -67,9 +67,9 @@ class Project:
         return QueueStore(self.work, legal=self._legal, on_notice=_tell)
 
     def _legal(self, old: Board, new: Board) -> tuple[str, ...]:
-        from oodatcaa.domain.lifecycle import legal
+        from oodatcaa.domain.editing import edit_problems
 
-        return legal(old, new, self.policy)
+        return edit_problems(old, new, self.policy)
 
     @cached_property
     def repo(self) -> Repository:

@@ -7,6 +7,7 @@ editor, an importer, an older version). The tables themselves stand in `states`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, overload
 
@@ -125,9 +126,12 @@ def moved_event(
     )
 
 
-def initial_story(now: datetime, **fields: Any) -> Story:
-    """A new story: `blocked` when it depends on others, else `needs_plan`."""
-    waits = fields.get("depends_on", ())
+def initial_story(now: datetime, *, waits: Sequence[str] | None = None, **fields: Any) -> Story:
+    """A new story: `blocked` when it depends on others, else `needs_plan`.
+
+    `waits` names those of its dependencies that are not done, where some may be.
+    """
+    waits = fields.get("depends_on", ()) if waits is None else waits
     values: dict[str, Any] = {
         "status": S.BLOCKED if waits else S.NEEDS_PLAN,
         "reason": f"waits for {', '.join(waits)}" if waits else "",
@@ -315,8 +319,8 @@ def _counts(board: Board, policy: Policy) -> list[str]:
 def legal(old: Board, new: Board, policy: Policy | None = None) -> tuple[str, ...]:
     """Everything about the step `old` -> `new` that the rules forbid; empty = legal.
 
-    For boards written by hand: a status may jump only along one row of its table, a number that
-    fences may not go back, and `new` must be sound in itself (`invariants`).
+    A status may jump only along one row of its table, a number that fences may not go back, and
+    `new` must be sound in itself (`invariants`). What a hand may do is less: `editing`.
     """
     problems = list(invariants(new, policy or Policy()))
     if new.revision < old.revision:

@@ -264,11 +264,12 @@ class Replica:
     def _read(self) -> None:
         if not self._unread:
             return
-        unread, self._unread = self._unread, {}
+        unread = self._unread
         parsed = {
             read: {task.id: task for task in read().change.tasks}
             for read in dict.fromkeys(unread.values())
         }
+        self._unread = {}  # only now: a line that can not be read must fail again, not be passed
         for key, read in unread.items():
             task = parsed[read][key]
             if isinstance(task, Story):
