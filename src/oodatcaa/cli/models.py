@@ -1,18 +1,35 @@
-"""models: what is on this machine, and fetching the demo's."""
+"""models, fuse, serve: what is on this machine, its adapters, and using them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oodatcaa.cli.show import following, say
+from oodatcaa.cli.show import as_json, following, say
 
-models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from oodatcaa.app.serving import Adapted, Compared
+    from oodatcaa.pool.records import Ask
+
+models_app = typer.Typer(help="Models on this machine, and their adapters.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="demo, a folder, or a hub name; the objective's by default"),
+]
+Adapters = Annotated[
+    list[str] | None, typer.Option("--adapter", help="NAME=FOLDER: one more adapter")
+]
+Limit = Annotated[str | None, typer.Option(help="for example 16GB; the objective's by default")]
+Tokens = Annotated[int, typer.Option(min=1, help="of an answer, at most")]
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(models_app, name="models")
+    app.command("fuse")(fuse)
+    app.command("serve")(serve)
 
 
 @models_app.command("fetch")
@@ -25,3 +42,212 @@ def fetch(
     found = ModelStore().resolve(name, say=say)
     say(f"{found.title}: {found.path_or_hub}")
     following("oodatcaa init")
+
+
+@models_app.command("list")
+def list_models(model: Models = None, adapter: Adapters = None, json: AsJson = False) -> None:
+    """Base models and the adapters on them, by the ids that every other command takes."""
+    from oodatcaa.app.serving import open_serving
+
+    with open_serving(models=model or (), adapters=adapter or ()) as serving:
+        found = [serving.adapted(served) for served in serving.catalogue.list()]
+    if json:
+        as_json(found)
+        return
+    for item in found:
+        say(_line(item))
+    if not found:
+        say("no models yet")
+    following(f"oodatcaa models generate {found[-1].served.id}" if found else "oodatcaa init")
+
+
+@models_app.command("show")
+def show(
+    model_id: Annotated[str, typer.Argument(help="see `oodatcaa models list`")],
+    model: Models = None,
+    adapter: Adapters = None,
+    json: AsJson = False,
+) -> None:
+    """One model: where it lies, what its adapter is, and everything that is wrong with it."""
+    from oodatcaa.app.serving import open_serving
+
+    with open_serving(models=model or (), adapters=adapter or ()) as serving:
+        found = serving.adapted(serving.catalogue.find(model_id))
+    if json:
+        as_json(found)
+        return
+    say(_card(found))
+    following(f"oodatcaa models generate '{model_id}' --prompt '…'")
+
+
+@models_app.command("generate")
+def generate(
+    model_id: Annotated[str, typer.Argument(help="see `oodatcaa models list`")],
+    prompt: Annotated[str, typer.Option(help="what to say to it; - reads standard input")],
+    max_tokens: Tokens = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 = greedy")] = 0.0,
+    model: Models = None,
+    adapter: Adapters = None,
+    limit: Limit = None,
+    json: AsJson = False,
+) -> None:
+    """One answer of one model."""
+    from oodatcaa.app.serving import open_serving
+
+    ask = _ask(_given(prompt), max_tokens, temperature)
+    with open_serving(models=model or (), adapters=adapter or (), limit=limit) as serving:
+        answer = serving.generate(model_id, ask)
+    if json:
+        as_json(answer)
+        return
+    say(answer.text)
+    say(f"\n{answer.completion_tokens} tokens, {answer.tokens_per_second:.1f} tokens/s")
+    following(f"oodatcaa models compare '{model_id}' --prompt '…'")
+
+
+@models_app.command("compare")
+def compare(
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="model ids; the base and all its adapters by default")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="a file with one prompt a line")] = None,
+    perplexity: Annotated[
+        Path | None, typer.Option(help="a text or JSONL file to measure the loss on")
+    ] = None,
+    max_tokens: Tokens = 128,
+    model: Models = None,
+    adapter: Adapters = None,
+    limit: Limit = None,
+    json: AsJson = False,
+) -> None:
+    """Base and adapters side by side: the same prompts, greedily, and perplexity on a file."""
+    from oodatcaa.app.serving import open_serving, read_texts
+
+    asked = [*(prompt or ()), *_lines(prompts)]
+    texts = read_texts(perplexity) if perplexity else []
+    with open_serving(models=model or (), adapters=adapter or (), limit=limit) as serving:
+        base = serving.catalogue.default if not ids else ids[0].partition("::")[0]
+        usable = [s.id for s in serving.catalogue.list() if s.base == base and not s.problem]
+        wanted = [base, *(i for i in ids if i != base)] if ids else usable
+        asks = [_ask(text, max_tokens, 0.0) for text in asked]
+        found = serving.compare(wanted, asks, texts, (lambda _: None) if json else say)
+    if json:
+        as_json({"prompts": asked, "models": found})
+        return
+    say(_side_by_side(asked, found))
+    following("oodatcaa serve")
+
+
+def fuse(
+    model_id: Annotated[str, typer.Argument(help="base::adapter, see `oodatcaa models list`")],
+    out: Annotated[Path, typer.Option("--out", help="the new model folder")],
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="16-bit weights")] = False,
+    adapter: Adapters = None,
+) -> None:
+    """A model folder with the adapter's updates in its weights (through mlx_lm.fuse)."""
+    from oodatcaa.app.serving import fuse as fuse_adapter
+
+    say(f"fused: {fuse_adapter(model_id, out, dequantize=dequantize, adapters=adapter or ())}")
+    following(f"oodatcaa models generate {out.name} --model {out} --prompt '…'")
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="another one needs OODATCAA_TOKEN")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one")] = 8080,
+    model: Models = None,
+    adapter: Adapters = None,
+    limit: Limit = None,
+) -> None:
+    """Serve bases and adapters over HTTP as OpenAI's API speaks, until Ctrl-C."""
+    import os
+
+    from oodatcaa.errors import OodatcaaError
+
+    try:
+        from oodatcaa.pool.http import serve as serve_http
+    except ModuleNotFoundError as error:
+        raise OodatcaaError(
+            "serve.missing",
+            f"serving needs starlette and uvicorn ({error.name} is missing)",
+            hint="pip install 'oodatcaa[serve]'",
+        ) from error
+    from oodatcaa.app.serving import open_serving
+
+    with open_serving(models=model or (), adapters=adapter or (), limit=limit) as serving:
+
+        def ready(address: str) -> None:
+            for served in serving.models():
+                say(f"  {served['id']}")
+            say(f"serving at {address}/v1 (Ctrl-C ends it)")
+
+        token = os.environ.get("OODATCAA_TOKEN") or None
+        serve_http(serving, host=host, port=port, token=token, on_ready=ready)
+
+
+def _ask(prompt: str, max_tokens: int, temperature: float) -> Ask:
+    from oodatcaa.pool.records import Ask
+
+    messages = ({"role": "user", "content": prompt},)
+    return Ask(messages=messages, max_tokens=max_tokens, temperature=temperature, seed=0)
+
+
+def _given(prompt: str) -> str:
+    import sys
+
+    return sys.stdin.read() if prompt == "-" else prompt
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _line(item: Adapted) -> str:
+    if item.problems:
+        return f"{item.served.id}  NOT USABLE: {item.problems[0]}"
+    if item.info is None:
+        return f"{item.served.id}  {item.served.base_path}"
+    info = item.info
+    about = f"{info.fine_tune_type} rank {info.rank}, {info.num_layers} blocks"
+    notes = "".join(f"  note: {warning}" for warning in info.warnings)
+    return f"{item.served.id}  {about}, {info.size_bytes / 1e6:.2f} MB{notes}"
+
+
+def _card(item: Adapted) -> str:
+    served, info = item.served, item.info
+    lines = [served.id, f"  base      {served.base_path}"]
+    if served.adapter_path:
+        lines.append(f"  adapter   {served.adapter_path}")
+    if info is not None:
+        lines += [
+            f"  kind      {info.fine_tune_type}, {info.dialect}'s dialect",
+            f"  rank      {info.rank}, scale {info.scale:g}",
+            f"  blocks    {info.num_layers}",
+            f"  keys      {', '.join(info.keys)}",
+            f"  size      {info.size_bytes / 1e6:.3f} MB",
+            f"  content   sha256 {info.content_hash}",
+        ]
+        lines += [f"  trained on {info.base_model}"] if info.base_model else []
+        lines += [f"  note      {warning}" for warning in info.warnings]
+    lines += [f"  PROBLEM   {problem}" for problem in item.problems]
+    return "\n".join(lines)
+
+
+def _side_by_side(prompts: list[str], found: tuple[Compared, ...]) -> str:
+    lines = []
+    for number, prompt in enumerate(prompts):
+        lines += ["", f"## {prompt}"]
+        for model in found:
+            answer = model.answers[number]
+            lines += ["", f"### {model.id} ({answer.completion_tokens} tokens)", answer.text]
+    if any(model.score for model in found):
+        lines += ["", "perplexity      loss    tokens  model"]
+    for model in found:
+        if model.score is not None:
+            score = model.score
+            shown = "not finite" if score.perplexity is None else f"{score.perplexity:10.3f}"
+            loss = "-" if score.loss is None else f"{score.loss:.4f}"
+            lines.append(f"{shown:>10}  {loss:>8}  {score.tokens:8d}  {model.id}")
+    return "\n".join(lines)

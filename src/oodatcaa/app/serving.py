@@ -1,0 +1,296 @@
+"""The model pool wired to this project: generate, compare, fuse and serve."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from oodatcaa.app.project import Project, open_project
+from oodatcaa.app.served import Catalogue, Served
+from oodatcaa.domain.base import GB, Record
+from oodatcaa.domain.evidence import parse_bytes
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.pool.dialects import MLX_WEIGHTS, read_layout
+from oodatcaa.pool.manager import ModelPoolManager
+from oodatcaa.pool.records import AdapterInfo, Answer, Ask, Piece, PoolStatus, Score
+from oodatcaa.pool.tensors import sha256_of
+from oodatcaa.training.mlx.infer import ENGINE
+from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
+
+MAX_TEXTS = 10_000
+WHEN_FUSED, WHEN_DEQUANTIZED = 2, 8
+"""Times the base's weights that fusing holds at most: old and new ones; 4 bits become 16."""
+
+
+class Shared:
+    """`pool.Memory` over the ledger that training runs reserve from; never waits."""
+
+    def __init__(self, ledger: Reservations) -> None:
+        self._ledger = ledger
+
+    def reserve(self, size: int, limit: int, label: str) -> AbstractContextManager[Reservation]:
+        return self._ledger.reserve(size, limit, label=label, wait=False)
+
+
+class Adapted(Record):
+    """A model id and what its adapter is; `problems` are all reasons why it can not be used."""
+
+    served: Served
+    info: AdapterInfo | None = None
+    problems: tuple[str, ...] = ()
+
+
+class Compared(Record):
+    """One model's answers to the prompts, in their order, and its loss on the file."""
+
+    id: str
+    answers: tuple[Answer, ...]
+    score: Score | None = None
+
+
+class Serving:
+    """The catalogue's models through one pool; `pool.http.Door`. Use as a context manager."""
+
+    def __init__(self, catalogue: Catalogue, limit: int, logs: Path | None = None) -> None:
+        self.catalogue = catalogue
+        self.pool = ModelPoolManager(
+            ENGINE,
+            catalogue,
+            memory_limit_bytes=limit,
+            memory=Shared(default_reservations()),
+            log_dir=logs,
+        )
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.close()
+
+    def models(self) -> list[dict[str, Any]]:
+        return [
+            {"id": served.id, "created": served.created, "owned_by": "oodatcaa"}
+            for served in self.catalogue.list()
+            if not served.problem
+        ]
+
+    def stream(self, model: str, ask: Ask) -> Iterator[Piece | Answer]:
+        served = self.checked(model)
+        yield from self.pool.stream(served.base, served.adapter_path, ask)
+
+    def generate(self, model: str, ask: Ask) -> Answer:
+        served = self.checked(model)
+        return self.pool.generate(served.base, served.adapter_path, ask)
+
+    def score(self, model: str, texts: list[Any]) -> Score:
+        served = self.checked(model)
+        return self.pool.score(served.base, served.adapter_path, texts)
+
+    def status(self) -> PoolStatus:
+        return self.pool.get_status()
+
+    def checked(self, model: str) -> Served:
+        """The id, after its adapter and base were held against what run.json says."""
+        served = self.catalogue.find(model)
+        info = None
+        base = self.catalogue.place(served.base)
+        if served.adapter_path is not None and not served.problem:
+            info = self.pool.validate_adapter_path(served.adapter_path, served.base)
+        self.catalogue.check(served, base, info)
+        return served
+
+    def adapted(self, served: Served) -> Adapted:
+        """For listings: never raises."""
+        try:
+            self.checked(served.id)
+            if served.adapter_path is None:
+                return Adapted(served=served)
+            info = self.pool.validate_adapter_path(served.adapter_path, served.base)
+            return Adapted(served=served, info=info)
+        except OodatcaaError as error:
+            return Adapted(served=served, problems=error.details or (error.message,))
+
+    def compare(
+        self, ids: Sequence[str], asks: Sequence[Ask], texts: list[Any], say: Callable[[str], None]
+    ) -> tuple[Compared, ...]:
+        """Every model on the same prompts and texts; the base is loaded once for all of them."""
+        found = []
+        for served in [self.checked(model) for model in ids]:
+            say(f"{served.id} …")
+            answers = tuple(self.generate(served.id, ask) for ask in asks)
+            score = self.score(served.id, texts) if texts else None
+            found.append(Compared(id=served.id, answers=answers, score=score))
+        return tuple(found)
+
+
+def open_serving(
+    *,
+    models: Sequence[str] = (),
+    adapters: Sequence[str] = (),
+    limit: str | None = None,
+) -> Serving:
+    """Everything that this project (or, outside of one, `models`) can serve.
+
+    `adapters` are written NAME=FOLDER. The memory limit is the objective's unless `limit` says
+    otherwise. Raises OodatcaaError for names and sizes that make no sense.
+    """
+    project = _project()
+    catalogue = Catalogue(project, models=tuple(models), adapters=_named(adapters))
+    logs = project.work / "pool" if project is not None and project.work.is_dir() else None
+    return Serving(catalogue, _limit(project, limit), logs)
+
+
+def _project() -> Project | None:
+    try:
+        return open_project()
+    except OodatcaaError:
+        return None  # a model folder can be served from anywhere
+
+
+def _limit(project: Project | None, given: str | None) -> int:
+    if given is not None:
+        try:
+            return parse_bytes(given)
+        except ValueError as error:
+            raise OodatcaaError("serve.limit", f"--limit: {error}", hint="--limit 16GB") from error
+    with contextlib.suppress(OodatcaaError):
+        if project is not None:
+            return project.objective().memory_limit_bytes
+    return 16 * GB
+
+
+def _named(adapters: Sequence[str]) -> dict[str, Path]:
+    found = {}
+    for text in adapters:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder or "::" in name:
+            raise OodatcaaError(
+                "serve.adapter", f"{text!r} is not NAME=FOLDER", hint="--adapter mine=path/to/it"
+            )
+        found[name] = Path(folder)
+    return found
+
+
+def read_texts(path: Path) -> list[Any]:
+    """The texts of a file: JSON lines with `messages`, `text` or `prompt` and `completion`, or
+    the whole of a plain text file. Raises OodatcaaError naming every bad line."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OodatcaaError(
+            "compare.file", f"{path} can not be read: {error}", hint="give a text or JSONL file"
+        ) from error
+    if path.suffix != ".jsonl":
+        return [content] if content.strip() else []
+    found, problems = [], []
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        text = _text(line)
+        if text is None:
+            problems.append(f"{path}:{number} has no messages, text, or prompt and completion")
+        else:
+            found.append(text)
+    if problems:
+        raise OodatcaaError(
+            "compare.file", problems[0], hint="mend the lines named", details=problems
+        )
+    return found[:MAX_TEXTS]
+
+
+def _text(line: str) -> Any:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    if isinstance(row.get("messages"), list):
+        return row["messages"]
+    if isinstance(row.get("text"), str):
+        return row["text"]
+    if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
+        return [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+    return None
+
+
+def fuse(model: str, target: Path, *, dequantize: bool, adapters: Sequence[str] = ()) -> Path:
+    """A model folder with the adapter's updates in its weights, made by `mlx_lm.fuse`.
+
+    Raises OodatcaaError `fuse.exists`, `fuse.no_adapter`, `fuse.failed`, and what makes an
+    adapter unusable. A PEFT adapter is converted first.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OodatcaaError("fuse.exists", f"{target} exists already", hint="choose another folder")
+    with open_serving(adapters=adapters) as serving, tempfile.TemporaryDirectory() as scratch:
+        served = serving.catalogue.find(model)
+        if served.adapter_path is None:
+            raise OodatcaaError(
+                "fuse.no_adapter",
+                f"{model} is a base model: there is nothing to fuse",
+                hint="oodatcaa models list shows the adapters",
+            )
+        folder = _for_mlx_lm(serving, served, Path(scratch))
+        made = Path(scratch) / "fused"
+        words = ["mlx_lm", "fuse", "--model", served.base_path, "--adapter-path", str(folder)]
+        words += ["--save-path", str(made), *(["--dequantize"] if dequantize else [])]
+        weights = sum(f.stat().st_size for f in Path(served.base_path).glob("model*.safetensors"))
+        needed = weights * (WHEN_DEQUANTIZED if dequantize else WHEN_FUSED)
+        with serving.pool.memory.reserve(needed, serving.pool.limit, f"fusing {model}"):
+            _run(words)
+        _move(made, target)
+    return target.resolve()
+
+
+def _for_mlx_lm(serving: Serving, served: Served, scratch: Path) -> Path:
+    """The adapter's folder, checked, in mlx-lm's own dialect."""
+    folder = Path(str(served.adapter_path))
+    layout, _ = read_layout(folder)
+    if layout is not None and layout.full:
+        # Weights of its own: the pool can not share a base with it, mlx_lm.fuse can merge it.
+        serving.catalogue.check_weights(served, sha256_of(folder / MLX_WEIGHTS))
+        return folder
+    serving.checked(served.id)
+    info = serving.pool.validate_adapter_path(folder, served.base)
+    if info.dialect == "mlx":
+        return folder
+    target = scratch / "adapter"
+    _run(["oodatcaa.pool.mlx.convert", info.model_dump_json(), str(target)])
+    return target
+
+
+def _run(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        tail = (done.stderr or done.stdout).strip().splitlines()[-8:]
+        raise OodatcaaError(
+            "fuse.failed",
+            f"{words[0]} ended with exit code {done.returncode}",
+            hint="the lines above say why; a larger scratch folder: TMPDIR",
+            details=tail,
+        )
+
+
+def _move(made: Path, target: Path) -> None:
+    """One rename at the end, so that a half-copied model is never at `target`."""
+    import shutil
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    near = target.parent / f".{target.name}.new"
+    shutil.rmtree(near, ignore_errors=True)
+    shutil.copytree(made, near)
+    if target.is_dir():
+        target.rmdir()
+    near.rename(target)
