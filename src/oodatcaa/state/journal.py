@@ -410,8 +410,3 @@ class Journal:
             f"{self.path}:{line}:{column} can not be read: {problem.why.splitlines()[0]}",
             hint=REPAIR,
         )
-
-
-def clamp(moment: datetime, last: datetime | None) -> datetime:
-    """Time never runs backwards in the journal, whatever the machine's clock does."""
-    return moment if last is None or moment >= last else last

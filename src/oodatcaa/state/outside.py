@@ -147,13 +147,7 @@ class OutsideHands:
     # without one --------------------------------------------------------------------------
 
     def _adopt(self, data: bytes, by: str, now: datetime) -> Settled | None:
-        """The first queue of a folder, put there by somebody, or a journal that was deleted."""
-        if (self._work_dir / "events.jsonl").exists():
-            raise StateError(
-                "queue.journal_missing",
-                f"{self._journal.path} is gone, but {self._work_dir}/events.jsonl needs it",
-                hint=REPAIR,
-            )
+        """The first queue of a folder, put there by somebody: there is no history beside it."""
         found, problems = _read(data)
         if found is not None:
             wanted = found.board()

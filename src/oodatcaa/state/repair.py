@@ -7,7 +7,7 @@ snapshot when it is intact and newer. Every file it replaces is kept beside the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,18 +15,22 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from oodatcaa.domain.board import Board, Event, EventKind
+from oodatcaa.domain.ports import Logged
 from oodatcaa.errors import StateError
 from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.locks import FileLock
 from oodatcaa.state.archive import EVENTS_FILE
 from oodatcaa.state.changes import Change, Replica, Transaction, structure_problems
+from oodatcaa.state.guard import refuse_rolled_back, seen_by_views
 from oodatcaa.state.journal import Journal
 from oodatcaa.state.log import read_log
+from oodatcaa.state.recall import lost_steps, with_attempts
 from oodatcaa.state.snapshot import QUEUE_FILE, QueueFile, intact
 from oodatcaa.state.views import EventFile, Events
 
 JOURNAL_FILE = "queue.journal"
+_WORDS = {"queue.journal_older": "an older one", "queue.journal_missing": "gone"}
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,18 @@ def examine(work_dir: Path) -> tuple[Finding, ...]:
     findings: list[Finding] = []
     journal = Journal(work_dir / JOURNAL_FILE)
     try:
+        seen = seen_by_views(work_dir)
         journal.follow(locked=False)
+        refuse_rolled_back(journal, seen)
         board = journal.replica.board
         findings += [
             Finding("queue.structure", str(work_dir / QUEUE_FILE), one, "none: edit the queue file")
             for one in structure_problems(board)
         ]
+        if journal.exists and not (work_dir / QUEUE_FILE).exists():
+            how = "the next command writes it again from the journal"
+            place = str(work_dir / QUEUE_FILE)
+            findings.append(Finding("queue.snapshot_missing", place, "it is gone", f"none: {how}"))
         findings += _event_findings(work_dir, journal)
     except StateError as error:
         how = "start a new journal from its sound part or from the last intact snapshot"
@@ -75,7 +85,8 @@ def _event_findings(work_dir: Path, journal: Journal) -> list[Finding]:
         meaning = "a change from outside was refused and is kept here, its reasons beside it"
         findings.append(Finding("queue.rejected_change", str(path), meaning, "none: read, delete"))
     try:
-        stored = list(EventFile(work_dir / EVENTS_FILE).read(journal.since))
+        for _ in EventFile(work_dir / EVENTS_FILE).read(journal.since):
+            pass
     except StateError as error:
         how = "keep the sound lines, put the damaged file aside"
         findings.append(Finding(error.code, str(work_dir / EVENTS_FILE), error.message, how))
@@ -86,15 +97,11 @@ def _event_findings(work_dir: Path, journal: Journal) -> list[Finding]:
         meaning = f"it does not end with entry {expected[0]}.{expected[1]}"
         how = "the next transaction completes it"
         findings.append(Finding("log.incomplete", str(work_dir / "AGENT_LOG.md"), meaning, how))
-    if stored and stored[-1].seq > journal.replica.seq:
-        meaning = f"it knows of transaction {stored[-1].seq}, the journal of {journal.replica.seq}"
-        how = "none: the journal was replaced by an older one; put the right one back"
-        findings.append(Finding("queue.journal_older", str(journal.path), meaning, how))
     return findings
 
 
 def repair(work_dir: Path, clock: Callable[[], datetime] = utc_now) -> Repaired | None:
-    """Make the queue usable again when its journal is not; None = the journal is sound.
+    """Make the queue usable again when its journal is damaged, gone or older; None = it is sound.
 
     Raises StateError `queue.beyond_repair` when neither journal nor snapshot can be read.
     """
@@ -103,30 +110,27 @@ def repair(work_dir: Path, clock: Callable[[], datetime] = utc_now) -> Repaired 
         try:
             journal.follow(locked=True)
             _ = journal.replica.board
-            if journal.exists or not (work_dir / EVENTS_FILE).exists():
-                return None
-        except StateError:
-            pass
+            refuse_rolled_back(journal, seen_by_views(work_dir))
+            return None
+        except StateError as error:
+            what = _WORDS.get(error.code, "damaged")
         finally:
             journal.close()
-        return _rebuild(work_dir, clock())
+        return _rebuild(work_dir, clock(), what)
 
 
-def _rebuild(work_dir: Path, now: datetime) -> Repaired:
+def _rebuild(work_dir: Path, now: datetime, what: str) -> Repaired:
     path = work_dir / JOURNAL_FILE
-    candidates = [one for one in (_sound_part(path), _snapshot(work_dir / QUEUE_FILE)) if one]
-    if not candidates:
-        raise StateError(
-            "queue.beyond_repair",
-            f"neither {path.name} nor {QUEUE_FILE} in {work_dir} can be read",
-            hint="put back a copy of one of them, or move the folder away and start a sprint",
-        )
+    candidates = _candidates(work_dir)
     source, found, _ = max(candidates, key=lambda one: one[1].seq)
     sound = [line for _, _, lines in candidates for line in lines]
-    recalled = _recalled(work_dir, after=max((seq for seq, _ in sound), default=0))
+    logged = list(read_log(work_dir))
+    recalled = _recalled(logged, after=max((seq for seq, _ in sound), default=0))
     # Numbers that were given out once are never given again, though their change may be lost.
-    newest = max([found.seq, *(seq for seq, _ in recalled)])
-    replica = Replica(found.board, seq=newest, at=found.at)
+    newest = max([found.seq, *(one.seq for one in seen_by_views(work_dir) if not one.data)])
+    times = [one.event.at for one in logged] + ([found.at] if found.at else [])
+    board, raised = with_attempts(found.board, logged, now)
+    replica = Replica(board, seq=newest, at=max(times, default=None))
     kept = []
     for name in (JOURNAL_FILE, QUEUE_FILE):
         original = work_dir / name
@@ -136,13 +140,14 @@ def _rebuild(work_dir: Path, now: datetime) -> Repaired:
             kept.append(copy)
     EventFile(work_dir / EVENTS_FILE).extend([*sound, *recalled])
     lost = f"changes after transaction {found.seq}, if there were any"
+    forgotten = [f"lost: {line}" for line in lost_steps(logged, after=found.seq)]
     said = Event(
         kind=EventKind.MANUAL,
         at=now if replica.at is None else max(now, replica.at),
         actor="doctor",
         subject="sprint",
-        text=f"the journal was damaged; the state goes on from the {source} at {found.seq}",
-        details=(f"lost: {lost}", *(f"kept: {one.name}" for one in kept)),
+        text=f"the journal was {what}; the state goes on from the {source} at {found.seq}",
+        details=(f"lost: {lost}", *forgotten, *raised, *(f"kept: {one.name}" for one in kept)),
     )
     then = Transaction.of(
         Change(), (said,), seq=replica.seq + 1, revision=replica.revision + 1, at=said.at
@@ -154,10 +159,10 @@ def _rebuild(work_dir: Path, now: datetime) -> Repaired:
     return Repaired(found.seq, source, tuple(kept), lost)
 
 
-def _recalled(work_dir: Path, *, after: int) -> list[tuple[int, bytes]]:
+def _recalled(logged: Sequence[Logged], *, after: int) -> list[tuple[int, bytes]]:
     """Events that only the log still knows."""
     grouped: dict[int, list[Event]] = {}
-    for one in read_log(work_dir):
+    for one in logged:
         if one.seq > after:
             grouped.setdefault(one.seq, []).append(one.event)
     return [
@@ -167,6 +172,23 @@ def _recalled(work_dir: Path, *, after: int) -> list[tuple[int, bytes]]:
 
 
 _Candidate = tuple[str, Replica, list[tuple[int, bytes]]]
+
+
+def _candidates(work_dir: Path) -> list[_Candidate]:
+    """The states to go on from. Raises StateError `queue.beyond_repair` without any."""
+    journal, snapshot = _sound_part(work_dir / JOURNAL_FILE), _snapshot(work_dir / QUEUE_FILE)
+    if journal and snapshot and journal[1].board.sprint != snapshot[1].board.sprint:
+        history = max(one.seq for one in seen_by_views(work_dir) if not one.data)
+        if history < snapshot[1].seq:
+            snapshot = None  # of another queue: nothing here ever was where it says it is
+    found = [one for one in (journal, snapshot) if one]
+    if not found:
+        raise StateError(
+            "queue.beyond_repair",
+            f"neither {JOURNAL_FILE} nor {QUEUE_FILE} in {work_dir} can be read",
+            hint="put back a copy of one of them, or move the folder away and start a sprint",
+        )
+    return found
 
 
 def _sound_part(path: Path) -> _Candidate | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from oodatcaa.domain.board import Board, Decision, Event, EventKind
+from oodatcaa.domain.board import Board, Decision, Event
 from oodatcaa.domain.ports import Logged
 from oodatcaa.errors import StateError
 from oodatcaa.kit.clock import utc_now
@@ -26,10 +26,13 @@ from oodatcaa.kit.locks import BurstLock, FileLock
 from oodatcaa.state import lifetime
 from oodatcaa.state.archive import EVENTS_FILE, SprintArchive
 from oodatcaa.state.changes import Change, Replica, Transaction, difference, refuse_inconsistent
-from oodatcaa.state.journal import Journal, clamp
+from oodatcaa.state.guard import refuse_rolled_back, seen_by_views
+from oodatcaa.state.journal import Journal
 from oodatcaa.state.log import AgentLog
+from oodatcaa.state.moments import clamp, clock_note
 from oodatcaa.state.outside import Legal, OutsideHands, accept_structure
 from oodatcaa.state.snapshot import QUEUE_FILE
+from oodatcaa.state.troubles import nested, unwritable
 from oodatcaa.state.views import EventFile, QueueView, parsed
 
 T = TypeVar("T")
@@ -81,6 +84,7 @@ class QueueStore:
         self._view_error: OSError | StateError | None = None
         self._flusher: threading.Thread | None = None
         self._unclamped = True
+        self._guarded = False
         lifetime.watch(self)
 
     # the port -----------------------------------------------------------------------------
@@ -88,8 +92,8 @@ class QueueStore:
     def read(self) -> Board:
         """The newest committed board; an empty one where there is no queue yet."""
         with self._mutex:
-            self._journal.follow(locked=False)
-            if self._view.touched() and self._may_write():
+            self._follow()
+            if (self._view.touched() or self._view.gone) and self._may_write():
                 # Only a writer can settle it. While another holds the lock, that one does.
                 try:
                     self._settle_if_free()
@@ -116,7 +120,7 @@ class QueueStore:
     def history(self) -> Iterator[Logged]:
         """Every event since the sprint began, oldest first; never waits for a writer."""
         with self._mutex:
-            self._journal.follow(locked=False)
+            self._follow()
             recent = tuple(parsed(self._journal.event_lines()))
             since, base = self._journal.since, self._journal.base_seq
         for logged in self._events.read(since):
@@ -212,15 +216,19 @@ class QueueStore:
 
     # inside -------------------------------------------------------------------------------
 
+    def _follow(self, *, locked: bool = False) -> None:
+        """Take in the journal; the first time, make sure that it is not an older one put back."""
+        seen = () if self._guarded else seen_by_views(self.work_dir)
+        self._journal.follow(locked=locked)
+        if not self._guarded:
+            refuse_rolled_back(self._journal, seen)
+            self._guarded = self._journal.exists
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         with self._mutex:
             if self._deciding:
-                raise StateError(
-                    "queue.nested",
-                    "a decision may not start another transaction",
-                    hint="this is a defect of the program; nothing was written",
-                )
+                raise nested()
             if not self._lock.lingering:
                 self._make_folder()
                 self._journal.follow(locked=False)  # the bulk of the reading, outside the lock
@@ -229,7 +237,7 @@ class QueueStore:
                 self._recover(fresh)
                 yield
             except OSError as error:
-                raise self._unwritable(error) from error
+                raise unwritable(self.work_dir, error) from error
             finally:
                 self._lock.release()
 
@@ -253,20 +261,13 @@ class QueueStore:
         try:
             self.work_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.work_dir, error) from error
 
     def _take_lock(self) -> bool:
         try:
             return self._lock.acquire(self._lock_seconds, self._read_ahead)
         except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> StateError:
-        return StateError(
-            "queue.unwritable",
-            f"{self.work_dir} can not be written: {error.strerror or error}",
-            hint="make the folder and its files writable, then repeat the command",
-        )
+            raise unwritable(self.work_dir, error) from error
 
     def _read_ahead(self) -> None:
         """While others write: so that little is left to read under the lock."""
@@ -276,7 +277,7 @@ class QueueStore:
     def _recover(self, fresh: bool = True) -> None:
         """Under the lock: be where the last writer was, and complete what a dead one left."""
         if fresh:
-            self._journal.follow(locked=True)
+            self._follow(locked=True)
         if self._journal.since != self._finished_since:
             self._archive.finish(self._journal.since)
             self._finished_since = self._journal.since
@@ -287,6 +288,10 @@ class QueueStore:
                 self._commit(verdict.change, verdict.events, verdict.at, verdict.at)
                 self._notice(verdict.notice)
             self._view.settled()
+            self._write_views()
+        elif self._view.gone:
+            if self._view.deleted:
+                self._notice(f"{QUEUE_FILE} was deleted; it was written again from the journal")
             self._write_views()
         elif fresh and self._view.left_behind and self._journal.replica.size <= self._exact_tasks:
             self._write_views()
@@ -301,7 +306,7 @@ class QueueStore:
             journal.rebase()
         behind = (now - read).total_seconds()
         if behind > 1 and self._unclamped:
-            events = (*events, _clock_note(now, behind))
+            events = (*events, clock_note(now, behind))
         self._unclamped = behind <= 1
         seq, revision = journal.replica.seq + 1, journal.replica.revision + 1
         clock = read if behind > 0 else None
@@ -391,13 +396,3 @@ def _flush_later(reference: weakref.ref[QueueStore]) -> None:
     store = reference()
     if store is not None:
         store._flush_now()
-
-
-def _clock_note(now: datetime, behind: float) -> Event:
-    return Event(
-        kind=EventKind.NOTE,
-        at=now,
-        actor="clock",
-        subject="sprint",
-        text=f"the machine's clock went back by {behind:.0f} s; times stand still until it is past",
-    )

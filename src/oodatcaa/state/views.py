@@ -46,6 +46,14 @@ class QueueView:
         self._ours = False
         self._published = False
         self._fresh = False
+        self.gone = False
+        """Whether `touched` found no file although there is a journal to write it from."""
+
+    @property
+    def deleted(self) -> bool:
+        """Whether a file that is `gone` had been in place: not one whose first writer died."""
+        waiting = self._journal.marker_is_last and temp_of(self.path).exists()
+        return self.gone and len(self._journal.markers) > int(waiting)
 
     @property
     def behind(self) -> bool:
@@ -61,7 +69,9 @@ class QueueView:
             status = _stat(self.path)
         except FileNotFoundError:
             self.settled()
+            self.gone = self._journal.exists
             return False
+        self.gone = False
         if status == self._known and not self._fresh:
             return False
         self._dealt_with = status

@@ -19,10 +19,10 @@ AREAS: tuple[Area, ...] = (
     Area("speed", machine.look_at_speed),
     Area("disk", machine.look_at_disk),
     Area("config", machine.look_at_config),
+    Area("queue", queue.look_at_queue),  # before anything reads the board, which settles edits
     Area("objective", machine.look_at_objective),
     Area("model", machine.look_at_model),
     Area("git", git.look_at_checkout),
-    Area("queue", queue.look_at_queue),
     Area("log", queue.look_at_log),
     Area("leases", queue.look_at_leases),
     Area("crew", queue.look_at_crew),

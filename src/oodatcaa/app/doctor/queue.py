@@ -27,6 +27,7 @@ from oodatcaa.state.repair import examine
 from oodatcaa.state.snapshot import QUEUE_FILE
 
 LOG_REPAIR = "write it again from the journal; the damaged files are kept in archive/damaged-<time>"
+NOTES = frozenset({"queue.rejected_change", "queue.snapshot_missing"})
 REPAIRED_BY = {"log.incomplete": "log"}
 
 
@@ -37,7 +38,7 @@ def look_at_queue(project: Project) -> Looked:
             one.place,
             one.meaning,
             one.repair,
-            Severity.NOTE if one.code == "queue.rejected_change" else Severity.BAD,
+            Severity.NOTE if one.code in NOTES else Severity.BAD,
             _action(one.code, one.repair),
         )
         for one in examine(project.work)

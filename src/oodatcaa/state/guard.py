@@ -1,0 +1,128 @@
+"""A journal that was rolled back or deleted is noticed by what was written from it.
+
+Log, events.jsonl and snapshot are written after the line that they show is durable, so none of them
+can know of a later transaction than the journal, unless somebody put an older journal in its
+place. Going on from that one would hand out attempt and transaction numbers a second time.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from oodatcaa.domain.board import Board
+from oodatcaa.errors import StateError
+from oodatcaa.state import dialect
+from oodatcaa.state.archive import EVENTS_FILE
+from oodatcaa.state.journal import Journal
+from oodatcaa.state.lines import REPAIR
+from oodatcaa.state.log import ARCHIVE, LOG_FILE, last_place_of, rotations
+from oodatcaa.state.snapshot import QUEUE_FILE, QueueFile, intact
+
+_TAIL = 4096
+_SEQ = re.compile(rb'"seq": ?(\d+)')
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The last transaction that a view knows of; `data` is the snapshot as it was read."""
+
+    seq: int
+    path: Path
+    data: bytes = b""
+
+    def counts(self, board: Board) -> bool:
+        """An edited snapshot, or one of another queue, is judged as an edit and proves nothing."""
+        if self.path.name != QUEUE_FILE:
+            return True
+        if not intact(self.data):
+            return False
+        try:
+            return QueueFile.model_validate_json(self.data).sprint == board.sprint
+        except ValidationError:
+            return False
+
+
+def seen_by_views(work_dir: Path) -> tuple[Seen, ...]:
+    """What each view knows of; reads the ends of log and events only.
+
+    Called without the lock, do it before following the journal: the views may grow meanwhile.
+    """
+    try:
+        data = (work_dir / QUEUE_FILE).read_bytes()
+    except FileNotFoundError:
+        data = b""
+    found = _SEQ.search(data[:1000])
+    return (
+        Seen(_logged(work_dir), work_dir / LOG_FILE),
+        Seen(_last_seq(work_dir / EVENTS_FILE), work_dir / EVENTS_FILE),
+        Seen(int(found[1]) if found else 0, work_dir / QUEUE_FILE, data),
+    )
+
+
+def refuse_rolled_back(journal: Journal, seen: tuple[Seen, ...]) -> None:
+    """Raises StateError `queue.journal_older` or `queue.journal_missing`, naming the file."""
+    if not journal.exists:
+        return _refuse_deleted(journal)
+    for one in seen:
+        if one.seq > journal.replica.seq and one.counts(journal.replica.board):
+            raise StateError(
+                "queue.journal_older",
+                f"{journal.path} was replaced by an older one: it ends at transaction "
+                f"{journal.replica.seq}, {one.path.name} knows of {one.seq}",
+                hint=REPAIR,
+            )
+    return None
+
+
+def _refuse_deleted(journal: Journal) -> None:
+    """A lone snapshot was brought along by somebody; with a history beside it, it was not."""
+    work_dir = journal.path.parent
+    seq, events = _logged(work_dir), work_dir / EVENTS_FILE
+    if seq or events.exists():
+        view = work_dir / LOG_FILE if seq else events
+        raise StateError(
+            "queue.journal_missing",
+            f"{journal.path} is gone, but {view} needs it",
+            hint=REPAIR,
+        )
+
+
+def _logged(work_dir: Path) -> int:
+    path = work_dir / LOG_FILE
+    place = _last_place(path) if path.exists() else None
+    if place is None:
+        archived = rotations(work_dir / ARCHIVE)
+        place = last_place_of(archived[-1]) if archived else None
+    return place[0] if place else 0
+
+
+def _last_place(path: Path) -> tuple[int, int] | None:
+    """Seq and index of a log's last entry, reading no more of its end than needed."""
+    size, reach = path.stat().st_size, _TAIL
+    with path.open("rb") as file:
+        while True:
+            file.seek(max(0, size - reach))
+            found = dialect.last_place(file.read().decode("utf-8", "replace"))
+            if found is not None or reach >= size:
+                return found[0] if found else None
+            reach *= 8
+
+
+def _last_seq(path: Path) -> int:
+    """Of the last whole line of events.jsonl; 0 where there is none."""
+    if not path.exists():
+        return 0
+    size, reach = path.stat().st_size, _TAIL
+    with path.open("rb") as file:
+        while True:
+            file.seek(max(0, size - reach))
+            lines = file.read().split(b"\n")[:-1]
+            whole = lines if reach >= size else lines[1:]
+            if whole or reach >= size:
+                found = re.match(rb'\{"seq": ?(\d+)', whole[-1]) if whole else None
+                return int(found[1]) if found else 0
+            reach *= 8
