@@ -66,7 +66,7 @@ def seen_by_views(work_dir: Path) -> tuple[Seen, ...]:
 def refuse_rolled_back(journal: Journal, seen: tuple[Seen, ...]) -> None:
     """Raises StateError `queue.journal_older` or `queue.journal_missing`, naming the file."""
     if not journal.exists:
-        return _refuse_deleted(journal)
+        return _refuse_deleted(journal, seen)
     for one in seen:
         if one.seq > journal.replica.seq and one.counts(journal.replica.board):
             raise StateError(
@@ -78,12 +78,18 @@ def refuse_rolled_back(journal: Journal, seen: tuple[Seen, ...]) -> None:
     return None
 
 
-def _refuse_deleted(journal: Journal) -> None:
-    """A lone snapshot was brought along by somebody; with a history beside it, it was not."""
-    work_dir = journal.path.parent
-    seq, events = _logged(work_dir), work_dir / EVENTS_FILE
-    if seq or events.exists():
-        view = work_dir / LOG_FILE if seq else events
+def _refuse_deleted(journal: Journal, seen: tuple[Seen, ...]) -> None:
+    """A lone snapshot was brought along by somebody; with a history beside it, it was not.
+
+    Only what was seen before the journal was looked for counts: it may have been made since.
+    """
+    histories = [one for one in seen if one.path.name != QUEUE_FILE]
+    needing = [one.path for one in histories if one.seq]
+    events = journal.path.parent / EVENTS_FILE
+    if events.exists() and not journal.path.exists():
+        needing.append(events)
+    if needing:
+        view = needing[0]
         raise StateError(
             "queue.journal_missing",
             f"{journal.path} is gone, but {view} needs it",
