@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from oodatcaa.domain.board import Board, Sprint
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, Verdict
@@ -241,9 +242,30 @@ def proof(story: str) -> Integration:
         target="main",
         merge_commit="m1",
         tag=f"{story}-complete",
-        evidence=(f"{story}-merge",),
+        evidence=(f"{story}-X1",),
         at=NOW,
     )
+
+
+def checked(board: Board, story: str, **more: object) -> dict[str, Any]:
+    """The evidence that `proof` names, of the attempt that the board knows."""
+    found = Evidence.model_validate(
+        {
+            "id": f"{story}-X1",
+            "gate": GATE,
+            "verdict": Verdict.PASSED,
+            "task": story,
+            "attempt": max(board.story_by_id[story].attempt, 1),
+            "commit": "m1",
+            "detail": "as seen",
+            "host": "here",
+            "started_at": NOW,
+            "duration_seconds": 1.0,
+            **more,
+            "story": str(more.get("task", story))[:4],
+        }
+    )
+    return {"commit": "m1", "evidence": (found,), "gates": (GATE,)}
 
 
 def integrate(board: Board, story: str) -> Board:
@@ -255,6 +277,7 @@ def integrate(board: Board, story: str) -> Board:
         owner="integrator-A",
         attempt=board.story_by_id[story].attempt,
         integration=proof(story),
+        **checked(board, story),
     ).board
 
 

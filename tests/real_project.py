@@ -196,6 +196,9 @@ def integrate(project: Project, story_id: str) -> None:
             owner="integrator-A",
             attempt=held.attempt,
             integration=proof,
+            commit=seen.commit,
+            evidence=(seen,),
+            gates=(GATE,),
         )
     )
     project.repo.remove_story_worktree(story_id)

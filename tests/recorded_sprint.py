@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from crew_boards import AC, GATE, NOW, POLICY, fresh_board, plan_for, proof, seen
+from crew_boards import AC, GATE, NOW, POLICY, checked, fresh_board, plan_for, proof, seen
 from oodatcaa.domain.board import Board, Decision, Event
 from oodatcaa.domain.evidence import Verdict
 from oodatcaa.domain.negotiation import claim
@@ -126,6 +126,7 @@ class Recorded:
                 owner="integrator-A",
                 attempt=attempt,
                 integration=proof(story),
+                **checked(self.board, story),
             )
         )
         self.round()

@@ -110,6 +110,90 @@ def test_ready_stories_land_together_and_a_bad_one_is_found(project: Project) ->
     assert git(project.root, "status", "--porcelain") == ""
 
 
+def sneak_in(project: Project, story: str) -> tuple[str, str]:
+    """Somebody commits to the story's branch; its head before and after."""
+    branch = project.board().story_by_id[story].branch
+    tree = project.repo.story_worktree(story, branch, "main")
+    (tree / "sneaked.txt").write_text("nobody tested this\n")
+    before = project.repo.resolve(branch)
+    project.repo.commit_files(tree, None, "[impl] quickly")
+    return before, project.repo.resolve(branch)
+
+
+def test_only_the_tested_commit_is_merged(project: Project) -> None:
+    ready(project, "T006")
+    ready(project, "T007")
+    tested, head = sneak_in(project, "T006")
+    output = integrator(project)
+    story = project.board().story_by_id["T006"]
+    assert story.status.value == "needs_human"
+    assert f"stands at {head[:12]}, but {tested[:12]} was tested" in story.reason
+    assert not (project.root / "sneaked.txt").exists()
+    ready(project, "T008")
+    sneak_in(project, "T008")
+    output = integrator(project)  # holds T007
+    assert "T008 is left out of this batch" in output
+    assert statuses(project)["T007"] == "done"
+    assert not (project.root / "sneaked.txt").exists()
+    tree = project.repo.story_worktree("T006", story.branch, "main")
+    git(tree, "reset", "-q", "--hard", tested)
+    type_command(project.root, "approve", "T006", "--why", "set back")
+    output = integrator(project)
+    assert statuses(project)["T006"] == "done", output
+
+
+def test_only_what_a_build_handed_in_is_tested(project: Project) -> None:
+    plan(project, "T006", change=gated)
+    build(project, "T006-B01")
+    built, head = sneak_in(project, "T006")
+    output = type_command(project.root, "agent", "tester", "--once", expect=0)
+    item = project.board().subtask_by_id["T006-T01"]
+    assert item.status.value == "needs_adapt", output
+    assert f"stands at {head[:12]}, but its builds handed in {built[:12]}" in item.reason
+
+
+def test_a_broken_story_does_not_send_another_one_to_a_person(project: Project) -> None:
+    ready(project, "T006")
+    ready(project, "T007")
+    (project.plans.folder("T007") / "plan-v1.json").write_text("{")
+    output = integrator(project)
+    assert "T007 is left out of this batch" in output
+    assert statuses(project)["T006"] == "done"
+
+
+def test_an_integrator_that_died_before_it_said_done_is_found_out(project: Project) -> None:
+    ready(project, "T006")
+    branch = project.board().story_by_id["T006"].branch
+    tip = project.repo.resolve(branch)
+    with project.repo.merge_into("main", branch, "Merge T006", "T006") as candidate:
+        assert candidate.merge is not None
+        merge = candidate.merge
+        project.repo.advance("main", candidate.sha, candidate.base)
+    project.repo.tag("T006-complete", merge, "T006")
+    (project.root / "later.txt").write_text("a person went on\n")
+    git(project.root, "add", ".")
+    git(project.root, "commit", "-qm", "by hand")
+    integrator(project)
+    story = project.board().story_by_id["T006"]
+    assert story.integration is not None, story.reason
+    assert (story.integration.merge_commit, story.integration.tag) == (merge, "T006-complete")
+    assert git(project.root, "rev-parse", f"{merge}^2") == tip
+    assert git(project.root, "tag", "--list", "*T006*") == "T006-complete"
+
+
+def test_the_history_holds_the_integrators_own_report(project: Project) -> None:
+    ready(project, "T006")
+    integrator(project)
+    folder = project.root / ".oodatcaa/history/sprint-1/T006/reports"
+    kept = json.loads((folder / "integrator.json").read_text())
+    proof = project.board().story_by_id["T006"].integration
+    assert proof is not None
+    assert proof.merge_commit[:12] in kept["summary"][0]
+    assert [item["id"] for item in kept["evidence"]] == list(proof.evidence)
+    assert "T006-complete" in (folder / "integrator.md").read_text()
+    assert git(project.root, "status", "--porcelain") == ""
+
+
 def test_a_conflict_goes_to_the_refiner_with_its_paths(project: Project) -> None:
     ready(project, "T006")
     (project.root / "notes").mkdir()

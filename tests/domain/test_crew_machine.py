@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from crew_boards import AC, GATE, NOW, failure, fresh_board, plan_for, proof, seen
+from crew_boards import AC, GATE, NOW, checked, failure, fresh_board, plan_for, proof, seen
 from oodatcaa.domain.board import Board, Decision, Event
 from oodatcaa.domain.evidence import Verdict, Waiver
 from oodatcaa.domain.lifecycle import (
@@ -261,7 +261,12 @@ class Crew(RuleBasedStateMachine):
         if task.status is StoryStatus.INTEGRATING or (keep + builds) % 2:
             return self.attempt(
                 lambda: submit_integration(
-                    self.board, self.now, story=name, integration=proof(name), **who
+                    self.board,
+                    self.now,
+                    story=name,
+                    integration=proof(name),
+                    **checked(self.board, name),
+                    **who,
                 )
             ) or self.plans(task, keep, builds, who)
         return self.plans(task, keep, builds, who)

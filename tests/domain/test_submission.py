@@ -14,6 +14,7 @@ from crew_boards import (
     NOW,
     POLICY,
     build,
+    checked,
     failure,
     finish,
     fresh_board,
@@ -293,14 +294,53 @@ def ready() -> Board:
 
 def test_done_needs_the_proof_of_integration() -> None:
     board = ready()
-    who = {"story": "T001", "owner": "integrator-A", "attempt": 2}
+    who: dict[str, Any] = {"story": "T001", "owner": "integrator-A", "attempt": 2}
     with pytest.raises(ValidationError):
         Integration(target="main", merge_commit="m", tag="t", evidence=(), at=NOW)
+    who |= checked(board, "T001")
     bare = proof("T001").model_copy(update={"evidence": ()})
     error = refusal(submit_integration, board, NOW, integration=bare, **who)
     assert error.code == "submission.no_evidence"
-    done = submit_integration(board, NOW, integration=proof("T001"), **who)  # type: ignore[arg-type]
+    done = submit_integration(board, NOW, integration=proof("T001"), **who)
     assert (done.value.status, done.value.integration) == (StoryStatus.DONE, proof("T001"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"commit": "m0"}, "submission.evidence_mismatch"),
+        ({"attempt": 1}, "submission.evidence_mismatch"),
+        ({"task": "T001-T01"}, "submission.evidence_mismatch"),
+        ({"id": "T001-X9"}, "submission.evidence_mismatch"),
+        ({"verdict": Verdict.FAILED}, "submission.gates"),
+        ({"verdict": Verdict.WAIVED}, "submission.gates"),
+        ({"gate": AC}, "submission.gates"),
+    ],
+)
+def test_an_integration_counts_only_with_green_evidence_of_its_own_merge(
+    wrong: dict[str, Any], code: str
+) -> None:
+    board = ready()
+    who = {"story": "T001", "owner": "integrator-A", "attempt": 2, "integration": proof("T001")}
+    assert (
+        refusal(submit_integration, board, NOW, **who, **checked(board, "T001", **wrong)).code
+        == code
+    )
+
+
+def test_a_gate_that_ran_once_for_a_batch_counts_for_each_story() -> None:
+    board = ready()
+    shared = checked(board, "T001", task="T002", attempt=7)
+    done = submit_integration(
+        board,
+        NOW,
+        story="T001",
+        owner="integrator-A",
+        attempt=2,
+        integration=proof("T001"),
+        **shared,
+    )
+    assert done.value.status is StoryStatus.DONE
 
 
 @pytest.mark.parametrize(("human", "status"), [(True, "needs_human"), (False, "needs_adapt")])

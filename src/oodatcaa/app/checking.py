@@ -113,7 +113,7 @@ def story_gates(plan: Plan) -> tuple[GateSpec, ...]:
     """
     again = {GateKind.FILES} | ({GateKind.COMMAND} if plan.kind is StoryKind.CUSTOM else set())
     files = tuple(gate for gate in plan.test_plan.acceptance if gate.kind in again)
-    promised = tuple(path for path in plan.deliverables if "/" in path and " " not in path)
+    promised = plan.promised_files
     merged = GateSpec(
         id="M1",
         name="every promised deliverable is in the merge",

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oodatcaa.app.export import story_records
+from oodatcaa.app.export import EVIDENCE_FILE, story_records
 from oodatcaa.app.work import Claimed
 from oodatcaa.domain.evidence import Evidence
-from oodatcaa.domain.plan import Plan
-from oodatcaa.domain.task import Story
+from oodatcaa.domain.report import Report
+from oodatcaa.domain.task import Role, Story
 from oodatcaa.kit.files import write_atomic
+from oodatcaa.views.report import report as render
 
 HISTORY = Path(".oodatcaa") / "history"
 
 
 def export_records(
-    claimed: Claimed, story: Story, target: Path, fresh: tuple[Evidence, ...]
+    claimed: Claimed,
+    story: Story,
+    target: Path,
+    fresh: tuple[Evidence, ...],
+    report: Report,
 ) -> list[str]:
-    """Write the story's records below `target`; return the names written."""
+    """Write the story's records below `target`, with the Integrator's own `report`, which is not
+    among them before the target moved; return the names written."""
     found = story_records(claimed.project, story.id, fresh)
+    name = f"reports/{Role.INTEGRATOR.value}"
+    page = render(report, evidence_dir=f"../{EVIDENCE_FILE}", plan_dir="../plans")
+    found[f"{name}.json"] = (report.model_dump_json(indent=2) + "\n").encode()
+    found[f"{name}.md"] = page.encode()
     for name, data in found.items():
         write_atomic(target / name, data)
     return list(found)
-
-
-def promised_files(plan: Plan) -> tuple[str, ...]:
-    return tuple(path for path in plan.deliverables if "/" in path and " " not in path)

@@ -8,23 +8,20 @@ target moves by one fast-forward, and each story is done only after a look at th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import NoReturn
 
-from oodatcaa.app import claims
 from oodatcaa.app.checking import Checker, story_gates
-from oodatcaa.app.exporting import HISTORY, export_records, promised_files
+from oodatcaa.app.exporting import HISTORY, export_records
+from oodatcaa.app.proving import Merged, failed, integration_of, prove, prove_other
 from oodatcaa.app.target import turn, write_ahead
+from oodatcaa.app.tested import tested_commit
 from oodatcaa.app.work import Claimed
-from oodatcaa.domain import submission
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, Verdict, verdict_of
 from oodatcaa.domain.goal_gates import person_gates
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import (
-    Failure,
-    Integration,
-    ManualLease,
-    Role,
     Story,
     StoryStatus,
 )
@@ -38,19 +35,6 @@ MERGE_TRIES = 3
 BATCH = 8
 """Stories that are tried together at most; each keeps its own merge commit."""
 _OWN_VARIABLE = re.compile(r"\{(?!python\}|worktree\})[a-z]")
-
-
-@dataclass
-class Merged:
-    """One story in a chain of merges. `commit` is where its records stand."""
-
-    story: Story
-    plan: Plan
-    gates: tuple[GateSpec, ...]
-    merge: str = ""
-    commit: str = ""
-    evidence: tuple[Evidence, ...] = ()
-    problems: tuple[str, ...] = ()
 
 
 class _Conflict(Exception):
@@ -77,10 +61,10 @@ def integrate(claimed: Claimed, story: Story, plan: Plan, gates: tuple[GateSpec,
             return _integrate(claimed, held)
         except _Conflict as conflict:
             return _conflicting(claimed, held, conflict.paths)
-        except _GatesFailed as failed:
-            return _red(claimed, failed.merged[0])
+        except _GatesFailed as error:
+            return _red(claimed, error.merged[0])
         except TargetMoved as error:
-            return _failed(
+            return failed(
                 claimed,
                 held,
                 f"the target moved during every try: {error.message}",
@@ -93,11 +77,12 @@ def integrate(claimed: Claimed, story: Story, plan: Plan, gates: tuple[GateSpec,
             hint = f"; {error.hint}" if error.hint else ""
             details = tuple(error.details)
             summary = f"{error.message}{hint}"
-            return _failed(claimed, held, summary, human=True, code=error.code, lines=details)
+            return failed(claimed, held, summary, human=True, code=error.code, lines=details)
 
 
 def _integrate(claimed: Claimed, held: Merged) -> str:
     """Try all that is ready, then half of it, and so on; the held story is always in it."""
+    held.tested = tested_commit(claimed.project, held.story, held.plan.branch)
     moved = 0
     size = BATCH
     while True:
@@ -109,11 +94,11 @@ def _integrate(claimed: Claimed, held: Merged) -> str:
             if moved >= MERGE_TRIES:
                 raise
             claimed.broadcast.say(f"{held.story.id} {error.message}; merging again ({moved})")
-        except _GatesFailed as failed:
-            size = len(failed.merged) // 2
+        except _GatesFailed as error:
+            size = len(error.merged) // 2
             if size == 0:
                 raise
-            names = ", ".join(item.story.id for item in failed.merged)
+            names = ", ".join(item.story.id for item in error.merged)
             claimed.broadcast.say(f"the gates fail on {names} together; trying {size} of them")
 
 
@@ -126,10 +111,15 @@ def _others(claimed: Claimed, held: Merged) -> list[Merged]:
         ready = story.status is StoryStatus.READY_FOR_INTEGRATOR and story.lease is None
         if not ready or story.id == held.story.id:
             continue
-        plan = project.plans.load(story.id, story.plan_version)
+        try:
+            plan = project.plans.load(story.id, story.plan_version)
+            tested = tested_commit(project, story, plan.branch)
+        except OodatcaaError as error:
+            claimed.broadcast.say(f"{story.id} is left out of this batch: {error.message}")
+            continue
         waived = {item.gate_id for item in story.waivers if item.at <= now < item.until}
         if all(gate.id in waived for gate in person_gates(plan.goals)):
-            found.append(Merged(story, plan, story_gates(plan)))
+            found.append(Merged(story, plan, story_gates(plan), tested))
     return found
 
 
@@ -143,15 +133,14 @@ def _land(claimed: Claimed, batch: list[Merged]) -> str:
         _check(claimed, merged, chain.head)
         if any(item.problems for item in merged):
             raise _GatesFailed(merged)
-        for item in merged:
-            _record(claimed, chain, item)
+        _record_all(claimed, chain, merged)
         claimed.stop_if_asked()
         _still_ours(claimed)
         write_ahead(claimed.project, target, chain.base, chain.head, names)
         advanced = project.repo.advance(target, chain.head, chain.base)
-    outcome = _prove(claimed, merged[0], target)
+    outcome = prove(claimed, merged[0], target)
     for item in merged[1:]:
-        _prove_other(claimed, item, target)
+        prove_other(claimed, item, target)
     if advanced.note:
         claimed.broadcast.say(advanced.note)
     return outcome
@@ -159,13 +148,22 @@ def _land(claimed: Claimed, batch: list[Merged]) -> str:
 
 def _merge_all(claimed: Claimed, chain: MergeChain, batch: list[Merged]) -> list[Merged]:
     merged = []
-    repo = claimed.project.repo
     for item in batch:
-        story, branch = item.story, item.plan.branch
+        story = item.story
         message = f"Merge {story.id}: {story.title}"
-        candidate = chain.add(branch, repo.resolve(branch), message)
-        if candidate.ok:
-            merged.append(replace(item, merge=candidate.merge or chain.head))
+        try:
+            candidate = chain.add(item.plan.branch, item.tested, message)
+        except OodatcaaError as error:
+            if item is batch[0]:
+                raise
+            claimed.broadcast.say(f"{story.id} is left out of this batch: {error.message}")
+            continue
+        if candidate.already:
+            # An attempt that died after the target had moved: its merge is there.
+            found = claimed.project.repo.merge_of(item.tested, chain.base)
+            merged.append(replace(item, merge=found or item.tested))
+        elif candidate.merge is not None:
+            merged.append(replace(item, merge=candidate.merge))
         elif item is batch[0]:
             raise _Conflict(candidate.conflicts)
         else:
@@ -178,19 +176,36 @@ def _check(claimed: Claimed, merged: list[Merged], commit: str) -> None:
     checker = Checker(claimed.project, claimed.desk)
     shared: dict[str, Evidence] = {}
     for item in merged:
-        story = item.story
-        if story.id != claimed.task.id:
-            story = story.evolve(attempt=story.attempt + 1)
+        story = _as_claimed(claimed, item)
         reused = tuple(shared[_key(gate)] for gate in item.gates if _key(gate) in shared)
         rest = tuple(gate for gate in item.gates if _key(gate) not in shared)
-        fresh = (
-            checker.run(rest, item.plan, story, commit, say=claimed.broadcast.say) if rest else ()
-        )
+        fresh: tuple[Evidence, ...] = ()
+        if rest:
+            try:
+                fresh = checker.run(rest, item.plan, story, commit, say=claimed.broadcast.say)
+            except OodatcaaError as error:
+                _leave_out(merged, item, error)
         for found in fresh:
             if found.verdict is Verdict.PASSED and _same_for_all(found.gate):
                 shared[_key(found.gate)] = found
+        item.checked = commit
         item.evidence = (*reused, *fresh)
         item.problems = verdict_of(item.evidence, item.gates)
+
+
+def _leave_out(merged: list[Merged], item: Merged, error: OodatcaaError) -> NoReturn:
+    """What is wrong with another story makes the batch smaller; the held one is not to blame."""
+    if item is merged[0] or isinstance(error, TargetMoved | TargetDirty):
+        raise error
+    item.problems = (error.message,)
+    raise _GatesFailed(merged) from error
+
+
+def _as_claimed(claimed: Claimed, item: Merged) -> Story:
+    """The story under the attempt that will prove it: another one is claimed once it landed."""
+    if item.story.id == claimed.task.id:
+        return item.story
+    return item.story.evolve(attempt=item.story.attempt + 1)
 
 
 def _key(gate: GateSpec) -> str:
@@ -208,110 +223,47 @@ def _still_ours(claimed: Claimed) -> None:
         raise RefusedError("lease.lost", f"{claimed.task.id} is held by another attempt now")
 
 
+def _record_all(claimed: Claimed, chain: MergeChain, merged: list[Merged]) -> None:
+    for item in merged:
+        try:
+            _record(claimed, chain, item)
+        except OodatcaaError as error:
+            _leave_out(merged, item, error)
+
+
 def _record(claimed: Claimed, chain: MergeChain, item: Merged) -> None:
     """Changelog and history, committed on top of the merges."""
     project, story = claimed.project, item.story
     sprint = project.sprint()
-    integration = _integration(item, sprint.target_branch)
+    integration = integration_of(item, sprint.target_branch)
     changelog = chain.worktree / "CHANGELOG.md"
     old = changelog.read_text(encoding="utf-8") if changelog.exists() else ""
     entry = changelog_entry(story, integration, item.plan.goal)
     write_atomic(changelog, insert_changelog(old, entry))
     folder = HISTORY / f"sprint-{sprint.number}" / story.id
-    exported = export_records(claimed, story, chain.worktree / folder, item.evidence)
+    report = replace(claimed, task=_as_claimed(claimed, item)).composed(
+        "complete",
+        item.plan,
+        item.evidence,
+        summary=(
+            f"merged for {sprint.target_branch} as {item.merge[:12]} with --no-ff; the tag is "
+            f"{integration.tag}",
+            f"gates green on the merge at {item.checked[:12]}; the tested commit of "
+            f"{item.plan.branch} is {item.tested[:12]}",
+        ),
+        next_steps=(f"{sprint.target_branch} moves to this commit, or nobody ever sees it.",),
+        commit=item.checked,
+    )
+    exported = export_records(claimed, story, chain.worktree / folder, item.evidence, report)
     paths = ["CHANGELOG.md", *(str(folder / name) for name in exported)]
     chain.commit(paths, f"[docs] {story.id} changelog and records")
     item.commit = chain.head
 
 
-def _integration(item: Merged, target: str) -> Integration:
-    return Integration(
-        target=target,
-        merge_commit=item.merge,
-        tag=f"{item.story.id}-complete",
-        evidence=tuple(found.id for found in item.evidence),
-        artefacts=promised_files(item.plan),
-        at=datetime.now(UTC),
-    )
-
-
-def _prove_other(claimed: Claimed, item: Merged, target: str) -> None:
-    """A story of the batch that landed with the held one: claim it and look for the proof.
-
-    When it can not be claimed any more (cancelled a moment ago, say) the log says that it is in
-    the target; whoever claims it next finds it merged.
-    """
-    lease = claimed.task.lease
-    try:
-        task = claims.claim(
-            claimed.project.store,
-            claimed.project.policy,
-            role=Role.INTEGRATOR,
-            owner=claimed.owner,
-            task=item.story.id,
-            manual=isinstance(lease, ManualLease),
-        )
-    except RefusedError as error:
-        claimed.broadcast.say(f"{item.story.id} is in {target}, but: {error.message}")
-        return
-    other = replace(claimed, task=task, started_at=datetime.now(UTC))
-    _prove(other, item, target)
-    claimed.broadcast.say(f"{item.story.id} done, in the same batch as {claimed.task.id}")
-
-
-def _prove(claimed: Claimed, item: Merged, target: str) -> str:
-    """Look at the repository as it is now; only then is the story done."""
-    repo, story, plan = claimed.project.repo, item.story, item.plan
-    head = item.commit
-    tag = f"{story.id}-complete"
-    number = claimed.project.sprint().number
-    if repo.try_resolve(f"refs/tags/{tag}") not in (None, head):
-        tag = f"sprint-{number}-{tag}"
-    repo.tag(tag, head, f"{story.id}: {story.title}")
-    present = set(repo.paths_at(head))
-    problems = [
-        *([] if repo.is_ancestor(repo.resolve(plan.branch), target) else ["branch not in target"]),
-        *([] if repo.is_ancestor(head, target) else [f"{head[:12]} is not in {target}"]),
-        *([] if repo.resolve(tag) == head else [f"tag {tag} does not resolve to {head[:12]}"]),
-        *(f"{path} is not there" for path in promised_files(plan) if path not in present),
-    ]
-    if problems:
-        return _failed(claimed, item, "; ".join(problems), human=True, code="proof")
-    integration = _integration(item, target).evolve(tag=tag)
-    claimed.project.store.transact(
-        lambda board, now: submission.submit_integration(
-            board,
-            now,
-            story=story.id,
-            owner=claimed.owner,
-            attempt=claimed.attempt,
-            integration=integration,
-        )
-    )
-    try:
-        repo.remove_story_worktree(story.id)
-    except OodatcaaError as error:
-        # The story is integrated; a worktree with leftovers stays for a person to look at.
-        claimed.broadcast.say(f"{story.id} worktree kept: {error.message}")
-    claimed.report(
-        "complete",
-        plan,
-        item.evidence,
-        summary=(
-            f"merged into {target} as {item.merge[:12]} with --no-ff, tagged {tag}",
-            f"proof: {plan.branch} is an ancestor of {target}, the tag resolves, "
-            f"{len(promised_files(plan))} promised files exist at {head[:12]}, gates green "
-            "after the merge",
-        ),
-        commit=head,
-    )
-    return "done"
-
-
 def _conflicting(claimed: Claimed, held: Merged, paths: tuple[str, ...]) -> str:
     target = claimed.project.sprint().target_branch
     some = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
-    return _failed(
+    return failed(
         claimed,
         held,
         f"{held.plan.branch} conflicts with {target} in {some}",
@@ -335,35 +287,4 @@ def _red(claimed: Claimed, held: Merged) -> str:
     else:
         summary = f"gates are not green after the merge: {held.problems[0]}"
         human, code = False, "gate"
-    return _failed(claimed, held, summary, human=human, code=code, lines=held.problems)
-
-
-def _failed(
-    claimed: Claimed,
-    item: Merged,
-    summary: str,
-    *,
-    human: bool,
-    code: str,
-    lines: tuple[str, ...] = (),
-) -> str:
-    story = item.story
-    failure = Failure(kind=code, task=story.id, summary=summary, gates=lines, at=datetime.now(UTC))
-    claimed.project.store.transact(
-        lambda board, now: submission.integration_failed(
-            board,
-            now,
-            story=story.id,
-            owner=claimed.owner,
-            attempt=claimed.attempt,
-            failure=failure,
-            human=human,
-        )
-    )
-    claimed.report(
-        "needs a person" if human else "needs adaptation",
-        item.plan,
-        item.evidence,
-        summary=(summary, *lines),
-    )
-    return "needs_human" if human else "needs_adapt"
+    return failed(claimed, held, summary, human=human, code=code, lines=held.problems)

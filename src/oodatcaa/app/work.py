@@ -19,11 +19,12 @@ from oodatcaa.app.isolation import look, refuse_trespass
 from oodatcaa.app.project import Project
 from oodatcaa.app.reports import compose, report_name, write_report
 from oodatcaa.app.starting import step_kinds, tidy_worktree
+from oodatcaa.app.tested import commit_to_test
 from oodatcaa.domain import submission
 from oodatcaa.domain.adaptation import GiveUp
 from oodatcaa.domain.evidence import Evidence, GateSpec
 from oodatcaa.domain.plan import Plan, StepKind
-from oodatcaa.domain.report import Deliverable, Metric
+from oodatcaa.domain.report import Deliverable, Metric, Report
 from oodatcaa.domain.task import Failure, Role, Story, Subtask, Task
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.roles.agent_reviewer import review
@@ -68,15 +69,16 @@ class Claimed:
         story = self.story()
         return self.project.plans.load(story.id, story.plan_version)
 
-    def report(
+    def composed(
         self,
         outcome: str,
         plan: Plan | None,
         evidence: tuple[Evidence, ...] = (),
         **parts: object,
-    ) -> None:
+    ) -> Report:
+        """The completion report of this claim as the board stands now; it is not written."""
         story = self.project.board().story_by_id[self.story().id]
-        report = compose(
+        return compose(
             self.project,
             task=self.task,
             story=story,
@@ -90,6 +92,15 @@ class Claimed:
             evidence=evidence,
             **parts,
         )
+
+    def report(
+        self,
+        outcome: str,
+        plan: Plan | None,
+        evidence: tuple[Evidence, ...] = (),
+        **parts: object,
+    ) -> None:
+        report = self.composed(outcome, plan, evidence, **parts)
         version = plan.version if plan else 0
         write_report(self.project, report, report_name(self.role, self.task, version))
 
@@ -301,9 +312,8 @@ def finish_build(claimed: Claimed, plan: Plan, result: BuildResult) -> None:
 def do_test(claimed: Claimed) -> None:
     assert isinstance(claimed.task, Subtask)
     plan, subtask = claimed.plan(), claimed.task
-    repo = claimed.project.repo
-    commit = repo.resolve(plan.branch)
-    examination = examine(plan, repo.paths_at(commit))
+    commit = commit_to_test(claimed.project, plan.story, plan.branch)
+    examination = examine(plan, claimed.project.repo.paths_at(commit))
     examination, failure = _reviewed(claimed, plan, examination, commit)
     evidence = Checker(claimed.project, claimed.desk).run(
         examination.gates, plan, subtask, commit, say=claimed.broadcast.say

@@ -238,12 +238,25 @@ class Plan(Record):
     def estimate_minutes(self) -> int:
         return sum(subtask.estimate_minutes for subtask in self.subtasks)
 
+    @property
+    def promised_files(self) -> tuple[str, ...]:
+        """The deliverables that name a file of the repository; the others are prose."""
+        return tuple(text for text in self.deliverables if names_a_file(text))
+
     @model_validator(mode="after")
     def _is_coherent(self) -> Plan:
         problems = plan_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a deliverable is a path that has to be in the merge: one word with a folder or an
+    ending; no folder, no address and no `{variable}`."""
+    if " " in text or text.startswith("{") or text.endswith("/") or "://" in text:
+        return False
+    return "/" in text or "." in text
 
 
 def plan_problems(plan: Plan) -> tuple[str, ...]:

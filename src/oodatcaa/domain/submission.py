@@ -142,13 +142,38 @@ def _kind(
 def _check_evidence(held: Subtask, commit: str, evidence: tuple[Evidence, ...]) -> None:
     problems = []
     for item in evidence:
-        if item.commit != commit:
-            problems.append(f"{item.id} was gathered at {item.commit[:12]}, not {commit[:12]}")
-        if (item.task, item.attempt) != (held.id, held.attempt):
-            problems.append(
-                f"{item.id} belongs to {item.task} attempt {item.attempt}, "
-                f"not to {held.id} attempt {held.attempt}"
-            )
+        problems += _elsewhere(item, commit) + _not_of(item, held)
+    _refuse_mismatch(held, problems)
+
+
+def _check_merge_evidence(
+    held: Story, commit: str, integration: Integration, evidence: tuple[Evidence, ...]
+) -> None:
+    problems = []
+    for item in evidence:
+        shared = item.story == item.task != held.id and item.verdict is Verdict.PASSED
+        problems += _elsewhere(item, commit) + ([] if shared else _not_of(item, held))
+    if integration.evidence != tuple(item.id for item in evidence):
+        problems.append("the proof names other evidence than was handed in")
+    _refuse_mismatch(held, problems)
+
+
+def _elsewhere(item: Evidence, commit: str) -> list[str]:
+    if item.commit == commit:
+        return []
+    return [f"{item.id} was gathered at {item.commit[:12]}, not {commit[:12]}"]
+
+
+def _not_of(item: Evidence, held: Task) -> list[str]:
+    if (item.task, item.attempt) == (held.id, held.attempt):
+        return []
+    return [
+        f"{item.id} belongs to {item.task} attempt {item.attempt}, "
+        f"not to {held.id} attempt {held.attempt}"
+    ]
+
+
+def _refuse_mismatch(held: Task, problems: list[str]) -> None:
     if problems:
         raise RefusedError(
             "submission.evidence_mismatch",
@@ -313,11 +338,22 @@ def _stop(
 
 
 def submit_integration(
-    board: Board, now: datetime, *, story: str, owner: str, attempt: int, integration: Integration
+    board: Board,
+    now: datetime,
+    *,
+    story: str,
+    owner: str,
+    attempt: int,
+    integration: Integration,
+    commit: str,
+    evidence: tuple[Evidence, ...],
+    gates: tuple[GateSpec, ...],
 ) -> Decision[Story]:
     """The story is in the target branch, and `integration` proves it: `done`.
 
-    Raises RefusedError: submission.late, submission.no_evidence.
+    `evidence` was gathered at `commit`, the merge that was checked, and holds for every one of
+    `gates`. A gate that ran once for several stories of a batch is evidence of one of them.
+    Raises RefusedError: submission.late, .no_evidence, .evidence_mismatch, .gates.
     """
     held = held_story(board, story, owner, attempt, S.INTEGRATING)
     if not integration.evidence:
@@ -325,6 +361,15 @@ def submit_integration(
             "submission.no_evidence",
             f"no gate ran on the merge of {story}",
             hint=f"oodatcaa submit {story} runs them",
+        )
+    _check_merge_evidence(held, commit, integration, evidence)
+    problems = verdict_of(evidence, gates) + _unwaived(held, evidence, now)
+    if problems:
+        raise RefusedError(
+            "submission.gates",
+            f"the gates do not hold on the merge of {story}: {problems[0]}",
+            hint=f"oodatcaa submit {story} runs them again",
+            details=problems,
         )
     done = move(
         held,

@@ -28,9 +28,8 @@ def examine(plan: Plan, committed: tuple[str, ...]) -> Examination:
     """
     goals = goal_gates(plan.goals)
     gates = [*plan.test_plan.acceptance, *plan.test_plan.quality_gates, *goals]
-    promised = tuple(path for path in plan.deliverables if _is_path(path))
     covered = {path for gate in gates if gate.kind is GateKind.FILES for path in gate.paths}
-    missing = tuple(path for path in promised if path not in covered)
+    missing = tuple(path for path in plan.promised_files if path not in covered)
     if missing:
         gates.append(
             GateSpec(
@@ -44,10 +43,6 @@ def examine(plan: Plan, committed: tuple[str, ...]) -> Examination:
     forbidden = [path for path in committed if _never_in_git(path)]
     veto = tuple(f"{path} must never be in git" for path in forbidden[:20])
     return Examination(gates=tuple(gates), veto=veto)
-
-
-def _is_path(text: str) -> bool:
-    return " " not in text and "." in text.rsplit("/", 1)[-1] and not text.startswith("{")
 
 
 def _never_in_git(path: str) -> bool:

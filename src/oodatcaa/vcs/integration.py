@@ -105,10 +105,18 @@ class MergeChain:
         return resolve(self.worktree, "HEAD")
 
     def add(self, branch: str, branch_sha: str, message: str) -> MergeCandidate:
-        """Merge one more. One that conflicts is left out again; its candidate names the paths."""
-        candidate = make_candidate(
-            self.worktree, self.target, branch, branch_sha, message, self._policy
-        )
+        """Merge one more. One that conflicts is left out again; its candidate names the paths.
+
+        Raises OodatcaaError git.merge_failed; the worktree is as it was before.
+        """
+        before = self.head
+        try:
+            candidate = make_candidate(
+                self.worktree, self.target, branch, branch_sha, message, self._policy
+            )
+        except OodatcaaError:
+            run_git(self.worktree, ["reset", "--hard", "--quiet", before], policy=self._policy)
+            raise
         if not candidate.ok:
             run_git(self.worktree, ["merge", "--abort"], policy=self._policy)
         return candidate

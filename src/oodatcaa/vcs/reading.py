@@ -51,6 +51,18 @@ def is_ancestor(cwd: Path, ancestor: str, descendant: str) -> bool:
     return output.ok
 
 
+def merge_of(cwd: Path, commit: str, target: str) -> str | None:
+    """The oldest merge in `target` that brought `commit` in as a second parent; None when it came
+    in another way or not at all."""
+    args = ["rev-list", "--merges", "--parents", "--topo-order", "--reverse"]
+    output = run_git(cwd, [*args, f"{commit}..{target}"])
+    for line in output.out.splitlines():
+        merge, _, *others = line.split()
+        if commit in others:
+            return merge
+    return None
+
+
 def dirty_paths(checkout: Path, *, untracked: bool = True) -> tuple[str, ...]:
     """What differs from HEAD, relative to the top: changed, staged, deleted and (by default)
     untracked paths; nothing that git ignores, nothing of the crew's live state."""

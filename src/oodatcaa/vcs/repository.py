@@ -122,6 +122,10 @@ class Repository:
     def is_ancestor(self, ancestor: str, descendant: str) -> bool:
         return reading.is_ancestor(self.root, ancestor, descendant)
 
+    def merge_of(self, commit: str, target: str) -> str | None:
+        """The merge that brought `commit` into `target`; None when no merge did."""
+        return reading.merge_of(self.root, self.resolve(commit), self.resolve(target))
+
     def worktrees(self) -> tuple[Worktree, ...]:
         return reading.list_worktrees(self.root)
 
