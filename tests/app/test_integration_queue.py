@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from crew_boards import GATE
+from crew_boards import GATE, plan_for
 from oodatcaa.app.project import Project
 from oodatcaa.app.starting import tidy_worktree
 from oodatcaa.domain.board import Board, Decision
@@ -19,6 +19,7 @@ from oodatcaa.domain.goals import ArtifactCheck, Goals, Truth
 from oodatcaa.domain.lifecycle import initial_story
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import Role, StoryKind, Subtask
+from oodatcaa.errors import StateError
 from oodatcaa.kit.locks import FileLock
 from real_project import (
     build,
@@ -287,3 +288,17 @@ def test_one_integrator_at_a_time(project: Project) -> None:
     lock.close()
     assert any("waits" in line for line in lines), lines
     assert statuses(project)["T006"] == "done"
+
+
+def test_a_reader_that_was_faster_does_not_break_the_acceptance_of_a_plan(project: Project) -> None:
+    made = plan_for(project.board().story_by_id["T006"])
+    project.plans.propose(made, 1)
+    assert project.plans.load("T006", 1) == made  # finishes the acceptance
+    project.plans.accept(made, 1)
+    with pytest.raises(StateError):
+        project.plans.accept(made.evolve(goal="another"), 1)
+
+
+def test_no_gate_is_waived_before_there_is_a_plan(project: Project) -> None:
+    words = ("waive", "T006", "AC1", "--why", "x", "--hours", "1")
+    assert "has no plan yet" in type_command(project.root, *words, expect=4)

@@ -205,7 +205,8 @@ def cancel_task(project: Project, task: str, by: str, why: str) -> Task:
 def waive_gate(project: Project, story: str, gate: str, by: str, why: str, hours: float) -> Story:
     """One gate of a story does not have to pass for `hours`; written down with who and why.
 
-    Raises RefusedError: waive.no_reason, waive.not_a_person, waive.unknown_gate, and what
+    Raises RefusedError: waive.no_reason, waive.not_a_person, waive.no_plan, waive.unknown_gate,
+    and what
     `domain.people.waive` raises.
     """
     if not why.strip():
@@ -247,8 +248,14 @@ def _must_be_a_person(project: Project, name: str) -> None:
 
 def _must_be_a_gate(project: Project, story: str, gate: str) -> None:
     found = project.board().story_by_id.get(story)
-    if found is None or found.plan_version == 0:
+    if found is None:
         return
+    if found.plan_version == 0:
+        raise RefusedError(
+            "waive.no_plan",
+            f"{story} has no plan yet, so it has no gate {gate!r} to waive",
+            hint=f"wait for its plan: oodatcaa show {story}",
+        )
     plan = project.plans.load(story, found.plan_version)
     known = gate_ids(plan)
     if gate not in known:

@@ -44,9 +44,16 @@ class PlanFiles:
         return path
 
     def accept(self, plan: Plan, attempt: int) -> None:
-        """Give the accepted proposal its name and write its two views."""
-        proposal = self.folder(plan.story) / f"plan-v{plan.version}.attempt-{attempt}.json"
-        self._promote(proposal, plan.story, plan.version)
+        """Give the accepted proposal its name and write its two views; a reader may have done so
+        already (see `load`)."""
+        folder = self.folder(plan.story)
+        proposal = folder / f"plan-v{plan.version}.attempt-{attempt}.json"
+        try:
+            self._promote(proposal, plan.story, plan.version)
+        except (StateError, FileNotFoundError):
+            accepted = folder / f"plan-v{plan.version}.json"
+            if not accepted.exists() or read_record(accepted, Plan) != plan:
+                raise
 
     def load(self, story: str, version: int) -> Plan:
         """The accepted plan. Raises StateError when it is missing or unreadable."""
