@@ -324,3 +324,27 @@ def test_probes_state_facts_and_refuse_to_pretend(backend: MlxBackend) -> None:
     assert "pip install axolotl" in caught.value.hint
     with pytest.raises(OodatcaaError, match="no backend 'jax'"):
         ProbedBackend("jax")
+
+
+def test_a_run_made_for_measuring_answers_the_next_forecast(
+    backend: MlxBackend, spec: TrainSpec
+) -> None:
+    before = backend.forecast(spec.evolve(params=spec.params.evolve(rank=3)))
+    assert before.source == "probe"  # measured now: nothing was known of this family
+
+    teacher = MlxBackend(
+        backend.runs,
+        backend.models,
+        reservations=backend.reservations,
+        probes=backend.probes,
+        learns=True,
+    )
+    run = teacher.train(spec.evolve(params=spec.params.evolve(rank=5)))
+    assert run.status is RunStatus.FINISHED
+    asked = backend.estimate(spec.evolve(params=spec.params.evolve(rank=5)))
+    known = teacher._ask(
+        spec.evolve(params=spec.params.evolve(rank=5)), Path(backend.models.resolve(spec.model))
+    )
+    assert asked.source != "probe"
+    assert known.known
+    assert known.answer().total_bytes >= (run.process_peak_bytes or 0)

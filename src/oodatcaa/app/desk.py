@@ -198,7 +198,9 @@ class Workshop:
             agent=agent,
             objective=objective,
             backends=backends,
-            prober=MlxBackend(RunStore(project.work / "probes"), shelf, settings=self.children),
+            prober=MlxBackend(
+                RunStore(project.work / "probes"), shelf, settings=self.children, learns=True
+            ),
             models=shelf,
             datasets=DataShelf(project.models / "data", project.root),
             runs=RunShelf(self.runs, training, say),

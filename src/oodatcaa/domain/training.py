@@ -348,6 +348,13 @@ class RunRecord(Record):
     task: str = ""
     attempt: int = 0
 
+    @property
+    def seconds_per_iteration(self) -> float | None:
+        """Wall time per micro-step, loading and validating included; None before it ended."""
+        if self.finished_at is None or not self.iterations_done:
+            return None
+        return (self.finished_at - self.started_at).total_seconds() / self.iterations_done
+
 
 class TrainProgress(Record):
     """progress.json in the run folder: what a person watching wants to know right now."""

@@ -84,9 +84,7 @@ def _seconds_per_iteration(desk: Desk, story: Story) -> float | None:
     """As measured in the story's last run; None when there is none."""
     facts = desk.facts.get(story.id, TRAINING, TrainingFacts)
     run = desk.runs.read(facts.run_id) if facts else None
-    if run is None or run.finished_at is None or not run.iterations_done:
-        return None
-    return (run.finished_at - run.started_at).total_seconds() / run.iterations_done
+    return run.seconds_per_iteration if run else None
 
 
 def _usable(desk: Desk, previous: Plan) -> tuple[str, ...]:

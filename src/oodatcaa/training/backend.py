@@ -47,7 +47,7 @@ from oodatcaa.training.estimate import (
     estimate_evaluation,
     read_shape,
 )
-from oodatcaa.training.forecast import ProbeCache
+from oodatcaa.training.forecast import ProbeCache, Probed
 from oodatcaa.training.identity import data_facts, machine_facts, pinned, thread_facts
 from oodatcaa.training.metrics import merge_measured, peak, read_memory, read_metrics
 from oodatcaa.training.mlx.blas import accelerator, describe_machine, find_blas
@@ -59,6 +59,8 @@ from oodatcaa.training.protocol import (
     TRAIN_LOG,
     InferRequest,
     InferResult,
+    ProbePoint,
+    ProbeSize,
 )
 from oodatcaa.training.question import Question
 from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
@@ -102,7 +104,11 @@ class MlxBackend:
         probes: ProbeCache | None = None,
         on_wait: Callable[[tuple[Reservation, ...]], None] | None = None,
         settings: ChildSettings = DEFAULTS,
+        learns: bool = False,
     ) -> None:
+        """`learns`: every batch of a finished run had the worst shape of its data (a run made for
+        measuring), so its peaks answer later forecasts."""
+        self.learns = learns
         self.runs = runs
         self.models = models
         self.reservations = reservations or default_reservations()
@@ -185,11 +191,29 @@ class MlxBackend:
         ) as held:
             run = self._create(request)
             try:
-                return self._run(run, request, held, on_progress, should_stop)
+                done = self._run(run, request, held, on_progress, should_stop)
             except BaseException as error:
                 # Ctrl-C, or a callback's error: the child is gone by now, the run must say so.
                 self._give_up(run, error)
                 raise
+        if self.learns and done.status is RunStatus.FINISHED:
+            self._learn(request, done)
+        return done
+
+    def _learn(self, request: _Request, run: RunRecord) -> None:
+        if run.mlx_peak_bytes is None or run.process_peak_bytes is None:
+            return
+        asked = self._ask(request.spec, request.model_path)
+        size = ProbeSize(
+            batch=asked.size.batch, length=asked.size.length, targets=asked.size.targets
+        )
+        point = ProbePoint(
+            size=size,
+            mlx_bytes=run.mlx_peak_bytes,
+            process_bytes=run.process_peak_bytes,
+            step_seconds=run.seconds_per_iteration or 0.0,
+        )
+        self.probes.add(Probed(family=asked.family, points=(point,)))
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Losses of base and adapter in a child of its own, under the request's memory limit."""

@@ -23,6 +23,7 @@ from oodatcaa.training.formulas import (
     Size,
     Terms,
     block_of,
+    heap_bytes,
     inner_width,
     round_up,
     runtime_bytes,
@@ -79,12 +80,22 @@ def estimate_training(
     size = worst_size(params, seq_length, batch_targets)
     weights = _weights(shape, params.quantize_bits, device, fast_cpu)
     found = terms(shape, params, size, weights.bytes, device, fast_cpu)
-    parts = (weights, *_step_parts(shape, params, size, found), _runtime(shape, device))
+    held = found.weights - weights.bytes
+    if held:
+        formula = f"hidden {shape.hidden_size} x vocabulary {shape.vocab_size} x 4, held"
+        weights = weights.evolve(bytes=found.weights, formula=f"{weights.formula}; {formula}")
+    runtime = _runtime(shape, device)
+    runtime = runtime.evolve(bytes=runtime.bytes + heap_bytes(held))
+    parts = (weights, *_step_parts(shape, params, size, found), runtime)
     step = sum(part.bytes for part in parts)
     more = found.weights + found.trained + found.runtime + found.saving - step
     if more > 0:
         formula = "a checkpoint in memory takes this much more than a training step"
         parts = (*parts, MemoryPart(name=SAVING, bytes=more, formula=formula))
+    more = found.weights + 2 * held + found.runtime - sum(part.bytes for part in parts)
+    if more > 0:
+        formula = "making the float32 output layer takes this much more than a training step"
+        parts = (*parts, MemoryPart(name=LOADING, bytes=more, formula=formula))
     more = _making(shape, params, device) - sum(part.bytes for part in parts)
     if more > 0:
         formula = "making the re-quantised copy takes this much more than the training"
@@ -212,6 +223,7 @@ BASELINE = "runtime"
 BLOCK = "one block on its way back"
 SAVING = "saving"
 REQUANTISING = "re-quantising"
+LOADING = "loading"
 
 
 def _advice(part: str) -> str:

@@ -28,7 +28,7 @@ STATE_COPIES = {
 """Moments per trained parameter; Adafactor keeps a row and a column instead of a matrix."""
 UPDATE_COPIES = {Optimizer.ADAFACTOR: 2.0, Optimizer.MUON: 2.0}
 """Temporaries while the optimizer works; one unless named here."""
-RUNTIME_BYTES = {"cpu": 155_000_000, "metal": 500_000_000, "cuda": 1_200_000_000}
+RUNTIME_BYTES = {"cpu": 150_000_000, "metal": 500_000_000, "cuda": 1_200_000_000}
 """Interpreter, libraries and the supervisor's process. Only the CPU's was measured."""
 TOKENIZER_FACTOR = 2
 """A loaded tokenizer per byte of its tokenizer.json."""
@@ -47,9 +47,24 @@ class Kind:
     """Dense copies of a quantised output layer."""
 
 
-FLOAT32 = Kind(itemsize=4, hidden=17.3, width=5.78, kept_scores=4, scores=16, head_copies=3)
+FLOAT32 = Kind(itemsize=4, hidden=17.3, width=5.78, kept_scores=4, scores=16, head_copies=1)
+AT_ONCE = Kind(itemsize=4, hidden=80, width=5, kept_scores=5, scores=0, head_copies=1)
+"""FLOAT32 where layers evaluate as they are met: everything is kept, so nothing comes on top."""
 HALF = Kind(itemsize=2, hidden=14.9, width=4.13, kept_scores=1.73, scores=12, head_copies=0)
 """HALF was fitted on the CPU build in bfloat16; on Metal it is not measured."""
+
+
+CHUNK_BYTES = 16 << 20
+"""Float32 logits of one chunk of the loss: large enough for an efficient product, small because
+MLX allocates ahead of what has been computed."""
+LEAST_ROWS = 32
+AHEAD = 70
+"""Buffers that MLX's CPU device was seen to allocate ahead in a graph; not measured on a GPU."""
+DENSE_AHEAD, MOST_AHEAD_BYTES = 40, 150_000_000
+"""Dequantised matrices in a graph on the CPU: so many of small ones were seen at once."""
+HELD_HEAD_BYTES = 256_000_000
+"""On the CPU an output layer up to this size is held in float32: dequantising it every step takes
+as long as multiplying with it."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +116,43 @@ def loss_copies(version: tuple[int, ...]) -> int:
     return 4 if version >= (0, 32, 1) else 3
 
 
-def kind_for(device: str, fast_cpu: bool) -> Kind:
+def at_once(params: QLoRA, device: str, fast_cpu: bool) -> bool:
+    """Whether the worker evaluates layers as they are met (`training/mlx/vector.py`).
+
+    Not where little is to be kept, and not with layers that would keep too much.
+    """
+    plain = params.fine_tune_type is FineTune.LORA and params.dropout == 0
+    return device == "cpu" and fast_cpu and plain and not params.grad_checkpoint
+
+
+def kind_for(params: QLoRA, device: str, fast_cpu: bool) -> Kind:
+    if at_once(params, device, fast_cpu):
+        return AT_ONCE
     return FLOAT32 if device == "cpu" and fast_cpu else HALF
+
+
+def held_head(shape: ModelShape, params: QLoRA, device: str, fast_cpu: bool) -> int:
+    """Bytes of the output layer's float32 copy that the worker holds all the time."""
+    quantised = shape.bits is not None or params.quantize_bits is not None
+    size = 4 * shape.hidden_size * shape.vocab_size
+    wanted = device == "cpu" and fast_cpu and quantised and not shape.dense_logits
+    return size if wanted and size <= HELD_HEAD_BYTES else 0
+
+
+def chunk_bytes(shape: ModelShape) -> int:
+    """Logits of one chunk of the loss."""
+    return 4 * shape.vocab_size * max(LEAST_ROWS, CHUNK_BYTES // (4 * shape.vocab_size))
+
+
+def _loss(shape: ModelShape, params: QLoRA, size: Size, device: str, fast_cpu: bool) -> int:
+    """What the output layer's cross entropy takes at its peak."""
+    targets = size.tokens if shape.dense_logits else size.targets
+    logits = round_up(targets, TARGETS_TO) * shape.vocab_size * 4
+    if shape.dense_logits:
+        return loss_copies(mlx_version()) * logits
+    if at_once(params, device, fast_cpu):
+        return min(2 * chunk_bytes(shape), loss_copies(mlx_version()) * logits)
+    return min(AHEAD * chunk_bytes(shape), logits)
 
 
 def block_of(shape: ModelShape) -> BlockShape:
@@ -163,7 +213,7 @@ def terms(
     shape: ModelShape, params: QLoRA, size: Size, weights: int, device: str, fast_cpu: bool
 ) -> Terms:
     """All terms of one step; `weights` is what the loaded model takes."""
-    kind = kind_for(device, fast_cpu)
+    kind = kind_for(params, device, fast_cpu)
     blocks = trained_blocks(shape, params)
     layer = round(size.tokens * (kind.hidden * shape.hidden_size + kind.width * inner_width(shape)))
     scores = size.batch * shape.num_heads * size.length**2
@@ -171,19 +221,22 @@ def terms(
     trained = trained_parameters(shape, params)
     inputs = blocks * size.tokens * shape.hidden_size * kind.itemsize
     quantised = shape.bits is not None or params.quantize_bits is not None
-    targets = size.tokens if shape.dense_logits else size.targets
     largest = max((m.rows * m.columns for m in block_of(shape).matrices), default=0)
-    dense = 2 * kind.itemsize * largest if quantised and kind.head_copies else 0
+    matrix = kind.itemsize * largest if quantised and kind.head_copies else 0
+    ahead = min(DENSE_AHEAD * matrix, MOST_AHEAD_BYTES) if kind is FLOAT32 else 0
+    dense = max(2 * matrix, ahead)
     head = kind.head_copies * kind.itemsize * shape.hidden_size * shape.vocab_size
+    held = held_head(shape, params, device, fast_cpu)
+    block = (2 * one if params.grad_checkpoint else one) + dense
     return Terms(
-        weights=weights,
+        weights=weights + held,
         trained=round(4 * trained * _copies(params)),
         kept=inputs if params.grad_checkpoint else blocks * one,
-        loss=loss_copies(mlx_version()) * round_up(targets, TARGETS_TO) * shape.vocab_size * 4,
-        block=(2 * one if params.grad_checkpoint else one) + dense,
+        loss=_loss(shape, params, size, device, fast_cpu),
+        block=dense if kind is AT_ONCE else block,
         scores=round(kind.scores * scores),
-        head=head if quantised else 0,
-        runtime=runtime_bytes(shape, device),
+        head=head if quantised and not held else 0,
+        runtime=runtime_bytes(shape, device) + heap_bytes(held),
         saving=round(4 * trained * (1.2 * max(1.0, STATE_COPIES[params.optimizer]))),
     )
 
@@ -202,6 +255,11 @@ def _dora(shape: ModelShape, params: QLoRA, kind: Kind) -> int:
     if params.fine_tune_type is not FineTune.DORA:
         return 0
     return 2 * kind.itemsize * sum(m.rows * m.columns for m in adapted(shape, params))
+
+
+def heap_bytes(held: int) -> int:
+    """What the heap keeps of making the float32 output layer; half of it was seen."""
+    return held // 2
 
 
 def runtime_bytes(shape: ModelShape, device: str) -> int:

@@ -159,12 +159,15 @@ def _refusal(bench: Bench, facts: records.ProfileFacts) -> Failure:
 
 
 def probe_params(params: QLoRA, tokens: int) -> QLoRA:
-    """Two iterations at the plan's batch, with at most `tokens` tokens a batch."""
+    """Two iterations at the plan's batch, with at most `tokens` tokens a batch.
+
+    They accumulate if the plan does, so that the training can be forecast from them.
+    """
     length = max(32, min(params.max_seq_length, tokens // params.batch_size // 32 * 32))
     return params.evolve(
         max_seq_length=length,
         iters=2,
-        grad_accumulation_steps=1,
+        grad_accumulation_steps=min(2, params.grad_accumulation_steps),
         warmup_steps=0,
         val_batches=1,
         steps_per_eval=1000,

@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.models import activations, base
+from mlx_lm.tuner.lora import LoRALinear
 
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.protocol import fast_cpu_wanted
@@ -84,6 +85,53 @@ def _product_at_once(stored: _Stored, x: mx.array) -> mx.array:
         return cotangent @ stored.dense(cotangent.dtype)
 
     result: Any = product(x)
+    found: mx.array = result
+    return found
+
+
+_stock_lora = LoRALinear.__call__
+
+
+def _lora(layer: LoRALinear, x: mx.array) -> mx.array:
+    """`LoRALinear`, in one piece inside of `at_once()`.
+
+    A trace keeps whatever was evaluated in it: the stock layer's product, its low-rank part, that
+    part scaled and their sum would all stay until the backward pass, and none is needed there.
+    """
+    base = layer.linear
+    dropped = layer.training and layer.dropout._p_1 < 1
+    plain = isinstance(base, DenseProductLinear) and x.dtype == mx.float32 and not dropped
+    if not (vector.active() and plain) or x.size == x.shape[-1]:
+        result: mx.array = _stock_lora(layer, x)
+        return result
+    return _adapted_product(base.stored, base.get("bias"), layer.scale, x, layer)
+
+
+def _adapted_product(
+    stored: _Stored, bias: mx.array | None, scale: float, x: mx.array, layer: LoRALinear
+) -> mx.array:
+    offset = None if bias is None else vector.cut(bias)
+
+    @mx.custom_function
+    def product(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
+        x, a, b = vector.cut(x), vector.cut(a), vector.cut(b)
+        y = x @ stored.dense(x.dtype).T + ((x @ a) * scale) @ b
+        y = y if offset is None else y + offset
+        mx.eval(y)
+        return y
+
+    @product.vjp
+    def product_vjp(
+        primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        x, a, b = primals
+        low = (cotangent @ b.T) * scale
+        rows = x.reshape(-1, x.shape[-1])
+        d_a = rows.T @ low.reshape(-1, low.shape[-1])
+        d_b = ((rows @ a) * scale).T @ cotangent.reshape(-1, cotangent.shape[-1])
+        return cotangent @ stored.dense(cotangent.dtype) + low @ a.T, d_a, d_b
+
+    result: Any = product(x, layer.lora_a, layer.lora_b)
     found: mx.array = result
     return found
 
@@ -163,6 +211,7 @@ def _route(model: nn.Module) -> None:
     mlx-lm's models import both by name, so it is their names that are bound anew, in this process
     only. A model that calls something else keeps it: slower, and just as right.
     """
+    LoRALinear.__call__ = _lora
     for name in {type(module).__module__ for module in model.modules()}:
         home: Any = sys.modules[name]
         if getattr(home, "swiglu", None) is activations.swiglu:

@@ -14,25 +14,20 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from oodatcaa.training.formulas import CHUNK_BYTES, HELD_HEAD_BYTES, LEAST_ROWS
 from oodatcaa.training.mlx import vector
-
-CHUNK_BYTES = 16 << 20
-"""Float32 logits of one chunk: large enough for an efficient product, small because MLX allocates
-up to some 17 such buffers ahead of what has been computed."""
-LEAST_ROWS = 32
-DENSE_BYTES = 256_000_000
-"""On the CPU an output layer up to this size is held in float32: dequantising it every step takes
-as long as multiplying with it."""
 
 
 class FrozenHead:
     """`hidden -> logits` of a frozen linear or embedding layer, outside of MLX's module tree.
 
-    mlx-lm traces every array of the module tree; these references are not traced.
+    mlx-lm traces every array of the module tree; these references are not traced. `dense`: the
+    CPU's way, multiply with a float32 matrix. Inside of `vector.at_once()` every chunk is evaluated
+    as it is met; outside the chunks are part of MLX's graph.
     """
 
-    def __init__(self, layer: Any, *, eager: bool) -> None:
-        self.eager = eager
+    def __init__(self, layer: Any, *, dense: bool) -> None:
+        self.dense = dense
         self.quantised = isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
         self._weight: mx.array = layer["weight"]
         self._scales, self._biases = layer.get("scales"), layer.get("biases")
@@ -45,9 +40,9 @@ class FrozenHead:
             }
         self.vocabulary = int(self._weight.shape[0])
         self._dense: mx.array | None = None
-        if eager and self.quantised:
+        if dense and self.quantised:
             width = self._weight.shape[1] * 32 // layer.bits
-            if 4 * self.vocabulary * width <= DENSE_BYTES:
+            if 4 * self.vocabulary * width <= HELD_HEAD_BYTES:
                 self._dense = self._dequantised()
                 mx.eval(self._dense)
 
@@ -58,13 +53,13 @@ class FrozenHead:
         dense: mx.array = mx.dequantize(
             some(self._weight), some(self._scales), some(self._biases), **self._how
         )
-        return dense.astype(mx.float32) if self.eager else dense
+        return dense.astype(mx.float32) if self.dense else dense
 
     def _matrix(self) -> mx.array | None:
         """What is multiplied with densely; None = the quantised product."""
         if not self.quantised:
             return self._weight
-        if not self.eager:
+        if not self.dense:
             return None
         return self._dense if self._dense is not None else self._dequantised()
 
@@ -77,11 +72,11 @@ class FrozenHead:
 
         @mx.custom_function
         def summed(h: mx.array) -> tuple[mx.array, mx.array]:
-            rows = vector.cut(h) if self.eager else h
+            rows = vector.cut(h) if vector.active() else h
             losses, gradient = self._run(rows, targets, weights)
             assert gradient is not None
             value = (losses * weights).sum()
-            if self.eager:
+            if vector.active():
                 mx.eval(value, gradient)
             return value, gradient
 
@@ -106,14 +101,14 @@ class FrozenHead:
         for start in range(0, hidden.shape[0], size):
             part = slice(start, start + size)
             rows = hidden[part]
-            if losses and not self.eager:
+            if losses and not vector.active():
                 rows = mx.depends([rows], [(gradients or losses)[-1]])[0]
             weight = None if weights is None else weights[part]
             loss, gradient = self._chunk(matrix, rows, targets[part], weight)
             losses.append(loss)
             if gradient is not None:
                 gradients.append(gradient)
-            if self.eager:
+            if vector.active():
                 mx.eval(loss, *gradients[-1:])
         together = mx.concatenate(gradients) if gradients else None
         return mx.concatenate(losses), together
@@ -126,7 +121,7 @@ class FrozenHead:
             logits = logits + self._bias
         chosen = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
         top = logits.max(axis=-1, keepdims=True)
-        if self.eager:
+        if vector.active():
             mx.eval(chosen, top)
             e = vector.exp_of(logits - top)
         else:
@@ -163,10 +158,10 @@ class FrozenHead:
         return matrix[targets] if matrix is not None else self._dequantised(targets)
 
 
-def frozen_head(layer: Any, *, eager: bool) -> FrozenHead | None:
+def frozen_head(layer: Any, *, dense: bool) -> FrozenHead | None:
     """None for a layer that is trained, or of a kind with a product of its own."""
     plain = (nn.Linear, nn.Embedding, nn.QuantizedLinear, nn.QuantizedEmbedding)
     known = type(layer) in plain or getattr(layer, "multiplies_densely", False)
     if not known or tree_flatten(layer.trainable_parameters()):
         return None
-    return FrozenHead(layer, eager=eager)
+    return FrozenHead(layer, dense=dense)

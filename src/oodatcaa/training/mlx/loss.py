@@ -68,15 +68,17 @@ def split_head(model: Any) -> Split:
     # Fresh adapter layers are in training mode: dropout would spoil the comparison, and move the
     # random state that a resumed run has just restored.
     model.eval()
-    try:
-        ours = head(model, _inner(model, tokens))
-    except (AttributeError, TypeError, ValueError):
-        return WHOLE
-    theirs = model(tokens)
+    # In a graph MLX would allocate a hundred operations ahead: the whole model's matrices at once.
+    with vector.at_once() if fast_cpu() else nullcontext():
+        try:
+            ours = head(model, _inner(model, tokens))
+        except (AttributeError, TypeError, ValueError):
+            return WHOLE
+        theirs = model(tokens)
     if ours.shape != theirs.shape or not mx.allclose(ours, theirs, rtol=1e-3, atol=1e-3).item():
         return WHOLE
     layer = model.lm_head if "lm_head" in model else model.model.embed_tokens
-    return replace(candidate, frozen=frozen_head(layer, eager=fast_cpu()))
+    return replace(candidate, frozen=frozen_head(layer, dense=fast_cpu()))
 
 
 def token_losses(

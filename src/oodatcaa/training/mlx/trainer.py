@@ -24,10 +24,11 @@ from oodatcaa.training.checkpoints import (
     checkpoint_name,
     verify,
 )
+from oodatcaa.training.formulas import at_once
 from oodatcaa.training.identity import installed_versions
 from oodatcaa.training.mlx import setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, Examples, read_split, tokenize
-from oodatcaa.training.mlx.blas import Blas, describe_machine
+from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine
 from oodatcaa.training.mlx.checkpoints import (
     DISK_FULL,
     DiskFullError,
@@ -132,9 +133,8 @@ class Run:
             # must find the input that it was given, not the one that the prefix replaces.
             grad_checkpoint(network.layers[0])
         self.prefix = frozen_prefix(network) if fast_cpu() else None
-        # Gradient checkpointing is there to keep little; evaluating inside of a trace keeps more.
-        at_once = fast_cpu() and not self.params.grad_checkpoint
-        loss = make_loss(split, prefix=self.prefix, at_once=at_once)
+        eager = at_once(self.params, accelerator(), fast_cpu())
+        loss = make_loss(split, prefix=self.prefix, at_once=eager)
         self.monitor = Monitor(
             self.folder,
             self.spec,
