@@ -302,3 +302,11 @@ def test_a_reader_that_was_faster_does_not_break_the_acceptance_of_a_plan(projec
 def test_no_gate_is_waived_before_there_is_a_plan(project: Project) -> None:
     words = ("waive", "T006", "AC1", "--why", "x", "--hours", "1")
     assert "has no plan yet" in type_command(project.root, *words, expect=4)
+
+
+def test_an_agent_of_the_crew_can_not_approve_or_cancel(project: Project) -> None:
+    before = project.board()
+    for words in (("approve", "T006"), ("cancel", "T006")):
+        shown = type_command(project.root, *words, "--why", "x", "--as", "builder-A", expect=4)
+        assert "person.needed" in shown
+    assert project.board() == before

@@ -203,3 +203,9 @@ def test_every_bad_line_is_named(tmp_path: Path, model: Any) -> None:
 def test_text_with_masked_prompts_is_one_clear_error(model: Any) -> None:
     with pytest.raises(OodatcaaError, match="masking"):
         tokenize([{"text": "a"}], model[1], mask_prompt=True, max_seq_length=64)
+
+
+def test_a_line_separator_inside_of_a_string_does_not_end_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "one\u2028two\u0085three"}\n{"text": "four"}\n', encoding="utf-8")
+    assert [row["text"] for row in read_split(path)] == ["one\u2028two\u0085three", "four"]

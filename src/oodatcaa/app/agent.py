@@ -16,8 +16,10 @@ from oodatcaa.app.sprint_view import negotiate_and_show
 from oodatcaa.domain.negotiation import Claim, Stop, next_action
 from oodatcaa.domain.submission import fail_task
 from oodatcaa.domain.task import Failure, Role, Task
-from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.errors import OodatcaaError, RefusedError, StateError
 
+LATE = frozenset({"submission.late", "submission.wrong_state", "lease.lost", "lease.not_yours"})
+"""Refusals that mean: somebody else holds the task by now, or it moved on."""
 POLL_SECONDS = 0.3
 ROUND_SECONDS = 1.0
 """A dead owner is looked for so often even when nothing else happens; it is noticed within 2 s."""
@@ -115,7 +117,8 @@ def _work(
     broadcast.on(task.id)
     broadcast.say(f"{task.id} claimed (attempt {task.attempt}): {task.title}")
     started = datetime.now(UTC)
-    with Heartbeat(project.store, task, name, project.policy.heartbeat_seconds) as heart:
+    beat_seconds = project.policy.heartbeat_seconds
+    with Heartbeat(project.store, task, name, beat_seconds, broadcast.say) as heart:
 
         def stopping() -> bool:
             return should_stop() or heart.lost.is_set()
@@ -142,9 +145,17 @@ def _work(
             if not heart.lost.is_set():
                 _give_back(project, task, name, why)
         except RefusedError as error:
-            # A late result, a lost lease: refused as progress; the evidence is kept.
+            # A late result, a lost lease: refused as progress; the evidence is kept. Whatever else
+            # was refused would be refused again: given back, it would be claimed for ever.
             broadcast.say(f"{task.id} refused: {error.message}")
-            _give_back(project, task, name, f"refused: {error.message}")
+            if error.code in LATE or heart.lost.is_set():
+                _give_back(project, task, name, f"refused: {error.message}")
+            else:
+                _fail(project, task, name, error.code, error.message)
+        except StateError as error:
+            # The queue's files, not the work: the next attempt goes on from what is there.
+            broadcast.say(f"{task.id} given back: {error.message}")
+            _give_back(project, task, name, error.message)
         except OodatcaaError as error:
             broadcast.say(f"{task.id} failed: {error.message}")
             _fail(project, task, name, error.code, error.message)

@@ -16,6 +16,7 @@ from oodatcaa.gates.runner import GateRunner
 from oodatcaa.gates.store import EvidenceStore
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.desk import Desk
+from oodatcaa.training.runs import RunStore
 
 
 class Checker:
@@ -79,7 +80,12 @@ class Checker:
             self._project.repo,
             store,
             self._project.config.gates,
-            metrics=ArtefactMetrics(self._desk, plan, self._project.repo.file_at),
+            metrics=ArtefactMetrics(
+                self._desk,
+                plan,
+                self._project.repo.file_at,
+                RunStore(self._project.work / "probes"),
+            ),
             should_stop=self._desk.should_stop,
         )
 

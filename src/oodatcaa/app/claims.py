@@ -99,7 +99,16 @@ def let_go(store: Store, *, task: str, owner: str, attempt: int, why: str) -> Ta
 class Heartbeat:
     """Renews a lease in the background; `lost` is set once the lease is somebody else's."""
 
-    def __init__(self, store: Store, task: Task, owner: str, seconds: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        task: Task,
+        owner: str,
+        seconds: float,
+        on_trouble: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`on_trouble` is told, once per kind, why the lease could not be renewed."""
+        self._trouble = on_trouble
         self._beat: Callable[[], Task] = lambda: beat(
             store, task=task.id, owner=owner, attempt=task.attempt
         )
@@ -119,8 +128,12 @@ class Heartbeat:
                 self.error = error
                 self.lost.set()
                 return
-            except Exception as error:  # noqa: BLE001 - reported by the agent loop, then retried
+            except Exception as error:  # noqa: BLE001 - told, and tried again at the next beat
+                if str(error) != str(self.error):
+                    self._trouble(f"the lease could not be renewed: {error}")
                 self.error = error
+            else:
+                self.error = None
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()

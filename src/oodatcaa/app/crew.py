@@ -24,6 +24,10 @@ from oodatcaa.kit.locks import FileLock
 from oodatcaa.kit.process import Child
 
 MAX_RESTARTS = 5
+RESTART_WINDOW_SECONDS = 600.0
+"""So many deaths within this time mean that an agent keeps dying; over a night some are normal."""
+LEAST_LIFE_SECONDS = 3.0
+"""An agent that ends in peace sooner than this, while there is a sprint, counts as dying."""
 STOP_GRACE_SECONDS = 150.0
 """Longer than a training child gets for ending its iteration and saving a checkpoint."""
 TICK_SECONDS = 0.25
@@ -38,8 +42,13 @@ class Member:
     name: str
     role: Role
     child: Child | None = None
-    restarts: int = 0
-    finished: bool = False
+    started: float = 0.0
+    deaths: list[float] = field(default_factory=list)
+    """When it died, or ended at once although there is a sprint (monotonic seconds)."""
+
+    def keeps_dying(self, now: float) -> bool:
+        self.deaths = [at for at in self.deaths if now - at < RESTART_WINDOW_SECONDS]
+        return len(self.deaths) > MAX_RESTARTS
 
 
 @dataclass(frozen=True)
@@ -152,18 +161,21 @@ class Crew:
 
     def _keep_alive(self) -> bool:
         """Start what is not running. False when an agent keeps dying: a person has to look."""
+        now = time.monotonic()
         for member in self.members:
             if member.child is not None:
                 code = member.child.poll()
                 if code is None:
                     continue
                 member.child = None
+                if code != 0 or now - member.started < LEAST_LIFE_SECONDS:
+                    member.deaths.append(now)
                 if code != 0:
-                    member.restarts += 1
                     self.problems.append(f"{member.name} ended with {code}; see {self.log(member)}")
-            if member.restarts > MAX_RESTARTS:
+            if member.keeps_dying(now):
                 return False
             member.child = self._start(member)
+            member.started = now
         return True
 
     def log(self, member: Member) -> Path:

@@ -28,6 +28,7 @@ from oodatcaa.training.datasets import find_problems
 from oodatcaa.training.hashes import file_sha256
 from oodatcaa.training.metrics import read_metrics
 from oodatcaa.training.protocol import ADAPTER_FILE, MEMORY_FILE, METRICS_FILE
+from oodatcaa.training.runs import RunStore
 
 VALID_EXAMPLES = 16
 
@@ -39,9 +40,15 @@ class ArtefactMetrics:
     """
 
     def __init__(
-        self, desk: Desk, plan: Plan, read_file: Callable[[str, str], bytes | None]
+        self,
+        desk: Desk,
+        plan: Plan,
+        read_file: Callable[[str, str], bytes | None],
+        probes: RunStore,
     ) -> None:
+        """`probes`: where runs made for measuring are kept."""
         self._desk = desk
+        self._probes = probes
         self._plan = plan
         self._read_file = read_file
 
@@ -104,8 +111,10 @@ class ArtefactMetrics:
 
     def _probe_peak_memory(self, request: GateRequest) -> MetricValue:
         facts = self._desk.facts.get(request.story, records.PROFILE, records.ProfileFacts)
-        peak = facts.probe_peak_bytes if facts else None
-        return MetricValue(value=peak, detail="memory watcher of the probe run")
+        if facts is None or not facts.probe_run:
+            return MetricValue(value=None, detail="no probe run is recorded")
+        run = self._probes.read(self._plan.backend, facts.probe_run)
+        return _peak_in(self._probes.folder(run))
 
     @cached_property
     def _inference(self) -> InferenceProbe:
@@ -167,16 +176,7 @@ class ArtefactMetrics:
     # -- training
 
     def _peak_memory(self, _: GateRequest) -> MetricValue:
-        samples = read_samples(self._run_dir / MEMORY_FILE)
-        metrics = read_metrics(self._run_dir / METRICS_FILE)
-        tree = max((sample.tree_bytes for sample in samples), default=None)
-        inner = max((line.mlx_peak_bytes for line in metrics.train), default=None)
-        if tree is None or inner is None:
-            return MetricValue(value=None, detail="the run left no memory samples")
-        return MetricValue(
-            value=max(tree, inner),
-            detail=f"largest of {len(samples)} kept samples and mlx's own peak",
-        )
+        return _peak_in(self._run_dir)
 
     def _nonfinite_tensors(self, _: GateRequest) -> MetricValue:
         import numpy
@@ -278,6 +278,20 @@ class ArtefactMetrics:
         if data is None:
             raise OodatcaaError("gate.no_file", f"{path} is not at commit {request.commit[:12]}")
         return data.decode("utf-8")
+
+
+def _peak_in(folder: Path) -> MetricValue:
+    """The peak of the run in `folder`, from the watcher's samples and MLX's own counter."""
+    samples = read_samples(folder / MEMORY_FILE)
+    metrics = read_metrics(folder / METRICS_FILE)
+    tree = max((sample.tree_bytes for sample in samples), default=None)
+    inner = max((line.mlx_peak_bytes for line in metrics.train), default=None)
+    if tree is None or inner is None:
+        return MetricValue(value=None, detail="the run left no memory samples")
+    return MetricValue(
+        value=max(tree, inner),
+        detail=f"largest of {len(samples)} kept samples and mlx's own peak",
+    )
 
 
 def _drop(result: EvalResult) -> MetricValue:

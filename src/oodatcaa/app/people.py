@@ -17,7 +17,7 @@ from oodatcaa.domain.evidence import Waiver
 from oodatcaa.domain.goal_gates import goal_gates, person_gates
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.states import role_holding, role_wanted, tasks_of
-from oodatcaa.domain.task import Artefact, Failure, Role, Story, Subtask, Task
+from oodatcaa.domain.task import Artefact, Failure, ProcessLease, Role, Story, Subtask, Task
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.roles.desk import BuildResult
 
@@ -191,12 +191,16 @@ def _submit_plan_file(project: Project, task: Task, owner: str, path: Path | Non
 
 
 def approve_story(project: Project, story: str, by: str, why: str) -> Story:
+    """Raises RefusedError `person.needed` for an agent of the crew, and what the rule raises."""
+    _no_agent(project, by, "approve")
     return project.store.transact(
         lambda board, now: people.approve(board, now, story=story, by=by, why=why)
     )
 
 
 def cancel_task(project: Project, task: str, by: str, why: str) -> Task:
+    """Raises RefusedError `person.needed` for an agent of the crew, and what the rule raises."""
+    _no_agent(project, by, "cancel")
     return project.store.transact(
         lambda board, now: people.cancel(board, now, task=task, by=by, why=why)
     )
@@ -227,6 +231,29 @@ def waive_gate(project: Project, story: str, gate: str, by: str, why: str, hours
     )
 
 
+def _no_agent(project: Project, name: str, verb: str) -> None:
+    """Whoever works as a process of the crew can not decide for a person."""
+    held = [
+        task.id
+        for task in tasks_of(project.board())
+        if isinstance(task.lease, ProcessLease) and task.lease.owner == name
+    ]
+    if held or _is_crew(project, name):
+        what = f"works on {held[0]}" if held else "is an agent of the crew"
+        raise RefusedError(
+            "person.needed",
+            f"{name} {what}; only a person can {verb}",
+            hint=f"a person types it: oodatcaa {verb} … --as YOUR-NAME",
+        )
+
+
+def _is_crew(project: Project, name: str) -> bool:
+    crew = {f"{role.value}-" for role in Role} | {
+        f"{item.name}-" for item in project.roster.definitions
+    }
+    return any(name.startswith(start) for start in crew)
+
+
 def _must_be_a_person(project: Project, name: str) -> None:
     """An agent of the crew, or whoever holds a task under that name, can not waive."""
     holds = [
@@ -234,10 +261,7 @@ def _must_be_a_person(project: Project, name: str) -> None:
         for task in tasks_of(project.board())
         if task.lease is not None and task.lease.owner == name
     ]
-    crew = {f"{role.value}-" for role in Role} | {
-        f"{item.name}-" for item in project.roster.definitions
-    }
-    if holds or any(name.startswith(start) for start in crew):
+    if holds or _is_crew(project, name):
         what = f"holds {holds[0]}" if holds else "is an agent of the crew"
         raise RefusedError(
             "waive.not_a_person",

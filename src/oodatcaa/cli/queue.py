@@ -46,7 +46,7 @@ def negotiate(json: AsJson = False) -> None:
     from oodatcaa.views.sprint import negotiation_text
 
     project = open_project()
-    if project.board().sprint is None:
+    if project.board().sprint is None and not json:
         say("no sprint; next: oodatcaa sprint new")
         return
     found = negotiate_and_show(project)

@@ -81,7 +81,8 @@ def read_split(path: Path) -> list[dict[str, Any]]:
             f"{path} can not be read: {error}",
             hint="a data folder holds train.jsonl, valid.jsonl and test.jsonl",
         ) from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    # JSON strings may hold U+2028 and its like, at which splitlines() would cut.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
