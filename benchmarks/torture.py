@@ -84,6 +84,12 @@ class Torture:
                 self.auditor.look()
         self.finish()
 
+    def end_all(self) -> None:
+        """Whatever went wrong here, nobody is left behind."""
+        for one, _ in self.people.values():
+            one.kill()
+            one.join()
+
     def missing(self) -> list[str]:
         return [point for point in POINTS if not self.toll.struck[point]]
 
@@ -113,7 +119,14 @@ class Torture:
         return Fate(kind, seed=seed)
 
     def act(self) -> bool:
-        pid = self.chance.choice(list(self.people))
+        """One misfortune, perhaps; False when nothing happened."""
+        try:
+            return self._act(self.chance.choice(list(self.people)))
+        except ProcessLookupError:
+            # It died by itself, and multiprocessing collects the dead whenever it starts another.
+            return False
+
+    def _act(self, pid: int) -> bool:
         dice = self.chance.random()
         if dice < 0.12:
             os.kill(pid, signal.SIGKILL)
@@ -284,7 +297,10 @@ def main() -> int:
     seed = given.seed if given.seed is not None else random.randrange(1 << 30)
     with tempfile.TemporaryDirectory(dir=given.place) as made:
         torture = Torture(Path(made) / "work", given.processes, given.tasks, seed)
-        torture.run(given.seconds)
+        try:
+            torture.run(given.seconds)
+        finally:
+            torture.end_all()
         return report(torture, given, seed)
 
 

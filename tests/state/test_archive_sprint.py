@@ -54,3 +54,17 @@ def test_a_sprint_is_archived_once_and_only_the_open_one(tmp_path: Path) -> None
         store.archive_sprint(1, empty)
     assert caught.value.code == "sprint.archived_already"
     assert store.read().sprint == sprint(1)
+
+
+def test_a_closed_sprints_queue_file_does_not_bring_it_back(tmp_path: Path) -> None:
+    told: list[str] = []
+    store = QueueStore(tmp_path, on_notice=told.append)
+    store.transact(begin(2))
+    store.flush()
+    closed = (tmp_path / QUEUE_FILE).read_bytes()
+    store.archive_sprint(1, empty)
+    (tmp_path / QUEUE_FILE).write_bytes(closed)
+
+    assert store.read().sprint is None
+    assert any("refused" in line for line in told)
+    assert list(tmp_path.glob("SPRINT_QUEUE.rejected-*.json"))

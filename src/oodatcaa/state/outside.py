@@ -81,7 +81,10 @@ class OutsideHands:
         if found.seq > replica.seq:
             why = f"seq: it says {found.seq}, but the journal ends at {replica.seq}"
             return Change(), [f"{why}; it comes from another queue, or the journal was replaced"]
-        origin = self._journal.board_at(found.seq)
+        # The seq at which a sprint was closed names two boards: the old one's last, the new one's
+        # first. No file of the new one was ever written with it.
+        closed = 0 < self._journal.since and found.seq <= self._journal.since
+        origin = None if closed else self._journal.board_at(found.seq)
         if origin is None:
             return Change(), [_older(found.seq, replica.seq)]
         wanted = found.board()
