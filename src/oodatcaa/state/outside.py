@@ -83,7 +83,7 @@ class OutsideHands:
             return Change(), [f"{why}; it comes from another queue, or the journal was replaced"]
         # The seq at which a sprint was closed names two boards: the old one's last, the new one's
         # first. No file of the new one was ever written with it.
-        closed = 0 < self._journal.since and found.seq <= self._journal.since
+        closed = self._journal.since > 0 and found.seq <= self._journal.since
         origin = None if closed else self._journal.board_at(found.seq)
         if origin is None:
             return Change(), [_older(found.seq, replica.seq)]
