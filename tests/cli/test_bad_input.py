@@ -133,7 +133,7 @@ def test_a_limit_below_what_loading_needs(tmp_path: Path, tiny: tuple[Path, Path
     project = new_project(tmp_path / "project", model=tiny[0], data=tiny[1], limit="1MB")
     text = complaint(type_in(project, "sprint", "new"), "memory.below_loading", EXIT_REFUSED)
     assert "1MB" in text
-    assert "runtime: 0.20 GB" in text
+    assert "runtime: 0." in text
     assert no_sprint_was_opened(project)
 
 

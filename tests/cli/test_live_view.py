@@ -121,8 +121,10 @@ def on_a_terminal(folder: Path, *words: str) -> tuple[int, str]:
     seen = b""
     deadline = time.monotonic() + 200
     try:
+        waiting = select.poll()
+        waiting.register(leader, select.POLLIN)
         while time.monotonic() < deadline:
-            if select.select([leader], [], [], 0.2)[0]:
+            if waiting.poll(200):
                 try:
                     seen += os.read(leader, 65536)
                 except OSError:  # Linux says so when the last writer is gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -190,3 +191,18 @@ def test_kill_9_of_the_starter_ends_the_whole_tree(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
     wait_until(lambda: not is_alive(*child))
+
+
+def test_a_starter_that_holds_many_files_can_start_children(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        argv = [sys.executable, "-c", "print('here')"]
+        log = tmp_path / "log"
+        with Child.start(argv, cwd=tmp_path, env=dict(os.environ), log_path=log) as child:
+            assert child.wait(60) == 0
+        assert log.read_text() == "here\n"
+    finally:
+        for one in held:
+            os.close(one)

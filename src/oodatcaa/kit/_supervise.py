@@ -156,9 +156,13 @@ def main() -> None:
         signal.signal(number, lambda *_: asked.append(True))
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     target = start(sys.argv[5:], control, oom_first, sys.argv[4])
+    # Not select(): it can not watch descriptors from 1024 on, and a starter may hold many.
+    waiting = select.poll()
+    for end in (control, wake):
+        waiting.register(end, select.POLLIN)
     status = None
     while status is None:
-        ready, _, _ = select.select([control, wake], [], [], 1.0)
+        ready = [end for end, _ in waiting.poll(1000)]
         if wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
