@@ -6,17 +6,17 @@ import pytest
 
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.task import SubtaskStatus
-from oodatcaa.state.changes import Change, Replica, Transaction
+from oodatcaa.state.changes import Change, Replica
 from queue_making import START, story, subtask
 
 
 def test_a_line_that_could_not_be_read_is_read_again() -> None:
     replica = Replica(Board(stories=(story(),), subtasks=(subtask(),)), seq=1, at=START)
     done = subtask(status=SubtaskStatus.IN_PROGRESS)
-    line = Transaction.of(Change(subtasks=(done,)), (), seq=2, revision=2, at=START)
+    line = Change(subtasks=(done,))
     fails = [OSError("not now"), OSError("not now"), None]
 
-    def read() -> Transaction:
+    def read() -> Change:
         error = fails.pop(0)
         if error is not None:
             raise error

@@ -80,9 +80,9 @@ def make_demo_project(folder: Path) -> Project:
     write_atomic(folder / "pyproject.toml", PYPROJECT)
     objective = objective_text(
         title="Teach a small model to write Python functions",
-        batch_size=32,
+        batch_size=16,
         max_seq_length=2048,
-        iters=5,
+        iters=10,
         learning_rate="1e-3",
         minutes=30,
         eval_examples=32,

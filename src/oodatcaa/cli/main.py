@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import typer
@@ -20,13 +21,20 @@ from oodatcaa.cli import (
 )
 from oodatcaa.cli.show import guarded
 
-app = typer.Typer(
-    help="A crew of agents that fine-tunes language models inside a hard memory budget.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+PROGRAM = "oodatcaa"
+
+
+def _typer(help: str | None = None) -> typer.Typer:
+    return typer.Typer(
+        help=help,
+        no_args_is_help=help is not None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _typer("A crew of agents that fine-tunes language models inside a hard memory budget.")
 project.register(app)
 queue.register(app)
 history.register(app)
@@ -43,4 +51,18 @@ def main() -> None:
     """Entry point. `--debug` anywhere shows tracebacks."""
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
-    guarded(lambda: app(arguments, prog_name="oodatcaa", standalone_mode=True), debug=debug)
+    try:
+        guarded(lambda: _run(arguments), debug=debug)
+    finally:
+        gc.freeze()  # or the interpreter's last collection looks at every class again
+
+
+def _run(words: list[str]) -> None:
+    """A plain command runs alone: to read the signatures of all others takes noticeable time."""
+    named = [item for item in app.registered_commands if words and item.name == words[0]]
+    if not named:
+        app(words, prog_name=PROGRAM)
+        return
+    alone = _typer()
+    alone.registered_commands = named
+    alone(words[1:], prog_name=f"{PROGRAM} {words[0]}")

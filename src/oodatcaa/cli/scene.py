@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 
 from oodatcaa.app.activity import Activity, read_activities
 from oodatcaa.app.project import Project
-from oodatcaa.domain.board import Board
-from oodatcaa.domain.ports import Logged
+from oodatcaa.domain.board import Board, Event
 from oodatcaa.domain.progress import Progress, progress
 from oodatcaa.domain.training import TrainProgress
 
@@ -59,12 +58,26 @@ class Observer:
     project: Project
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
     _revision: int = -1
+    _told: tuple[int, int] | None = None
+    _told_revision: int = -1
     _news: deque[tuple[datetime, str, str]] = field(default_factory=lambda: deque(maxlen=KEPT_NEWS))
     _paces: dict[str, _Pace] = field(default_factory=dict)
 
     def activities(self) -> tuple[Activity, ...]:
         """The agents of this crew. What a killed agent of an earlier crew left is not news."""
         return tuple(item for item in read_activities(self.project.work) if item.at >= self.since)
+
+    def fresh(self) -> tuple[Event, ...]:
+        """The log entries since the last call, oldest first; the first call tells none."""
+        revision = self.project.store.read().revision
+        if revision == self._told_revision:
+            return ()
+        self._told_revision = revision
+        history = list(self.project.store.history())
+        told, self._told = self._told, (history[-1].seq, history[-1].index) if history else (0, 0)
+        if told is None:
+            return ()
+        return tuple(item.event for item in history if (item.seq, item.index) > told)
 
     def look(self, state: str = "running") -> Scene:
         now = datetime.now(UTC)
@@ -94,7 +107,8 @@ class Observer:
             return
         self._revision = board.revision
         self._news.clear()
-        self._news.extend(_news(item) for item in self.project.store.history())
+        events = (item.event for item in self.project.store.history())
+        self._news.extend((event.at, event.actor, told(event)) for event in events)
 
     def _training(self, activity: Activity, seen: TrainProgress) -> Training:
         pace = self._paces.setdefault(seen.run_id, _Pace(seen.iteration, activity.at))
@@ -104,8 +118,7 @@ class Observer:
         return Training(activity.agent, activity.task, seen, pace.peak, left)
 
 
-def _news(logged: Logged) -> tuple[datetime, str, str]:
-    event = logged.event
-    if event.subject == "sprint" or event.subject in event.text:
-        return event.at, event.actor, event.text
-    return event.at, event.actor, f"{event.subject} {event.text}"
+def told(event: Event) -> str:
+    """The entry in one line, for beside its actor: what happened, and to which task."""
+    text = event.text.removeprefix(f"{event.actor} ")
+    return text if event.subject == "sprint" or event.subject in text else f"{event.subject} {text}"

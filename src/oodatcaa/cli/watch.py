@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from oodatcaa.app.activity import Activity
 from oodatcaa.app.project import Project
-from oodatcaa.cli.scene import Observer, Scene
+from oodatcaa.cli.scene import Observer, Scene, told
 from oodatcaa.cli.show import say
+from oodatcaa.domain.board import EventKind
+from oodatcaa.domain.rounds import NEGOTIATOR
 from oodatcaa.domain.training import GB, TrainProgress
 
 if TYPE_CHECKING:
     from oodatcaa.cli.screen import Terminal
 
 BAR = 24
+ROUTINE = frozenset({EventKind.NEGOTIATION, EventKind.CLAIM, EventKind.GATE})
+"""Kinds of log entries that the agents' own lines tell already."""
 
 
 class Watch(Protocol):
@@ -31,6 +35,7 @@ class Lines:
 
     def __init__(self, project: Project) -> None:
         self._observer = Observer(project)
+        self._observer.fresh()
         self._seen: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
         self._state = ""
@@ -39,6 +44,10 @@ class Lines:
         if state not in ("running", self._state):
             self._state = state
             say(state)
+        for event in self._observer.fresh():
+            echo = event.text.startswith(f"{event.subject}-")  # a story's word for its subtask's
+            if event.kind not in ROUTINE and event.actor != NEGOTIATOR and not echo:
+                say(f"{event.at:%H:%M:%S}Z {event.actor:<13} {told(event)}")
         for activity in self._observer.activities():
             if activity.text and self._seen.get(activity.agent) != activity.text:
                 self._seen[activity.agent] = activity.text

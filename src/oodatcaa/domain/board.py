@@ -58,8 +58,15 @@ class Board(Record):
     def find(self, task_id: str) -> Task | None:
         return self.story_by_id.get(task_id) or self.subtask_by_id.get(task_id)
 
+    @cached_property
+    def _by_story(self) -> dict[str, tuple[Subtask, ...]]:
+        found: dict[str, list[Subtask]] = {}
+        for item in self.subtasks:
+            found.setdefault(item.story, []).append(item)
+        return {story: tuple(items) for story, items in found.items()}
+
     def subtasks_of(self, story_id: str) -> tuple[Subtask, ...]:
-        return tuple(item for item in self.subtasks if item.story == story_id)
+        return self._by_story.get(story_id, ())
 
     def with_task(self, task: Task) -> Board:
         """Replace the task of the same id, or append a new one. Order is kept."""

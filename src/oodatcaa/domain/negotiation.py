@@ -23,6 +23,7 @@ from oodatcaa.domain.lifecycle import (
     role_wanted,
     wip,
 )
+from oodatcaa.domain.offering import offers_for, ranked
 from oodatcaa.domain.policy import Policy
 from oodatcaa.domain.rounds import (
     Round,
@@ -33,8 +34,6 @@ from oodatcaa.domain.rounds import (
     is_expired,
     lease_key,
     negotiate,
-    offers_for,
-    ranked,
     renewed_for_owner,
     rounds_allowed,
     waiting,

@@ -6,7 +6,6 @@ It is idempotent: a second round right after the first returns the same board ob
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -29,8 +28,9 @@ from oodatcaa.domain.lifecycle import (
     waiting_status,
     wip,
 )
+from oodatcaa.domain.offering import briefly, offers_for
 from oodatcaa.domain.policy import Policy
-from oodatcaa.domain.progress import critical_path, longest_paths
+from oodatcaa.domain.progress import critical_path
 from oodatcaa.domain.states import tasks_of
 from oodatcaa.domain.task import Role, Story, Subtask, Task
 
@@ -124,7 +124,7 @@ def _summary(value: Round, fresh: set[str], now: datetime) -> Event:
             "offered "
             + ", ".join(f"{o.task} to {o.role.value}" for o in value.offers if o.task in fresh)
         )
-    details = [f"{task} {why}" for task, why in value.waiting.items()]
+    details = [" ".join(part for part in line if part) for line in briefly(value.waiting)]
     details += [f"{task} needs a human" for task in value.needs_human]
     text = "; ".join(parts) or "looked at what waits"
     return Event(
@@ -395,27 +395,6 @@ def _block(work: _Work) -> None:
 
 def _is_gone(task: Task | str) -> bool:
     return isinstance(task, str) or is_cancelled(task)
-
-
-def ranked(board: Board, role: Role) -> tuple[Task, ...]:
-    """Everything `role` may claim, the start of the longest remaining path first."""
-    paths = longest_paths(board)
-    tasks: Iterable[Task] = tasks_of(board)
-    wanted = [task for task in tasks if role_wanted(board, task) is role]
-    return tuple(sorted(wanted, key=lambda task: (-paths[task.id], task.id)))
-
-
-def offers_for(board: Board, policy: Policy) -> tuple[Offer, ...]:
-    """Offers along the critical path, never more than a role's free WIP."""
-    used = wip(board)
-    offers: list[Offer] = []
-    for role in Role:
-        free = max(0, policy.wip.of(role) - used[role])
-        offers += [
-            Offer(task=task.id, role=role, rank=rank)
-            for rank, task in enumerate(ranked(board, role)[:free], 1)
-        ]
-    return tuple(offers)
 
 
 def can_move(board: Board) -> bool:

@@ -25,7 +25,7 @@ from oodatcaa.kit.alive import is_stopped
 from oodatcaa.kit.clock import utc_now
 
 NOTE_BYTES = 512
-IDLE_SECONDS = 0.01
+IDLE_SECONDS = 0.04
 
 
 @dataclass(frozen=True)

@@ -229,12 +229,12 @@ class Replica:
         self._offers = board.offers
         self._stories = {item.id: item for item in board.stories}
         self._subtasks = {item.id: item for item in board.subtasks}
-        self._unread: dict[str, Callable[[], Transaction]] = {}
+        self._unread: dict[str, Callable[[], Change]] = {}
 
     @property
     def board(self) -> Board:
         if self._board is None:
-            self._read()
+            self.settle()
             self._board = Board(
                 revision=self.revision,
                 sprint=self._sprint,
@@ -249,11 +249,11 @@ class Replica:
 
     @property
     def size(self) -> int:
-        self._read()
+        self.settle()
         return len(self._stories) + len(self._subtasks)
 
     def defer(
-        self, tasks: str, read: Callable[[], Transaction], *, seq: int, revision: int, at: datetime
+        self, tasks: str, read: Callable[[], Change], *, seq: int, revision: int, at: datetime
     ) -> None:
         """Like `apply` for a line that only puts `tasks`; `read` parses it when it is needed."""
         for key in tasks.split():
@@ -261,12 +261,13 @@ class Replica:
         self.seq, self.revision, self.at = seq, revision, at
         self._board = None
 
-    def _read(self) -> None:
+    def settle(self) -> None:
+        """Parse what was kept unread. Raises StateError when a line can not be parsed."""
         if not self._unread:
             return
         unread = self._unread
         parsed = {
-            read: {task.id: task for task in read().change.tasks}
+            read: {task.id: task for task in read().tasks}
             for read in dict.fromkeys(unread.values())
         }
         self._unread = {}  # only now: a line that can not be read must fail again, not be passed
@@ -278,7 +279,7 @@ class Replica:
                 self._subtasks[key] = task
 
     def apply(self, done: Transaction) -> None:
-        self._read()
+        self.settle()
         change = done.change
         for key in change.removed:
             self._stories.pop(key, None)

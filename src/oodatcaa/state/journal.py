@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from oodatcaa.domain.board import Board
 from oodatcaa.errors import StateError
-from oodatcaa.state.changes import Replica, Transaction
+from oodatcaa.state.changes import Change, Replica, Transaction
 from oodatcaa.state.disk import read_from, replace, sync, write_at, write_temp
 from oodatcaa.state.lines import (
     PREFIX,
@@ -233,9 +233,12 @@ class Journal:
             raise NotYet(offset, str(error)) from error
         self._applied(seq, entries)
 
-    def _parse(self, line: bytes, offset: int) -> Transaction:
+    def _parse(self, line: bytes, offset: int) -> Change:
+        """The line's change alone: it stands between `change` and the last key, `events`."""
+        start = line.index(b',"change":') + 10
+        end = line.find(b',"events":[', start)
         try:
-            return Transaction.model_validate_json(line)
+            return Change.model_validate_json(line[start : end if end >= 0 else -2])
         except ValidationError as error:  # its checksum was right: another version wrote it
             raise self._damaged(NotYet(offset, str(error))) from error
 

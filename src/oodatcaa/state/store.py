@@ -232,6 +232,7 @@ class QueueStore:
             if not self._lock.lingering:
                 self._make_folder()
                 self._journal.follow(locked=False)  # the bulk of the reading, outside the lock
+                self._journal.replica.settle()
             fresh = self._take_lock()
             try:
                 self._recover(fresh)
@@ -273,6 +274,7 @@ class QueueStore:
         """While others write: so that little is left to read under the lock."""
         with contextlib.suppress(StateError):  # under the lock it is read again, and then it counts
             self._journal.follow(locked=False)
+            self._journal.replica.settle()
 
     def _recover(self, fresh: bool = True) -> None:
         """Under the lock: be where the last writer was, and complete what a dead one left."""

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from oodatcaa.domain.board import Board, Sprint
 from oodatcaa.domain.negotiation import Round
+from oodatcaa.domain.offering import briefly
 from oodatcaa.domain.policy import Policy
 from oodatcaa.domain.progress import progress
 from oodatcaa.domain.task import Failure, Role, Story, SubtaskStatus, Task
@@ -117,11 +118,14 @@ def _in_work(board: Board) -> str:
 
 def _waiting(board: Board, round: Round) -> str:
     rows = [
-        (task_id, _titled(board, task_id), prose(why))
-        for task_id, why in round.waiting.items()
-        if task_id not in round.needs_human
+        (task_id, _titled(board, task_id) if task_id else "", prose(why))
+        for task_id, why in briefly(_still(round))
     ]
     return table(("Task", "Title", "Why"), rows)
+
+
+def _still(round: Round) -> dict[str, str]:
+    return {task: why for task, why in round.waiting.items() if task not in round.needs_human}
 
 
 def _failures(board: Board) -> str:
@@ -224,9 +228,8 @@ def negotiation_text(round: Round, board: Board | None = None) -> str:
     width = max((len(offer.role.value) for offer in round.offers), default=0)
     lines += [f"{offer.role.value.ljust(width)}  {name(offer.task)}" for offer in round.offers]
     lines += [
-        f"waits: {name(task_id)}: {why}"
-        for task_id, why in round.waiting.items()
-        if task_id not in round.needs_human
+        f"waits: {name(task_id)}: {why}" if task_id else f"waits: {why}"
+        for task_id, why in briefly(_still(round))
     ]
     lines += [f"needs a person: {name(task_id)}" for task_id in round.needs_human]
     if round.critical_path:
