@@ -8,6 +8,7 @@ day are started from the shell. Prints Markdown; `--write` puts it into docs/ben
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import sqlite3
 import sys
@@ -78,6 +79,9 @@ def race(name: str, tasks: int, workers: int, seconds: float | None, place: Path
         SIDES[name].fill(Path(made), tasks)
         context = multiprocessing.get_context("fork")
         barrier, out = context.Barrier(workers + 1), context.Queue()
+        # The workers stand for programs of their own: they must not pay for this one's heap.
+        gc.collect()
+        gc.freeze()
         people = [
             context.Process(target=_worker, args=(name, made, n, seconds, barrier, out))
             for n in range(workers)

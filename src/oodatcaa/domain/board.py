@@ -70,9 +70,20 @@ class Board(Record):
 
     def with_task(self, task: Task) -> Board:
         """Replace the task of the same id, or append a new one. Order is kept."""
+        stories, subtasks = self.stories, self.subtasks
         if isinstance(task, Story):
-            return self.evolve(stories=_replace(self.stories, task))
-        return self.evolve(subtasks=_replace(self.subtasks, task))
+            stories = _replace(stories, task)
+        else:
+            subtasks = _replace(subtasks, task)
+        # Its parts are records already: to validate a thousand of them again says nothing new.
+        return Board.model_construct(
+            schema_version=self.schema_version,
+            revision=self.revision,
+            sprint=self.sprint,
+            stories=stories,
+            subtasks=subtasks,
+            offers=self.offers,
+        )
 
 
 TaskT = TypeVar("TaskT", Story, Subtask)

@@ -83,7 +83,7 @@ class Transaction(Record):
     ) -> Transaction:
         """With the summary by which a reader can pass over what a later line replaces."""
         only_puts = change.touched().isdisjoint(_OTHER) and not change.removed
-        return cls(
+        return cls.model_construct(
             seq=seq,
             revision=revision,
             at=at,
@@ -235,7 +235,7 @@ class Replica:
     def board(self) -> Board:
         if self._board is None:
             self.settle()
-            self._board = Board(
+            self._board = Board.model_construct(  # of records that were validated one by one
                 revision=self.revision,
                 sprint=self._sprint,
                 stories=tuple(self._stories.values()),

@@ -20,10 +20,15 @@ START = re.compile(
 
 
 class Marker(Record):
-    """A snapshot that was (or was about to be) written: the seq it covers, the file's sha256."""
+    """A snapshot that was (or was about to be) written: the seq it covers, the file's sha256.
+
+    `file` (inode, time of the last change in ns, size) spares other processes the reading.
+    """
 
     seq: int
     sha256: str
+    exact: bool = False
+    file: tuple[int, int, int] | None = None
 
 
 class Head(Record):

@@ -75,6 +75,10 @@ class QueueView:
         if status == self._known and not self._fresh:
             return False
         self._dealt_with = status
+        newest = self._journal.markers[-1] if self._journal.markers else None
+        if newest is not None and newest.file == status[1:4] and not _ticking(status):
+            self._remember(status, newest.seq, newest.exact)
+            return False
         data = self.path.read_bytes()
         marker = self._written(hashlib.sha256(data).hexdigest())
         if marker is None:
@@ -125,7 +129,8 @@ class QueueView:
         rendered = self._renderer.render(replica.board, seq=replica.seq, exact=exact)
         temp = temp_of(self.path)
         write_temp(temp, rendered.data, "snapshot")
-        self._journal.mark(Marker(seq=replica.seq, sha256=rendered.sha256))
+        file = _stat(temp)[1:4]
+        self._journal.mark(Marker(seq=replica.seq, sha256=rendered.sha256, exact=exact, file=file))
         if self._just_touched():
             return  # somebody wrote it since we looked: the next transaction settles that
         replace(temp, self.path, "snapshot", durable=False)
@@ -155,7 +160,7 @@ class QueueView:
 
     def _remember(self, status: _Stat, seq: int, exact: bool) -> None:
         self._known, self._seq, self._exact = status, seq, exact
-        self._fresh = abs(time.time_ns() - status[2]) < _TICK_NS
+        self._fresh = _ticking(status)
         self._dealt_with = status
         self._seen_at = time.monotonic()
 
@@ -163,6 +168,11 @@ class QueueView:
 def _stat(path: Path) -> _Stat:
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns
+
+
+def _ticking(status: _Stat) -> bool:
+    """Whether another write in this moment could leave the file's times as they are."""
+    return abs(time.time_ns() - status[2]) < _TICK_NS
 
 
 def _is_json(data: bytes) -> bool:
