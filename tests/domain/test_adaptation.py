@@ -219,6 +219,22 @@ def test_a_loss_that_does_not_fall_enough_trains_longer_or_faster() -> None:
     assert isinstance(decide("gate", gates=gates, params=top, **cost), GiveUp)
 
 
+def test_the_validation_losses_decide_what_a_failed_test_loss_changes() -> None:
+    gates = ("AC1 test_loss_drop >= 0.1: failed (0.04)",)
+    falling = decide("gate", gates=gates, valid_losses=(1.8, 1.7, 1.6))
+    assert isinstance(falling, Adaptation)
+    assert falling.note.rungs == ("iterations 40 -> 80 (validation loss 1.800 -> 1.600)",)
+    turned = decide("gate", gates=gates, valid_losses=(1.8, 1.5, 1.7))
+    assert isinstance(turned, Adaptation)
+    assert (turned.params.iters, turned.params.learning_rate) == (40, 1.5e-4)
+    assert turned.params.select_best
+    assert "rose from 1.500 to 1.700" in turned.note.rungs[0]
+    worse = ("AC1 test_loss_drop >= 0.1: failed (-0.9)",)
+    again = decide("gate", gates=worse, valid_losses=(1.8, 1.7, 1.6))
+    assert isinstance(again, Adaptation)
+    assert again.params == falling.params, "how far the test loss was off selects nothing"
+
+
 def test_values_that_are_not_finite_get_a_quarter_of_the_learning_rate() -> None:
     found = decide("not_finite")
     assert isinstance(found, Adaptation)

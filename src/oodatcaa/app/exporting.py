@@ -26,6 +26,8 @@ def export_records(
     among them before the target moved; return the names written."""
     found = story_records(claimed.project, story.id, fresh)
     name = f"reports/{Role.INTEGRATOR.value}"
+    if f"{name}.json" in found:  # of an attempt that did not get here
+        name += f"-attempt-{report.attempt}"
     page = render(report, evidence_dir=f"../{EVIDENCE_FILE}", plan_dir="../plans")
     found[f"{name}.json"] = (report.model_dump_json(indent=2) + "\n").encode()
     found[f"{name}.md"] = page.encode()

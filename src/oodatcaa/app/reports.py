@@ -14,7 +14,7 @@ from oodatcaa.domain.report import Action, Challenge, Report
 from oodatcaa.domain.task import Role, Story, Task
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.views.report import report as render
-from oodatcaa.views.units import listing, words
+from oodatcaa.views.units import duration, listing, minutes, percent, words
 
 TROUBLE = frozenset({EventKind.EXPIRE, EventKind.REFUSED, EventKind.RELEASE})
 
@@ -27,13 +27,16 @@ def report_name(role: Role, task: Task, plan_version: int) -> str:
     """planner.md, builder-T001-B01.md, refiner-v2.md: one per role's piece of work."""
     if role in (Role.BUILDER, Role.TESTER):
         return f"{role.value}-{task.id}"
-    if role is Role.PLANNER and plan_version <= 1:
-        return role.value
-    return f"{role.value}-v{plan_version}" if role is Role.REFINER else role.value
+    first = role is not Role.REFINER and plan_version <= 1
+    return role.value if first or role is Role.INTEGRATOR else f"{role.value}-v{plan_version}"
 
 
 def write_report(project: Project, report: Report, name: str) -> Path:
+    """Markdown, and the record beside it. A later attempt gets a name of its own (`-attempt-2`):
+    what an earlier one reported stays."""
     folder = report_folder(project, report.story)
+    if _is_of_another_attempt(folder / f"{name}.json", report):
+        name = f"{name}-attempt-{report.attempt}"
     write_atomic(folder / f"{name}.json", report.model_dump_json(indent=2) + "\n")
     path = folder / f"{name}.md"
     write_atomic(
@@ -45,6 +48,15 @@ def write_report(project: Project, report: Report, name: str) -> Path:
         ),
     )
     return path
+
+
+def _is_of_another_attempt(path: Path, report: Report) -> bool:
+    try:
+        return Report.model_validate_json(path.read_bytes()).attempt != report.attempt
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True  # whatever lies there is not ours to replace
 
 
 def compose(
@@ -122,8 +134,8 @@ def lessons(actions: object, plan: Plan | None) -> tuple[str, ...]:
         ratio = action.minutes / action.estimate_minutes
         if ratio >= 1.5 or (ratio <= 0.5 and action.estimate_minutes >= 2):
             lines.append(
-                f"Step {action.title!r} took {action.minutes:.1f} of the "
-                f"{action.estimate_minutes:.0f} estimated minutes (x{ratio:.1f})."
+                f"Step {action.title!r} took {duration(60 * action.minutes)}, estimated were "
+                f"{minutes(action.estimate_minutes)} ({percent(ratio)})."
             )
     if plan is not None and plan.adaptation is not None:
         lines.append(

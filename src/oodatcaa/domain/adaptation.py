@@ -32,6 +32,8 @@ QUANTISED_BITS: tuple[Literal[4, 3, 2], ...] = (4, 3, 2)
 """Heavier quantisation, step by step; 4 only for a model that comes with more."""
 
 START_OVER = "start over with the same plan"
+OVERFIT = 0.01
+"""A validation loss this share above its best has turned: more of the same makes it worse."""
 MAX_LEARNING_RATE = 1e-3
 """Above this, low-rank adapters of small models diverged in every run that was tried."""
 
@@ -301,14 +303,16 @@ def adapt_failure(
     budget_seconds: float | None = None,
     margin: float = MARGIN,
     total_layers: int | None = None,
+    valid_losses: tuple[float, ...] = (),
 ) -> Adaptation | GiveUp:
     """What to change after `failure`. `round` is the number of this adaptation, 1 for the first;
     `notes` are those of the story's earlier plans, `tried` their params.
 
     memory_gate (or a failed bound on peak_memory): the memory ladder. not_finite: a quarter of
-    the learning rate. A test loss that does not fall enough: twice the iterations if the budget
-    allows, else twice the learning rate. disk_full and bad_input: a person. Everything else (a
-    crash, a conflict, a failed command): the same plan once more, then a person.
+    the learning rate. A test loss that does not fall enough: what `valid_losses` (of the run's
+    looks at the valid split, oldest first) advise, so that the test split selects nothing.
+    disk_full and bad_input: a person. Everything else (a crash, a conflict, a failed command): the
+    same plan once more, then a person.
     """
     if round > max_rounds:
         return GiveUp(
@@ -341,7 +345,9 @@ def adapt_failure(
     if failure.kind == "not_finite" or "not_finite" in " ".join(failure.gates):
         return _changed(failure, round, backend, *_scaled_rate(params, 0.25))
     if metrics & {"test_loss_drop", "test_loss"}:
-        return _learn_more(failure, round, params, backend, seconds_per_iteration, budget_seconds)
+        return _learn_more(
+            failure, round, params, backend, seconds_per_iteration, budget_seconds, valid_losses
+        )
     if metrics & {"tokens_per_second", "train_minutes"}:
         return GiveUp(
             reason=f"too slow: {failure.summary}; speed is not bought with a worse adapter",
@@ -380,13 +386,25 @@ def _learn_more(
     backend: str,
     seconds_per_iteration: float | None,
     budget_seconds: float | None,
+    valid_losses: tuple[float, ...],
 ) -> Adaptation | GiveUp:
-    """Twice the iterations when they fit the budget (unknown costs count as fitting), else twice
-    the learning rate up to MAX_LEARNING_RATE."""
+    """What the validation losses advise; the test loss said no, and by how much is not asked.
+
+    A validation loss that rose again by OVERFIT: the best weights at half the learning rate. Else
+    twice the iterations when they fit the budget (unknown costs count as fitting), else twice the
+    learning rate up to MAX_LEARNING_RATE.
+    """
+    best = min(valid_losses, default=None)
+    if best is not None and valid_losses[-1] > best * (1 + OVERFIT):
+        slower, rung = _scaled_rate(params.evolve(select_best=True), 0.5)
+        seen = f"validation loss rose from {best:.3f} to {valid_losses[-1]:.3f}"
+        return _changed(failure, round, backend, slower, f"{rung}, best weights kept ({seen})")
     seconds = None if seconds_per_iteration is None else 2 * params.iters * seconds_per_iteration
     if seconds is None or budget_seconds is None or seconds <= budget_seconds:
         changed = params.evolve(iters=2 * params.iters)
         rung = f"iterations {params.iters} -> {changed.iters}"
+        if len(valid_losses) > 1:
+            rung += f" (validation loss {valid_losses[0]:.3f} -> {valid_losses[-1]:.3f})"
         return _changed(failure, round, backend, changed, rung)
     if params.learning_rate < MAX_LEARNING_RATE:
         factor = min(2.0, MAX_LEARNING_RATE / params.learning_rate)

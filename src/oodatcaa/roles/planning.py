@@ -83,6 +83,9 @@ def gather(
     training = desk.facts.get(
         by_kind.get(StoryKind.TRAIN, ""), records.TRAINING, records.TrainingFacts
     )
+    profile = desk.facts.get(
+        by_kind.get(StoryKind.FRAMEWORK, ""), records.PROFILE, records.ProfileFacts
+    )
     data = dataset.dataset if dataset else None
     planned = planned_params(params, data) if story.kind is StoryKind.TRAIN else params
     return PlanInputs(
@@ -105,6 +108,7 @@ def gather(
         params_from=origin,
         backend=backend,
         dataset=data,
+        profiled_speed=profile.probe_tokens_per_second if profile else None,
         run=desk.runs.read(training.run_id) if training else None,
         run_dir=training.run_dir if training else "",
         plotting=desk.can_plot,

@@ -7,7 +7,7 @@ from oodatcaa.domain.board import Board
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.rounds import rounds_allowed
 from oodatcaa.domain.task import Story, StoryKind
-from oodatcaa.domain.training import MemoryEstimate, QLoRA, TrainSpec
+from oodatcaa.domain.training import MemoryEstimate, QLoRA, RunRecord, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.builder.records import TRAINING, TrainingFacts
 from oodatcaa.roles.custom_refiner import StartOver, refine_custom
@@ -55,6 +55,7 @@ def _decide(desk: Desk, board: Board, story: Story, previous: Plan) -> Adaptatio
         return desk.backends[backend].estimate(spec)
 
     usable = _usable(desk, previous)
+    run = _last_run(desk, story)
     earlier = _earlier(desk, story)
     return adapt_failure(
         story.failure,
@@ -69,9 +70,10 @@ def _decide(desk: Desk, board: Board, story: Story, previous: Plan) -> Adaptatio
         bits=previous.params.quantize_bits or shape.bits,
         tried=tuple(plan.params for plan in earlier),
         notes=tuple(plan.adaptation for plan in earlier if plan.adaptation is not None),
-        seconds_per_iteration=_seconds_per_iteration(desk, story),
+        seconds_per_iteration=run.seconds_per_iteration if run else None,
         budget_seconds=desk.objective.budget.minutes * 60.0,
         total_layers=shape.num_layers,
+        valid_losses=tuple(point.loss for point in run.valid_losses) if run else (),
     )
 
 
@@ -80,11 +82,10 @@ def _earlier(desk: Desk, story: Story) -> tuple[Plan, ...]:
     return tuple(desk.plan_version(story.id, n) for n in range(1, story.plan_version + 1))
 
 
-def _seconds_per_iteration(desk: Desk, story: Story) -> float | None:
-    """As measured in the story's last run; None when there is none."""
+def _last_run(desk: Desk, story: Story) -> RunRecord | None:
+    """The story's last training run; None when there is none."""
     facts = desk.facts.get(story.id, TRAINING, TrainingFacts)
-    run = desk.runs.read(facts.run_id) if facts else None
-    return run.seconds_per_iteration if run else None
+    return desk.runs.read(facts.run_id) if facts else None
 
 
 def _usable(desk: Desk, previous: Plan) -> tuple[str, ...]:

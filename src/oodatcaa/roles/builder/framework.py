@@ -198,6 +198,7 @@ def _measure_probe(
         probe_estimate=estimate,
         probe_peak_bytes=run.peak_memory_bytes,
         probe_run=run.run_id,
+        probe_tokens_per_second=run.tokens_per_second,
     )
 
 

@@ -46,6 +46,8 @@ class ProfileFacts(Record):
     probe_estimate: MemoryEstimate | None = None
     probe_peak_bytes: int | None = None
     probe_run: str = ""
+    probe_tokens_per_second: float | None = None
+    """Of the probe's steps, every token of its batches counted."""
 
 
 class DatasetFacts(Record):

@@ -57,6 +57,8 @@ class PlanInputs(Record):
     params_from: NonEmpty = "OBJECTIVE.md"
     backend: NonEmpty = "mlx"
     dataset: DatasetRecord | None = None
+    profiled_speed: float | None = None
+    """Tokens/s of the memory profile's short run, every token of its batches counted."""
     run: RunRecord | None = None
     run_dir: str = ""
     dependency_notes: tuple[str, ...] = ()

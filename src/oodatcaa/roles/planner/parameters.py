@@ -106,10 +106,13 @@ def training_tokens(params: QLoRA, dataset: DatasetRecord | None) -> int:
 
 
 def training_speed(inputs: PlanInputs) -> tuple[float | None, str]:
-    """(tokens/s, where it comes from): a run on this machine, else parameters and device."""
+    """(tokens/s, where it comes from): a run on this machine, the profile's short run, or a
+    planning figure for parameters and device."""
     run = inputs.run
     if run is not None and run.tokens_per_second:
         return run.tokens_per_second, f"measured in run {run.run_id}"
+    if inputs.profiled_speed:
+        return inputs.profiled_speed, "measured in the memory profile's run"
     if inputs.shape is None:
         return None, "not available"
     rate = PARAMETER_TOKENS_PER_SECOND[_device(inputs.machine)]
