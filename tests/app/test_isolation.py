@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import crew_projects
-from oodatcaa.app.isolation import keep_look, kept_look, look, refuse_trespass, trespasses
+from oodatcaa.app.isolation import (
+    keep_look,
+    kept_look,
+    look,
+    note,
+    refuse_trespass,
+    trespasses,
+)
+from oodatcaa.app.people import refuse_strayed
 from oodatcaa.app.project import Project
 from oodatcaa.app.starting import reclaim, tidy_worktree
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec
-from oodatcaa.domain.task import Subtask
+from oodatcaa.domain.task import Role, Subtask
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.gates import GateRequest, GateRunner
-from real_project import build, cancel_story, gated, git, make_project, plan, type_command, verify
+from real_project import (
+    build,
+    cancel_story,
+    gated,
+    git,
+    make_project,
+    plan,
+    take,
+    type_command,
+    verify,
+)
 
 
 @pytest.fixture
@@ -47,7 +66,7 @@ def test_every_trespass_is_named_and_refused(project: Project) -> None:
     build(project, "T001-B01")
     root = project.root
     before = look(project, "T001-T01", 1)
-    keep_look(project, before)
+    keep_look(project, before, "tester-A")
     assert kept_look(project, "T001-T01", 1) == before
     assert kept_look(project, "T001-T01", 2) is None
 
@@ -88,6 +107,36 @@ def test_every_trespass_is_named_and_refused(project: Project) -> None:
     assert "outside of its worktree" in refused.value.message
     assert "left.txt" in type_command(root, "log", "--task", "T001-T01", "--json")
     assert (root / "left.txt").exists()  # nothing is put back: it may be a person's work
+
+
+def test_a_move_of_the_target_is_not_proven_by_a_file(project: Project) -> None:
+    before = look(project, "T001-B01", 1)
+    old = project.repo.resolve("main")
+    git(project.root, "commit", "-q", "--allow-empty", "-m", "nobody tested this")
+    new = project.repo.resolve("main")
+    forged = project.work / "integrations" / f"{new}.txt"
+    forged.parent.mkdir(exist_ok=True)
+    forged.write_text(f"main {old} {new} T001\n")
+    # nor by words that an agent can bring into the history
+    note(project, "T001-B01", "agent", "moves", (f"main {old} {new}",))
+    assert trespasses(project, before) == ("refs/heads/main was moved",)
+
+
+@pytest.mark.parametrize("forge", [Path.unlink, lambda path: path.write_text("{}")])
+def test_a_look_that_was_tampered_with_is_no_look(
+    project: Project, forge: Callable[[Path], object]
+) -> None:
+    plan(project, "T001")
+    build(project, "T001-B01")
+    held = take(project, Role.TESTER, "T001-T01")
+    keep_look(project, look(project, held.id, held.attempt), "tester-A")
+    forge(project.work / "guards" / f"{held.id}-a{held.attempt}.json")
+    with pytest.raises(OodatcaaError) as refused:
+        refuse_strayed(project, held, "tester-A")
+    assert refused.value.code == "isolation.unreadable"
+    after = project.board().find(held.id)
+    assert after is not None
+    assert after.status.value == "needs_adapt"
 
 
 def test_what_a_dead_attempt_left_is_parked_and_named(project: Project) -> None:

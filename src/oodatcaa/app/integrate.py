@@ -25,7 +25,7 @@ from oodatcaa.domain.task import (
     Story,
     StoryStatus,
 )
-from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.vcs import TargetDirty, TargetMoved
 from oodatcaa.vcs.integration import MergeChain
@@ -135,8 +135,8 @@ def _land(claimed: Claimed, batch: list[Merged]) -> str:
             raise _GatesFailed(merged)
         _record_all(claimed, chain, merged)
         claimed.stop_if_asked()
-        _still_ours(claimed)
-        write_ahead(claimed.project, target, chain.base, chain.head, names)
+        seen = tuple(dict.fromkeys(found.id for item in merged for found in item.evidence))
+        write_ahead(claimed, target, chain.base, chain.head, names, seen)
         advanced = project.repo.advance(target, chain.head, chain.base)
     outcome = prove(claimed, merged[0], target)
     for item in merged[1:]:
@@ -214,13 +214,6 @@ def _key(gate: GateSpec) -> str:
 
 def _same_for_all(gate: GateSpec) -> bool:
     return gate.kind is GateKind.COMMAND and not _OWN_VARIABLE.search(gate.command)
-
-
-def _still_ours(claimed: Claimed) -> None:
-    """The target is only moved by the attempt that holds the lease now."""
-    task = claimed.project.board().find(claimed.task.id)
-    if task is None or task.lease is None or task.lease.attempt != claimed.attempt:
-        raise RefusedError("lease.lost", f"{claimed.task.id} is held by another attempt now")
 
 
 def _record_all(claimed: Claimed, chain: MergeChain, merged: list[Merged]) -> None:

@@ -19,12 +19,13 @@ from oodatcaa.app.project import Project
 from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
 from oodatcaa.domain.states import tasks_of
-from oodatcaa.domain.task import Story, StoryStatus, story_of
+from oodatcaa.domain.task import Role, Story, StoryStatus, story_of
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.files import write_atomic
 
-GUARDS, INTEGRATIONS = "guards", "integrations"
+GUARDS = "guards"
+STOCK = "took stock before outside work"
 OWN_REFS = "refs/oodatcaa/"
 SETTLE_TRIES, SETTLE_SECONDS = 5, 1.0
 """An integrator that fast-forwards the main checkout makes it look changed for a moment."""
@@ -100,36 +101,68 @@ def refuse_trespass(project: Project, before: Look, actor: str) -> None:
     )
 
 
-def note(project: Project, subject: str, actor: str, text: str, details: tuple[str, ...]) -> None:
+def note(
+    project: Project,
+    subject: str,
+    actor: str,
+    text: str,
+    details: tuple[str, ...],
+    *,
+    attempt: int | None = None,
+) -> None:
     """An entry of the history that moves nothing."""
 
     def write(board: Board, now: datetime) -> Decision[None]:
         event = Event(
-            kind=EventKind.NOTE, at=now, actor=actor, subject=subject, text=text, details=details
+            kind=EventKind.NOTE,
+            at=now,
+            actor=actor,
+            subject=subject,
+            attempt=attempt,
+            text=text,
+            details=details,
         )
         return Decision(board, None, (event,))
 
     project.store.transact(write)
 
 
-def keep_look(project: Project, found: Look) -> None:
-    """For an agent that comes back in another process (a manual claim)."""
-    write_atomic(_place(project, found.task, found.attempt), found.model_dump_json() + "\n")
+def keep_look(project: Project, found: Look, actor: str) -> None:
+    """For an agent that comes back in another process (a manual claim). The journal keeps its
+    hash, for the file is where that agent could write."""
+    text = found.model_dump_json() + "\n"
+    write_atomic(_place(project, found.task, found.attempt), text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    note(project, found.task, actor, STOCK, (digest,), attempt=found.attempt)
 
 
 def kept_look(project: Project, task: str, attempt: int) -> Look | None:
-    """What `keep_look` kept. Raises StateError when it can not be read any more."""
+    """What `keep_look` kept; None when nothing was. Raises StateError when it is gone, changed
+    or can not be read any more."""
     path = _place(project, task, attempt)
-    try:
-        return Look.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    wanted = _stock_taken(project, task, attempt)
+    if wanted is None:
         return None
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise ValueError("it is not what was written when the task was claimed")
+        return Look.model_validate_json(data)
     except (OSError, ValueError) as error:
         raise StateError(
             "isolation.unreadable",
             f"{path} can not be read: {error}",
             hint=f"oodatcaa release {task}, then claim it again",
         ) from error
+
+
+def _stock_taken(project: Project, task: str, attempt: int) -> str | None:
+    """The hash that the journal has: the first entry counts, it is older than the work."""
+    for logged in project.store.history():
+        event = logged.event
+        if (event.subject, event.attempt, event.text) == (task, attempt, STOCK):
+            return event.details[0]
+    return None
 
 
 def _place(project: Project, task: str, attempt: int) -> Path:
@@ -174,17 +207,28 @@ def _ref_problems(
 
 
 def _own_move(project: Project, ref: str, old: str, new: str) -> bool:
-    """Whether integrations that were written down beforehand lead from `old` to `new`."""
+    """Whether integrations that the journal knew beforehand lead from `old` to `new`.
+
+    A file beside it would not do: whoever can move the branch can write one.
+    """
     steps: dict[str, set[str]] = {}
-    for path in (project.work / INTEGRATIONS).glob("*.txt"):
-        words = path.read_text(encoding="utf-8").split()
-        if len(words) > 2 and f"refs/heads/{words[0]}" == ref:
+    for logged in project.store.history():
+        event = logged.event
+        if event.kind is not EventKind.MERGE or event.role is not Role.INTEGRATOR:
+            continue
+        words = event.details[0].split() if event.details else []
+        if len(words) == 3 and f"refs/heads/{words[0]}" == ref:
             steps.setdefault(words[1], set()).add(words[2])
     front, seen = {old}, {old}
     while front:
         front = {there for here in front for there in steps.get(here, ())} - seen
         seen |= front
     return new in seen
+
+
+def move_line(target: str, old: str, new: str) -> str:
+    """How an event says that the target moves; a branch's name has no space in it."""
+    return f"{target} {old} {new}"
 
 
 def _own_tag(project: Project, ref: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oodatcaa.app import people
-from oodatcaa.app.isolation import keep_look, kept_look, look, refuse_trespass
+from oodatcaa.app.isolation import keep_look, look
 from oodatcaa.app.project import Project
 from oodatcaa.app.sprint_view import negotiate_and_show
 from oodatcaa.app.starting import tidy_worktree
@@ -110,7 +110,7 @@ class OutsideDesk:
         target = self.project.sprint().target_branch
         path = self.project.repo.story_worktree(held.story, plan.branch, target)
         tidy_worktree(self.project, held, self.owner, plan)
-        keep_look(self.project, look(self.project, held.id, held.attempt))
+        keep_look(self.project, look(self.project, held.id, held.attempt), self.owner)
         return {
             "work_in": str(path),
             "branch": plan.branch,
@@ -156,17 +156,10 @@ class OutsideDesk:
     def _collect(self, held: Task) -> None:
         """Check that the agent kept to its worktree, then commit what it left there."""
         assert isinstance(held, Subtask)
-        before = kept_look(self.project, held.id, held.attempt)
+        people.refuse_strayed(self.project, held, self.owner)
         plan = self._plan(held.story)
         target = self.project.sprint().target_branch
         path = self.project.repo.story_worktree(held.story, plan.branch, target)
-        try:
-            if before is not None:
-                refuse_trespass(self.project, before, self.owner)
-        except OodatcaaError as error:
-            # The attempt is over, as it would be for an agent of the crew.
-            people.hand_in_failure(self.project, held, self.owner, error.code, error.message)
-            raise
         self.project.repo.commit_files(path, None, f"[impl] {held.story} {held.title}")
 
     def _outcome(self, held: Task) -> Data:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from oodatcaa.app import claims
 from oodatcaa.app.activity import Broadcast
+from oodatcaa.app.isolation import kept_look, refuse_trespass
 from oodatcaa.app.project import Project
 from oodatcaa.domain import people, submission
 from oodatcaa.domain.evidence import Waiver
@@ -110,6 +111,8 @@ def submit_task(
         return hand_in_failure(project, task, owner, "reported", failure)
     if role in (Role.PLANNER, Role.REFINER):
         return _submit_plan_file(project, task, owner, plan_file)
+    if role is Role.BUILDER:
+        refuse_strayed(project, task, owner)
     broadcast = Broadcast(project.work, owner, role, say)
     workshop = Workshop(project)
     desk = workshop.desk(owner, project.objective(), broadcast=broadcast)
@@ -135,6 +138,18 @@ def submit_task(
             do_integrate(claimed)
     broadcast.close()
     return known_task(project, task_id)
+
+
+def refuse_strayed(project: Project, task: Task, owner: str) -> None:
+    """When stock was taken at the claim: what changed since outside of the worktree ends the
+    attempt, as it would for an agent of the crew. Raises OodatcaaError `isolation`."""
+    try:
+        before = kept_look(project, task.id, task.attempt)
+        if before is not None:
+            refuse_trespass(project, before, owner)
+    except OodatcaaError as error:
+        hand_in_failure(project, task, owner, error.code, error.message)
+        raise
 
 
 def _artefacts(task: Subtask) -> tuple[Artefact, ...]:

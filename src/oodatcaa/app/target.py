@@ -6,11 +6,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 
-from oodatcaa.app.isolation import INTEGRATIONS
-from oodatcaa.app.project import Project
+from oodatcaa.app.isolation import move_line
 from oodatcaa.app.work import Claimed
-from oodatcaa.kit.files import write_atomic
+from oodatcaa.domain.board import Board, Decision, Event, EventKind
+from oodatcaa.domain.negotiation import held_task
 from oodatcaa.kit.locks import FileLock
 
 WAIT_SECONDS = 0.5
@@ -45,7 +46,28 @@ def turn(claimed: Claimed) -> Iterator[None]:
             lock.release()
 
 
-def write_ahead(project: Project, target: str, old: str, new: str, names: str) -> None:
-    """Say which move of the target is the framework's own, before it happens."""
-    text = f"{target} {old} {new} {names}\n"
-    write_atomic(project.work / INTEGRATIONS / f"{new}.txt", text)
+def write_ahead(
+    claimed: Claimed, target: str, old: str, new: str, names: str, evidence: tuple[str, ...]
+) -> None:
+    """Say in the journal which move of the target is the framework's own, before it happens.
+
+    Raises RefusedError `lease.lost` for an attempt that does not hold the story any more.
+    """
+    task = claimed.task
+
+    def write(board: Board, now: datetime) -> Decision[None]:
+        held_task(board, task.id, claimed.owner, claimed.attempt, code="lease.lost")
+        event = Event(
+            kind=EventKind.MERGE,
+            at=now,
+            actor=claimed.owner,
+            role=claimed.role,
+            subject=task.id,
+            attempt=claimed.attempt,
+            text=f"{target} moves to {new[:12]} with {names}",
+            details=(move_line(target, old, new),),
+            evidence=evidence,
+        )
+        return Decision(board, None, (event,))
+
+    claimed.project.store.transact(write)

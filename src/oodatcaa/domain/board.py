@@ -108,6 +108,7 @@ class EventKind(StrEnum):
     GATE = "gate"
     WAIVER = "waiver"
     MANUAL = "manual"
+    MERGE = "merge"
     NOTE = "note"
 
 
