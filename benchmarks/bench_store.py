@@ -140,7 +140,7 @@ def command_table(got: list[Timed]) -> list[str]:
     lines = ["| command | median ms | longest ms | runs |", "| --- | ---: | ---: | ---: |"]
     for one in got:
         lines.append(
-            f"| `{one.name}` | {one.median_ms:.0f} | {one.longest_ms:.0f} | {len(one.seconds)} |"
+            f"| {one.name} | {one.median_ms:.0f} | {one.longest_ms:.0f} | {len(one.seconds)} |"
         )
     return lines
 

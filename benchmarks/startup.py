@@ -48,10 +48,12 @@ def time_commands(runs: int, place: Path | None) -> list[Timed]:
             _expire_one(root)
 
         return [
-            _timed(root, runs, ["negotiate"], "oodatcaa negotiate"),
-            _timed(root, runs, ["negotiate"], "oodatcaa negotiate, a lease to recover", expire),
-            _timed(root, runs, ["status"], "oodatcaa status"),
-            _timed(root, runs, ["--help"], "oodatcaa --help"),
+            _timed(root, runs, ["negotiate"], "`oodatcaa negotiate`"),
+            _timed(
+                root, runs, ["negotiate"], "`oodatcaa negotiate` with a lease to recover", expire
+            ),
+            _timed(root, runs, ["status"], "`oodatcaa status`"),
+            _timed(root, runs, ["--help"], "`oodatcaa --help`"),
         ]
 
 

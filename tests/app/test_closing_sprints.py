@@ -59,8 +59,11 @@ def test_a_sprint_becomes_one_commit_and_a_tag(project: Project) -> None:
     verify(project, "T001-T01")
     integrate(project, "T001")
     before = commits(project)
+    type_command(project.root, "negotiate")
+    assert (project.work / "SPRINT_PLAN.md").exists()
     said = type_command(project.root, "sprint", "close")
     assert "tag sprint-1" in said
+    assert not (project.work / "SPRINT_PLAN.md").exists()
     assert "T003 moves on: Train with QLoRA" in said
     assert commits(project)[1:] == before
     assert commits(project)[0].startswith("[archive] Sprint 1:")
@@ -87,6 +90,7 @@ def test_a_sprint_becomes_one_commit_and_a_tag(project: Project) -> None:
     assert "| T001-B01 |" in page
     assert sprint_metrics(open_project(project.root), 1).stories_done == 1
     assert "sprint 1 is open" in type_command(project.root, "log", "--all")
+    assert "next: oodatcaa sprint new" in type_command(project.root, "log")
     assert '"sprint": 1' in type_command(project.root, "log", "--sprint", "1", "--json")
     assert "[sprint.none]" in type_command(project.root, "sprint", "close", expect=4)
 

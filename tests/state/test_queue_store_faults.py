@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -17,11 +15,8 @@ from pathlib import Path
 import pytest
 
 from oodatcaa.domain.board import Board, Decision
-from oodatcaa.domain.task import ProcessLease, Role, SubtaskStatus
 from oodatcaa.errors import StateError
 from oodatcaa.kit import faults
-from oodatcaa.kit.process import process_identity
-from oodatcaa.state.liveness import dead_process_leases
 from oodatcaa.state.log import read_log
 from oodatcaa.state.snapshot import QUEUE_FILE
 from oodatcaa.state.store import QueueStore
@@ -367,36 +362,3 @@ def test_the_crew_runs_on_and_the_file_follows_within_a_second(tmp_path: Path) -
             break
         signal.sigtimedwait([], 0.1)
     assert document["revision"] == 2
-
-
-def _lease(pid: int, started: float, host: str) -> ProcessLease:
-    return ProcessLease(
-        kind="process",
-        owner="builder-A",
-        role=Role.BUILDER,
-        host=host,
-        attempt=1,
-        ttl_seconds=60,
-        claimed_at=START,
-        heartbeat_at=START,
-        pid=pid,
-        process_started_at=started,
-    )
-
-
-def test_leases_of_dead_processes_on_this_host_only() -> None:
-    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    pid, started = process_identity(sleeper.pid)
-    leases = [
-        _lease(pid, started, "here"),
-        _lease(pid, started + 5, "here"),  # the pid belongs to another process now
-        _lease(pid, started + 5, "elsewhere"),
-    ]
-    held = board(4)
-    for number, lease in enumerate(leases):
-        task = held.subtasks[number]
-        held = held.with_task(task.evolve(lease=lease, status=SubtaskStatus.IN_PROGRESS))
-    assert dead_process_leases(held, "here") == {"T001-B02"}
-    sleeper.kill()
-    sleeper.wait()
-    assert dead_process_leases(held, "here") == {"T001-B01", "T001-B02"}

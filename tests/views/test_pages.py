@@ -20,7 +20,6 @@ from oodatcaa.domain.task import Role
 from oodatcaa.domain.training import GB
 from oodatcaa.views import cards, installation, model_checks, training_docs
 from oodatcaa.views.agent_plan import agent_plan
-from oodatcaa.views.changelog import integration_note
 from oodatcaa.views.framework import CommandRun, Pin, dependency_pins, quality_gates
 from oodatcaa.views.report import report
 from oodatcaa.views.sprint import negotiation_text, sprint_plan
@@ -34,12 +33,6 @@ from views.parsed import Page, parse
 def _sprint_plan() -> str:
     found = negotiate(samples.make_board(), Policy(), samples.NOW)
     return sprint_plan(found.board, found.value, samples.NOW, Policy())
-
-
-def _integration_note() -> str:
-    story = samples.make_board().stories[0]
-    assert story.integration is not None
-    return integration_note(story, story.integration)
 
 
 def _model_card() -> str:
@@ -80,7 +73,6 @@ PAGES: dict[str, Callable[[], str]] = {
     **{f"report_{role.value}": partial(_report, role) for role in Role},
     "sprint_plan": _sprint_plan,
     "sprint_report": lambda: sprint_report(samples.make_summary()),
-    "integration_note": _integration_note,
     "model_card": _model_card,
     "data_card": lambda: cards.data_card(samples.DATASET),
     "framework": lambda: training_docs.framework_evaluation(

@@ -18,6 +18,7 @@ from oodatcaa.app.closing import SPRINT_REPORT, closed_report
 from oodatcaa.app.export import kept_records
 from oodatcaa.app.history import HISTORY, archived_board, folder_metrics
 from oodatcaa.app.project import Project
+from oodatcaa.app.sprint_view import SPRINT_PLAN
 from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.board import Board, Decision, Sprint
 from oodatcaa.domain.retrospective import look_back
@@ -181,9 +182,10 @@ def put_away(project: Project, number: int) -> tuple[Path, ...]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
                 moved.append(target)
-    report = project.work / SPRINT_REPORT
-    if project.board().sprint is None and report.exists():
-        report.unlink()  # the closed sprint's is in its folder
+    if project.board().sprint is None:
+        # The closed sprint's report is in its folder; its plan says nothing any more.
+        for name in (SPRINT_REPORT, SPRINT_PLAN):
+            (project.work / name).unlink(missing_ok=True)
     return tuple(moved)
 
 

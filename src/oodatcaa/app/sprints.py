@@ -91,7 +91,7 @@ def _clean_target(project: Project) -> str:
         raise RefusedError(
             "git.target_dirty",
             f"{target} has uncommitted changes; the crew would not see them and could not merge",
-            hint="commit them (git commit -a, or oodatcaa init --commit), then oodatcaa sprint new",
+            hint="git add and git commit them, or git stash -u; then: oodatcaa sprint new",
             details=dirty[:20],
         )
     return target

@@ -37,9 +37,10 @@ def log(
     from oodatcaa.kit.clock import parse_moment, utc_now
 
     start = parse_moment(since, utc_now()) if since else None
+    project = open_project()
     found = list(
         entries(
-            open_project(),
+            project,
             sprint=sprint,
             everything=everything,
             task=task,
@@ -60,7 +61,10 @@ def log(
         say(f"{event.at:%Y-%m-%d %H:%M:%S}Z {event.actor} {event.subject}{moved}: {event.text}")
     if not found:
         say("no entry fits")
-    following("oodatcaa metrics")
+    if sprint is not None:
+        following(f"oodatcaa metrics --sprint {sprint}")
+    else:
+        following("oodatcaa metrics" if project.board().sprint else "oodatcaa sprint new")
 
 
 def metrics(

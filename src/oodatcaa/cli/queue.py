@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,20 @@ def _who(owner: str) -> str:
 
 def _told(task: Task) -> None:
     say(f"{task.id} is {task.status.value}{': ' + task.reason if task.reason else ''}")
+
+
+def _done(task: Task, json: bool, then: str) -> None:
+    """What became of the task, and the next command; `--json` prints the record alone."""
+    if json:
+        as_json(task)
+        return
+    _told(task)
+    following(then)
+
+
+def _as(owner: str) -> str:
+    """` --as NAME` for the next command, when this one was typed under a name."""
+    return f" --as {shlex.quote(owner)}" if owner else ""
 
 
 def negotiate(json: AsJson = False) -> None:
@@ -76,10 +91,13 @@ def status(json: AsJson = False) -> None:
     for row in status_rows(board, now):
         note = row["note"] or row["title"]
         say(f"  {row['id']:<9} {row['status']:<20} {row['owner']:<13} {note}")
-    following("oodatcaa show T001, or oodatcaa run")
+    stuck = next(
+        (row["id"] for row in status_rows(board, now) if row["status"] == "needs_human"), ""
+    )
+    following(f"oodatcaa show {stuck}" if stuck else "oodatcaa run")
 
 
-def show(task: TaskId) -> None:
+def show(task: TaskId, json: AsJson = False) -> None:
     """Everything about one task."""
     from oodatcaa.app.people import known_task
     from oodatcaa.app.project import open_project
@@ -88,6 +106,9 @@ def show(task: TaskId) -> None:
 
     project = open_project()
     found = known_task(project, task)
+    if json:
+        as_json(found)
+        return
     version = found.plan_version if isinstance(found, Story) else 0
     plan = project.plans.load(task, version) if version else None
     say(show_text(project.board(), task, datetime.now(UTC), plan))
@@ -103,25 +124,27 @@ def claim(
     task: Annotated[str, typer.Argument(help="T001 or T001-B01; empty = the first offer")] = "",
     role: Annotated[Role | None, typer.Option(help="take the first offer for this role")] = None,
     owner: Owner = "",
+    json: AsJson = False,
 ) -> None:
     """Hold a task by hand, until its time to live runs out without a heartbeat."""
     from oodatcaa.app.people import claim_task
     from oodatcaa.app.project import open_project
 
     held = claim_task(open_project(), task or None, role, _who(owner))
-    _told(held)
     assert held.lease is not None
-    say(f"attempt {held.lease.attempt}, for {held.lease.ttl_seconds // 60} minutes")
-    following(f"oodatcaa submit {held.id}, or oodatcaa heartbeat {held.id}")
+    if not json:
+        say(f"attempt {held.lease.attempt}, for {held.lease.ttl_seconds // 60} minutes")
+    again = held.id + _as(owner)
+    _done(held, json, f"oodatcaa submit {again}, or oodatcaa heartbeat {again}")
 
 
-def heartbeat(task: TaskId, owner: Owner = "") -> None:
+def heartbeat(task: TaskId, owner: Owner = "", json: AsJson = False) -> None:
     """Renew the lease of a task that you hold."""
     from oodatcaa.app.people import heartbeat_task
     from oodatcaa.app.project import open_project
 
-    _told(heartbeat_task(open_project(), task, _who(owner)))
-    following(f"oodatcaa submit {task}")
+    held = heartbeat_task(open_project(), task, _who(owner))
+    _done(held, json, f"oodatcaa submit {task}{_as(owner)}")
 
 
 def submit(
@@ -129,27 +152,28 @@ def submit(
     plan: Annotated[Path | None, typer.Option(help="the plan record, for a story")] = None,
     failed: Annotated[str, typer.Option(help="hand in a failure with this reason")] = "",
     owner: Owner = "",
+    json: AsJson = False,
 ) -> None:
     """Hand in work; the framework runs every gate itself."""
     from oodatcaa.app.people import submit_task
     from oodatcaa.app.project import open_project
 
     project = open_project()
-    _told(submit_task(project, task, _who(owner), plan_file=plan, failure=failed or None))
-    following("oodatcaa negotiate")
+    done = submit_task(project, task, _who(owner), plan_file=plan, failure=failed or None)
+    _done(done, json, "oodatcaa negotiate")
 
 
 def release(
     task: TaskId,
     why: Annotated[str, typer.Option(help="the reason, for the log")] = "given back",
     owner: Owner = "",
+    json: AsJson = False,
 ) -> None:
     """Give a task back unfinished."""
     from oodatcaa.app.people import release_task
     from oodatcaa.app.project import open_project
 
-    _told(release_task(open_project(), task, _who(owner), why))
-    following("oodatcaa negotiate")
+    _done(release_task(open_project(), task, _who(owner), why), json, "oodatcaa negotiate")
 
 
 def approve(

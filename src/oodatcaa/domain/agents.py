@@ -23,10 +23,6 @@ class Limits(Record):
     tokens: PositiveInt | None = Field(default=None, description="input and output together")
     cost_usd: PositiveFloat | None = Field(default=None, description="US dollars")
 
-    @property
-    def counts_usage(self) -> bool:
-        return self.tokens is not None or self.cost_usd is not None
-
 
 class AgentLimits(Limits):
     """The limits of one call of an agent; `silence_minutes` is how long it may print nothing."""

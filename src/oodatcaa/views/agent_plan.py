@@ -10,7 +10,6 @@ from oodatcaa.views.markdown import (
     code,
     facts,
     fence,
-    link,
     numbered,
     page,
     prose,
@@ -384,8 +383,3 @@ def _risks(plan: Plan) -> str:
         table_of_risks,
         section("Mitigation and contingency", answers, level=3),
     )
-
-
-def plan_link(plan: Plan, folder: str) -> str:
-    """A link to this plan's page from elsewhere; `folder` is relative and without a slash."""
-    return link(f"{plan.story} plan v{plan.version}", f"{folder}/AGENT_PLAN.md")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from oodatcaa.domain.task import Integration, Story, StoryKind
-from oodatcaa.views.markdown import bullets, code, facts, page, prose, section
-from oodatcaa.views.units import count, moment, short
+from oodatcaa.views.markdown import code, prose
 
 _HEAD = (
     "# Changelog\n\n"
@@ -86,39 +85,3 @@ def _insert(text: str, group: str, line: str) -> str:
     before, after = text[: head.end()], text[head.end() :].lstrip("\n")
     block = f"{before}\n\n### {group}\n\n{line}\n"
     return f"{block}\n{after}" if after else block
-
-
-def integration_note(story: Story, integration: Integration) -> str:
-    """How and when a story reached the target branch, as a page of its own."""
-    return page(
-        f"Integration of {story.id}: {story.title}",
-        facts(
-            [
-                ("Merged into", code(integration.target)),
-                ("Branch", code(story.branch)),
-                ("Merge commit", code(integration.merge_commit)),
-                ("Tag", code(integration.tag)),
-                ("When", moment(integration.at)),
-                ("Submitted commit", code(short(story.commit))),
-                ("Plan version", str(story.plan_version)),
-                ("Adaptations", count(story.adapt_round, "round") if story.adapt_round else None),
-            ]
-        ),
-        section(
-            "Proof",
-            bullets(
-                [
-                    f"{code(story.branch)} is an ancestor of {code(integration.target)} at the "
-                    "merge commit, and the tag resolves to it.",
-                    f"{count(len(integration.evidence), 'gate')} ran again on the merge: "
-                    f"{', '.join(code(item) for item in integration.evidence)}.",
-                ]
-            ),
-        ),
-        section("Artefacts", bullets(code(item) for item in integration.artefacts)),
-        section(
-            "Look at it again",
-            f"`git show {short(integration.merge_commit)}` shows the merge, "
-            f"`git diff {integration.tag}^1 {integration.tag}` all that it brought.",
-        ),
-    )
