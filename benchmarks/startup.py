@@ -21,6 +21,7 @@ from oodatcaa.state.store import QueueStore
 
 TASKS = 1000
 LIMIT_MS = 250
+LEASE_LOST = "`oodatcaa negotiate` with a lease to recover"
 _GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost")
 
 
