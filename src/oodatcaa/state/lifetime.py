@@ -16,12 +16,26 @@ class Watched(Protocol):
     def begin_in_child(self) -> None: ...
 
 
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
 _stores: weakref.WeakSet[Watched] = weakref.WeakSet()
 
 
-def watch(store: Watched) -> None:
-    """Close it at exit (a command that forgot still leaves exact files); restart it in forks."""
+def watch(store: Watched, *handles: Closable) -> None:
+    """Close it at exit (a command that forgot still leaves exact files); restart it in forks.
+
+    A store that is dropped unclosed gives its `handles` back; it writes nothing any more, for that
+    would happen at any moment, in any thread.
+    """
     _stores.add(store)
+    weakref.finalize(store, _close_handles, handles).atexit = False
+
+
+def _close_handles(handles: tuple[Closable, ...]) -> None:
+    for handle in handles:
+        handle.close()
 
 
 def _close_all() -> None:

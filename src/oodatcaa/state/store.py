@@ -85,7 +85,7 @@ class QueueStore:
         self._flusher: threading.Thread | None = None
         self._unclamped = True
         self._guarded = False
-        lifetime.watch(self)
+        lifetime.watch(self, self._journal, self._log, self._lock)
 
     # the port -----------------------------------------------------------------------------
 
