@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from pathlib import Path
 
 from oodatcaa.domain.board import Decision
@@ -12,7 +11,7 @@ from queue_making import board, sprint
 
 
 def open_files() -> int:
-    return len(os.listdir("/dev/fd"))
+    return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
 def test_stores_that_are_dropped_give_their_files_back(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def make_demo_project(folder: Path) -> Project:
         batch_size=16,
         max_seq_length=2048,
         iters=10,
+        save_every=5,
         learning_rate="1e-3",
         minutes=30,
         eval_examples=32,

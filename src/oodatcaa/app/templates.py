@@ -17,6 +17,7 @@ qlora:
   batch_size: {batch_size}
   max_seq_length: {max_seq_length}
   iters: {iters}              # micro-steps; the Refiner multiplies them when it divides the batch
+  save_every: {save_every}          # a checkpoint; multiplied like iters
   learning_rate: {learning_rate}
   mask_prompt: true
   seed: 7
@@ -175,6 +176,7 @@ def objective_text(
     learning_rate: str = "3e-4",
     minutes: int = 60,
     eval_examples: int = 40,
+    save_every: int = 10,
     prompt: str = PROMPT,
     body: str = BODY,
 ) -> str:
@@ -192,6 +194,7 @@ def objective_text(
         learning_rate=learning_rate,
         minutes=minutes,
         eval_examples=eval_examples,
+        save_every=save_every,
         prompt=indented,
         body=body.rstrip(),
     )

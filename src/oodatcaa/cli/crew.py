@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -73,8 +74,12 @@ def demo(
         "oodatcaa-demo"
     ),
     plain: Plain = False,
+    kill: Annotated[
+        bool, typer.Option("--kill/--no-kill", help="kill a builder in mid-training, on purpose")
+    ] = True,
 ) -> None:
     """The whole crew fine-tunes a real model in a fresh project folder."""
+    from oodatcaa.app.deliberate_kill import DeliberateKill
     from oodatcaa.app.demo import make_demo_project, unfinished_demo
     from oodatcaa.training.models import ModelStore
 
@@ -83,7 +88,9 @@ def demo(
     project = unfinished_demo(folder)
     say(f"{'project' if project is None else 'going on with the project'}: {folder}")
     there = f"cd {shlex.quote(str(into))} && oodatcaa"
-    _run(project or make_demo_project(folder), plain=plain, again=f"{there} run")
+    project = project or make_demo_project(folder)
+    also = DeliberateKill(project).tick if kill else None
+    _run(project, plain=plain, again=f"{there} run", also=also)
     following(f"{there} status")
 
 
@@ -96,8 +103,11 @@ def report() -> None:
     following("oodatcaa status")
 
 
-def _run(project: Project, *, plain: bool, again: str) -> None:
-    """Run the crew and tell how it ended; `again` is what goes on after a stop."""
+def _run(
+    project: Project, *, plain: bool, again: str, also: Callable[[str], None] | None = None
+) -> None:
+    """Run the crew and tell how it ended; `again` is what goes on after a stop, `also` is called
+    with every tick."""
     from oodatcaa.app.closing import write_sprint_report
     from oodatcaa.app.crew import Crew, explain
     from oodatcaa.cli.ending import tell_ending
@@ -105,7 +115,13 @@ def _run(project: Project, *, plain: bool, again: str) -> None:
     from oodatcaa.views.units import duration
 
     with watching(project, plain=plain) as watch:
-        outcome = Crew(project, on_tick=watch.tick).run()
+
+        def tick(state: str) -> None:
+            watch.tick(state)
+            if also is not None:
+                also(state)
+
+        outcome = Crew(project, on_tick=tick).run()
         watch.tick("running")
     write_sprint_report(project)
     for problem in outcome.problems:

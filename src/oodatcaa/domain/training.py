@@ -344,6 +344,7 @@ class RunRecord(Record):
     valid_losses: tuple[LossPoint, ...] = ()
     adapter_sha256: str | None = None
     resumed_from: str | None = Field(default=None, description="run id this one went on from")
+    start_iteration: int = Field(default=0, description="iterations that earlier runs had done")
     story: str = ""
     task: str = ""
     attempt: int = 0
@@ -351,9 +352,10 @@ class RunRecord(Record):
     @property
     def seconds_per_iteration(self) -> float | None:
         """Wall time per micro-step, loading and validating included; None before it ended."""
-        if self.finished_at is None or not self.iterations_done:
+        own = self.iterations_done - self.start_iteration
+        if self.finished_at is None or own <= 0:
             return None
-        return (self.finished_at - self.started_at).total_seconds() / self.iterations_done
+        return (self.finished_at - self.started_at).total_seconds() / own
 
 
 class TrainProgress(Record):

@@ -392,6 +392,7 @@ def _first_record(spec: TrainSpec, run_id: str, moment: datetime) -> RunRecord:
         params=params,
         memory_limit_bytes=spec.memory_limit_bytes,
         resumed_from=Path(spec.resume_from).parent.parent.name if spec.resume_from else None,
+        start_iteration=spec.start_iteration,
         story=spec.story,
         task=spec.task,
         attempt=spec.attempt,

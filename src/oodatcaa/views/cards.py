@@ -189,6 +189,13 @@ def wall_seconds(run: RunRecord) -> float | None:
     return (run.finished_at - run.started_at).total_seconds()
 
 
+def continued(run: RunRecord) -> str:
+    """The run that this one went on from, and where; "" for one from the beginning."""
+    if run.resumed_from is None:
+        return ""
+    return f"{code(run.resumed_from)}, from iteration {number(run.start_iteration)}"
+
+
 def _training(run: RunRecord) -> str:
     first = run.train_losses[0] if run.train_losses else None
     last = run.train_losses[-1] if run.train_losses else None
@@ -281,7 +288,7 @@ def _provenance(card: AdapterCard, run: RunRecord) -> str:
              + (f", {size(card.adapter_bytes)}" if card.adapter_bytes is not None else "")),
             ("Adapter SHA-256", code(run.adapter_sha256 or "")),
             ("Base model SHA-256", code(run.model_sha256)),
-            ("Continues run", code(run.resumed_from or "")),
+            ("Continues run", continued(run)),
         ]
     )  # fmt: skip
 

@@ -42,9 +42,12 @@ def _run(run: RunRecord) -> list[tuple[str, str]]:
         f"{memory(run.estimated_peak_bytes)} predicted, {memory(run.peak_memory_bytes)} measured, "
         f"limit {memory(run.memory_limit_bytes)}"
     )
+    took = duration(wall_seconds(run))
+    if run.resumed_from is not None:
+        took = f"{took} after it went on from iteration {number(run.start_iteration)}"
     speed = (
         f"{rate(run.tokens_per_second)}, {number(run.iterations_done)} iterations "
-        f"({count(run.optimizer_steps, 'optimizer step')}) in {duration(wall_seconds(run))}"
+        f"({count(run.optimizer_steps, 'optimizer step')}) in {took}"
     )
     return [("peak memory", peak), ("training", speed)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.training import DatasetRecord, LossPoint, MemoryEstimate, RunRecord
-from oodatcaa.views.cards import memory_table, splits, wall_seconds
+from oodatcaa.views.cards import continued, memory_table, splits, wall_seconds
 from oodatcaa.views.framework import machine_facts
 from oodatcaa.views.markdown import bold, code, facts, image, page, prose, section, table
 from oodatcaa.views.model_checks import estimate_parts
@@ -36,7 +36,7 @@ def training_report(
                 ("Commit", code(short(run.git_sha))
                  + (" with uncommitted changes" if run.git_dirty else "")
                  if run.git_sha else None),
-                ("Continues run", code(run.resumed_from or "")),
+                ("Continues run", continued(run)),
                 ("Failure", prose(run.failure.message) if run.failure else None),
             ]
         ),

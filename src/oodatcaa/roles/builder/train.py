@@ -54,13 +54,13 @@ def train(bench: Bench) -> StepOutcome:
         dataset=dataset,
     )
     desk.facts.put(bench.story.id, records.TRAINING, facts)
-    first, last = run.train_losses[0].loss, run.train_losses[-1].loss
+    losses = [point.loss for point in run.train_losses]
     peak = (run.peak_memory_bytes or 0) / GB
     return StepOutcome(
         facts=(
             f"run {run.run_id}: {run.iterations_done} iterations, "
             f"{run.optimizer_steps} optimizer steps",
-            f"train loss {first:.3f} -> {last:.3f}",
+            *([f"train loss {losses[0]:.3f} -> {losses[-1]:.3f}"] if losses else []),
             f"peak {peak:.2f} GB measured, {estimate.total_bytes / GB:.2f} GB forecast "
             f"({estimate.method})",
         ),
