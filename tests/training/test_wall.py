@@ -98,7 +98,8 @@ def test_inside_a_thread_stops_a_leak_and_a_step_that_is_still_computing(
     inside = 400 * MB
     _, found = stopped(tmp_path, WALLED.format(body=body), 600 * MB, inside)
     assert found.stop is MemoryStop.STEP
-    assert inside < (found.needed_bytes or 0) < 600 * MB
+    # How far past depends on when the thread gets a processor; unstopped it would be 1.6 GB.
+    assert inside < (found.needed_bytes or 0) < 1200 * MB
 
 
 def test_one_jump_far_beyond_the_limit_is_refused_by_the_kernel(tmp_path: Path) -> None:
