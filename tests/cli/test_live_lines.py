@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from oodatcaa.app.activity import Broadcast
 from oodatcaa.cli.watch import Lines
 from oodatcaa.domain.evidence import Verdict
+from oodatcaa.domain.task import Role
 from real_project import build, make_project, plan
 
 
@@ -28,4 +30,22 @@ def test_a_failed_subtask_is_told_once_with_its_reason(
     assert len(failed) == 1, told
     assert "builder-A" in failed[0]
     assert not [line for line in told if "negotiator" in line or "claimed" in line], told
+    project.store.close()
+
+
+def test_lines_said_between_two_looks_are_all_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    project = make_project(tmp_path / "project")
+    lines = Lines(project)
+    for life in ("first", "second"):  # the same agent, started anew after it died
+        broadcast = Broadcast(project.work, "builder-A", Role.BUILDER, lambda _: None)
+        broadcast.on("T003-B01")
+        for number in range(3):
+            broadcast.say(f"T003-B01 {life} {number}")
+        lines.tick("running")
+    lines.tick("running")
+    told = [line.split("T003-B01 ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert told == [f"{life} {number}" for life in ("first", "second") for number in range(3)]
     project.store.close()

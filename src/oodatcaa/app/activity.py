@@ -6,6 +6,7 @@ Nothing is decided from these files; the queue alone says who holds what.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from oodatcaa.kit.files import write_atomic
 
 FOLDER = "activity"
 PROGRESS_SECONDS = 0.25
+KEPT_LINES = 12
 
 
 class Activity(Record):
@@ -26,6 +28,9 @@ class Activity(Record):
     role: Role
     task: str = ""
     text: str = ""
+    said: tuple[tuple[int, str], ...] = Field(
+        default=(), description="the newest lines, numbered, for who looks only now and then"
+    )
     progress: TrainProgress | None = None
     since: Utc = Field(description="when this task, or being idle, began")
     at: Utc
@@ -39,6 +44,7 @@ class Broadcast:
         self._agent, self._role, self._echo = agent, role, echo
         self._task = ""
         self._text = ""
+        self._said: deque[tuple[int, str]] = deque(maxlen=KEPT_LINES)
         self._last = 0.0
         self._since = datetime.now(UTC)
 
@@ -48,6 +54,8 @@ class Broadcast:
 
     def say(self, text: str) -> None:
         self._text = text
+        # Numbered by the clock: those of a process started anew go on after the old one's.
+        self._said.append((max(time.time_ns(), self._said[-1][0] + 1 if self._said else 0), text))
         self._echo(text)
         self._write(None)
 
@@ -73,6 +81,7 @@ class Broadcast:
             role=self._role,
             task=self._task,
             text=self._text,
+            said=tuple(self._said),
             progress=progress,
             since=self._since,
             at=datetime.now(UTC),

@@ -36,7 +36,7 @@ class Lines:
     def __init__(self, project: Project) -> None:
         self._observer = Observer(project)
         self._observer.fresh()
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, int] = {}
         self._steps: dict[str, tuple[str, int]] = {}
         self._state = ""
 
@@ -49,10 +49,10 @@ class Lines:
             if event.kind not in ROUTINE and event.actor != NEGOTIATOR and not echo:
                 say(f"{event.at:%H:%M:%S}Z {event.actor:<13} {told(event)}")
         for activity in self._observer.activities():
-            if activity.text and self._seen.get(activity.agent) != activity.text:
-                self._seen[activity.agent] = activity.text
-                if activity.task:
-                    say(f"{activity.at:%H:%M:%S}Z {activity.agent:<13} {activity.text}")
+            for number, text in activity.said:
+                if number > self._seen.get(activity.agent, 0):
+                    self._seen[activity.agent] = number
+                    say(f"{activity.at:%H:%M:%S}Z {activity.agent:<13} {text}")
             self._training(activity)
 
     def _training(self, activity: Activity) -> None:
