@@ -17,6 +17,7 @@ from oodatcaa.domain.training import (
     EvalRequest,
     FailureKind,
     MemoryLayer,
+    MemoryStop,
     QLoRA,
     RunStatus,
     TrainProgress,
@@ -168,8 +169,9 @@ def test_during_a_child_that_eats_memory_is_killed(
     run = backend.train(spec.evolve(memory_limit_bytes=300 * MB))
     assert run.failure is not None
     assert (run.failure.kind, run.failure.layer) == (FailureKind.MEMORY_GATE, MemoryLayer.DURING)
-    assert (run.failure.needed_bytes or 0) > 300 * MB
-    assert run.peak_memory_bytes == run.failure.needed_bytes
+    assert (run.failure.needed_bytes or 0) >= 300 * MB
+    if run.failure.stop is not MemoryStop.KERNEL:  # that one can not say how much was wanted
+        assert run.peak_memory_bytes == run.failure.needed_bytes
     assert backend.runs.latest("mlx") is None
     assert not (backend.runs.folder(run) / "adapters" / "adapters.safetensors").exists()
 

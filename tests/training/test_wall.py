@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ from oodatcaa.domain.training import (
     RunFailure,
     TrainSpec,
 )
+from oodatcaa.kit.cgroup import make_group
 from oodatcaa.kit.memory import read_samples
+from oodatcaa.kit.process import Child, Limits
 from oodatcaa.training.children import run_child
 from oodatcaa.training.endings import Ended, memory_stop
 from oodatcaa.training.estimate import check_before
@@ -29,6 +33,10 @@ from oodatcaa.training.reservation import Reservations
 from tiny_model import make_tiny_data, make_tiny_model
 
 MB = 1_000_000
+_tried = make_group(100 * MB)
+GROUPS = _tried is not None
+if _tried is not None:
+    _tried.close()
 SLOW = """
 import time
 held = []
@@ -46,6 +54,11 @@ time.sleep(60)
 '''])
 time.sleep(60)
 """
+LEAP = "held = b'x' * 2_000_000_000"
+LEAP_BELOW = f"""
+import subprocess, sys
+sys.exit(subprocess.call([sys.executable, "-c", {LEAP!r}]) and 1)
+"""
 WALLED = """
 import sys, time
 from pathlib import Path
@@ -60,6 +73,13 @@ STEP = """x = mx.random.uniform(shape=(1000, 1000))
         x = mx.concatenate([x, mx.exp(x[:1000])])
     mx.eval(x)"""
 JUMP = "mx.eval(mx.ones((40_000, 100_000)) + 1)"
+
+
+def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def stopped(
@@ -100,6 +120,47 @@ def test_inside_a_thread_stops_a_leak_and_a_step_that_is_still_computing(
     assert found.stop is MemoryStop.STEP
     # How far past depends on when the thread gets a processor; unstopped it would be 1.6 GB.
     assert inside < (found.needed_bytes or 0) < 1200 * MB
+
+
+@pytest.mark.skipif(not GROUPS, reason="no control group can be made here")
+@pytest.mark.parametrize("code", [LEAP, LEAP_BELOW])
+def test_a_control_group_holds_the_whole_tree_exactly_at_the_limit(
+    tmp_path: Path, code: str
+) -> None:
+    group = make_group(150 * MB)
+    assert group is not None
+    with (
+        group,
+        Child.start([sys.executable, "-c", code], limits=Limits(group=group.entrance)) as child,
+    ):  # nobody but the kernel looks
+        ended = Ended(
+            exit_code=child.wait(60) or 0, peak_bytes=0, seconds=1.0, group_kills=group.kills
+        )
+    assert ended.group_kills >= 1
+    found = memory_stop(ended, tmp_path / "no log", 150 * MB)
+    assert found is not None
+    assert found.stop is MemoryStop.KERNEL
+    assert "control group" in found.message
+    watched, _ = stopped(tmp_path, code, 150 * MB)
+    # The supervisor, and pages shared with the rest of the system, are not the group's.
+    assert watched.peak_bytes < 150 * MB + 40 * MB, "unstopped it would be 2 GB"
+
+
+@pytest.mark.skipif(not GROUPS, reason="no control group can be made here")
+def test_a_control_group_is_gone_when_its_tree_is() -> None:
+    group = make_group(100 * MB)
+    assert group is not None
+    with group:
+        inside = [sys.executable, "-c", "import time; time.sleep(60)"]
+        with Child.start(inside, limits=Limits(group=group.entrance)) as child:
+            until(lambda: group.entrance.read_text() != "")
+            assert str(child.pid) not in group.entrance.read_text().split(), "only the command"
+    assert not group.folder.exists()
+    assert group.kills == 0
+    left = group.folder.with_name("oodatcaa-4194305-0")  # beyond the highest pid of Linux
+    left.mkdir()
+    with make_group(100 * MB) or group:
+        assert not left.exists(), "its maker was killed before it could remove it"
 
 
 def test_one_jump_far_beyond_the_limit_is_refused_by_the_kernel(tmp_path: Path) -> None:

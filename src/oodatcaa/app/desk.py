@@ -171,7 +171,7 @@ class Workshop:
     @property
     def children(self) -> ChildSettings:
         found = self.project.config.training
-        return ChildSettings(found.sample_interval_ms, found.fast_cpu)
+        return ChildSettings(found.sample_interval_ms, found.fast_cpu, found.control_group)
 
     def backends(self, shelf: ModelShelf, objective: Objective) -> dict[str, TrainingBackend]:
         made: dict[str, TrainingBackend] = {"mlx": self.training(shelf)}

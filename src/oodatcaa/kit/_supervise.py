@@ -6,7 +6,8 @@ must start in milliseconds and therefore uses the standard library only.
 - CONTROL is the read end of a pipe whose other end the starter holds. End of file means that the
   starter is gone, however it died, and everything below is killed at once. A parent-death signal
   alone would not do: on Linux it fires when the starting *thread* ends, on macOS it does not exist.
-- LIMITS is `-` or `DATA=bytes,CPU=seconds,FSIZE=bytes`: resource limits of the command alone.
+- LIMITS is `-` or `DATA=bytes,CPU=seconds,FSIZE=bytes`: resource limits of the command alone; and
+  `GROUP=cgroup.procs`, the control group that it enters first (one that is gone is passed over).
 - SIGTERM is passed on to the command's process group.
 - When the command ends, whatever it left behind is killed, and its exit status is mirrored.
 """
@@ -39,6 +40,10 @@ def limit(text: str) -> None:
     """Set the named resource limits, never above what is allowed already."""
     for item in text.split(",") if text != "-" else ():
         name, _, value = item.partition("=")
+        if name == "GROUP":
+            with contextlib.suppress(OSError):
+                Path(value).write_text(str(os.getpid()), encoding="ascii")
+            continue
         kind = getattr(resource, f"RLIMIT_{name}")
         soft = int(value)
         hard = resource.getrlimit(kind)[1]

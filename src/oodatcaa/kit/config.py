@@ -166,6 +166,11 @@ class TrainingConfig(Record):
         default=1024, description="tokens per step of the measured memory probe on a CPU"
     )
     fast_cpu: bool = Field(default=True, description="the CPU speed path; losses are the same")
+    control_group: bool = Field(
+        default=True,
+        description="Linux: let the kernel hold training at exactly the limit, where a control "
+        "group can be made",
+    )
 
 
 class ImportsConfig(Record):

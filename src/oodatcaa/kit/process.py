@@ -61,11 +61,18 @@ class Limits(Record):
     memory_bytes: int | None = None
     cpu_seconds: int | None = None
     file_bytes: int | None = None
+    group: Path | None = None
+    """The entrance of a control group (`kit.cgroup`) for the whole tree."""
 
     def argument(self) -> str:
         """For the supervisor."""
         memory = self.memory_bytes if sys.platform.startswith("linux") else None
-        values = {"DATA": memory, "CPU": self.cpu_seconds, "FSIZE": self.file_bytes}
+        values = {
+            "GROUP": self.group,
+            "DATA": memory,
+            "CPU": self.cpu_seconds,
+            "FSIZE": self.file_bytes,
+        }
         return ",".join(f"{name}={value}" for name, value in values.items() if value) or "-"
 
 

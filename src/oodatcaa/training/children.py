@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -18,9 +19,10 @@ from pydantic import ValidationError
 import oodatcaa
 from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.kit.cgroup import MemoryGroup, make_group
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.memory import MemoryWatch
-from oodatcaa.kit.process import Child
+from oodatcaa.kit.process import Child, Limits
 from oodatcaa.training.endings import Ended, crash_failure, log_tail, memory_stop
 from oodatcaa.training.identity import pinned
 from oodatcaa.training.protocol import (
@@ -50,6 +52,7 @@ class ChildSettings:
 
     sample_interval_ms: int = 25
     fast_cpu: bool = True
+    control_group: bool = True
 
 
 DEFAULTS = ChildSettings()
@@ -83,8 +86,39 @@ def run_child(
     `should_stop` says so the child gets SIGTERM and `grace` seconds. An exception from any
     callback, Ctrl-C included, ends the whole tree before it travels on.
     """
+    with contextlib.ExitStack() as stack:
+        group = make_group(limit) if settings.control_group else None
+        if group is not None:
+            stack.enter_context(group)
+        return _watched(
+            argv, folder, log, limit, group, samples, on_start, on_tick, allowance, should_stop,
+            grace, settings,
+        )  # fmt: skip
+
+
+def _watched(
+    argv: list[str],
+    folder: Path,
+    log: Path,
+    limit: int,
+    group: MemoryGroup | None,
+    samples: Path | None,
+    on_start: Callable[[int], None] | None,
+    on_tick: Callable[[int], None] | None,
+    allowance: Callable[[], int] | None,
+    should_stop: Callable[[], bool] | None,
+    grace: float,
+    settings: ChildSettings,
+) -> Ended:
     started = time.monotonic()
-    child = Child.start(argv, cwd=folder, env=_environment(settings), log_path=log, oom_first=True)
+    child = Child.start(
+        argv,
+        cwd=folder,
+        env=_environment(settings),
+        log_path=log,
+        oom_first=True,
+        limits=Limits(group=group.entrance if group else None),
+    )
     watch = MemoryWatch(
         child.pid,
         limit,
@@ -116,6 +150,7 @@ def run_child(
         wall_note=_note(folder / WALL_FILE, WallNote),
         watch_error=None if watch.error is None else repr(watch.error),
         asked_to_stop=asked_at is not None,
+        group_kills=group.kills if group else 0,
     )
 
 

@@ -41,6 +41,8 @@ class Ended:
     wall_note: WallNote | None = None
     watch_error: str | None = None
     asked_to_stop: bool = False
+    group_kills: int = 0
+    """Processes that the kernel killed at the limit of the tree's control group."""
 
     @property
     def died_of(self) -> signal.Signals | None:
@@ -55,7 +57,8 @@ class Ended:
 def memory_stop(ended: Ended, log: Path, limit: int) -> RunFailure | None:
     """The memory gate's failure with its precise layer; None when memory was not the reason.
 
-    In the order of certainty: the watcher's own look, the child's own note, an allocation error in
+    In the order of certainty: the watcher's own look, the child's own note, a kill at the limit of
+    the tree's control group (counted by the kernel), an allocation error in
     the log's end, a deadly signal close to the limit. Last, a crash under the kernel's limit:
     MLX's CPU build does not check what malloc returns and ends in SIGSEGV when a single
     allocation is refused, however far from the limit it was. The message says "most likely".
@@ -67,6 +70,10 @@ def memory_stop(ended: Ended, log: Path, limit: int) -> RunFailure | None:
     if note is not None and ended.exit_code == EXIT_MEMORY:
         needed = max(note.mlx_bytes, note.process_bytes)
         return memory_failure(needed, note.limit_bytes, MemoryStop.STEP)
+    if ended.group_kills and ended.exit_code != 0:
+        least = max(limit, ended.peak_bytes)
+        found = _kernel(ended, limit, "it was at the limit of its control group")
+        return found.evolve(needed_bytes=least)
     if ended.exit_code == 0 or ended.asked_to_stop:
         return None
     said = next((line for line in reversed(log_tail(log)) if OUT_OF_MEMORY.search(line)), None)
