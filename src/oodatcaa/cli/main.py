@@ -10,6 +10,7 @@ import typer
 from oodatcaa.cli import (
     crew,
     data,
+    evaluation,
     evidence,
     history,
     importing,
@@ -42,6 +43,7 @@ crew.register(app)
 models.register(app)
 training.register(app)
 data.register(app)
+evaluation.register(app)
 evidence.register(app)
 mcp.register(app)
 importing.register(app)
