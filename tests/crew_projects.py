@@ -100,6 +100,7 @@ def make_project(
         "crew": {"builder": 1},
         "agents": {"backoff_seconds": 0.1, "retries": 1},
         "runners": runners,
+        "imports": {"allow": [CHECK]},
     }
     for key, value in (config or {}).items():
         old = settings.get(key)

@@ -116,19 +116,21 @@ def test_refused_permissions_wait_for_a_person_and_go_on_after_the_word(tmp_path
 def test_approvals_and_a_review(tmp_path: Path) -> None:
     veto = {"veto": ["it greets nobody"], "checks": []}
     check = {"name": "compiles", "command": "{python} -m py_compile greeter.py", "why": "syntax"}
+    unasked = {"name": "fetches", "command": "curl example.org", "why": "nobody allowed it"}
     review = script(
         tmp_path / "tester.json",
         [{"done": f"```json\n{veto}\n```".replace("'", '"')}],
-        [{"done": f'{{"checks": [{check}], "veto": []}}'.replace("'", '"')}],
+        [{"done": f'{{"checks": [{check}, {unasked}], "veto": []}}'.replace("'", '"')}],
     )
     objective = "approval: merge\n"
-    from crew_projects import OBJECTIVE
+    from crew_projects import CHECK, OBJECTIVE
 
     root = crew(
         tmp_path,
         GOOD_TURN,
         agents={"tester-s": {"role": "tester", "script": review}},
         objective=OBJECTIVE.replace("id: O-F1\n", "id: O-F1\n" + objective),
+        config={"imports": {"allow": [CHECK, check["command"]]}},
     )
     assert work(root) == "needs_human"
     story = task(root, "T001")
@@ -136,6 +138,8 @@ def test_approvals_and_a_review(tmp_path: Path) -> None:
     assert "tester-s: it greets nobody" in log(root)
     names = {item.gate.name for item in Project(root).evidence.of_story("T001")}
     assert "compiles" in names
+    assert "fetches" not in names
+    assert "nobody allowed it: curl example.org" in log(root)
     assert git(root, "tag") == ""
     approve_story(Project(root), "T001", "ada", "I looked")
     assert work(root) == "done"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from oodatcaa.app.importing import import_plans, is_allowed, outside, parse_maps
+from oodatcaa.app.allowing import is_allowed
+from oodatcaa.app.importing import import_plans, outside, parse_maps
 from oodatcaa.app.init import init_project
 from oodatcaa.app.people import approve_story
 from oodatcaa.app.plan_export import export_stories
@@ -187,6 +188,14 @@ def test_importing_runs_nothing_and_shows_no_control_characters(
     shown = "\n".join(report_lines(report))
     assert "\x1b" not in shown
     assert "\\x1b[2J" in shown
+
+
+def test_a_check_that_can_not_fail_is_named(project: Project, tmp_path: Path) -> None:
+    text = RUNS.read_text(encoding="utf-8").replace("pytest tests", "true || pytest tests")
+    report = import_plans(project, [plan_of(text, tmp_path)], dry_run=True)
+    found = [item.message for item in report.findings if item.code == "check.trivial"]
+    assert found
+    assert "would pass whatever was built" in found[0]
 
 
 def test_a_draft_that_was_changed_after_its_approval_is_refused(project: Project) -> None:

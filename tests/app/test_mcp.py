@@ -35,9 +35,16 @@ main()
 """
 
 
+ALLOWED = ["true", "grep -q", "test -f"]
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return make_project(tmp_path / "project")
+    made = make_project(tmp_path / "project")
+    config = made.root / ".oodatcaa/config.toml"
+    config.write_text(f"{config.read_text()}\n[imports]\nallow = {json.dumps(ALLOWED)}\n")
+    git(made.root, "commit", "-qam", "what plans may run")
+    return Project(made.root)
 
 
 @asynccontextmanager
@@ -61,9 +68,12 @@ async def ask(client: Client, tool: str, *, fails: bool = False, **arguments: An
 
 def the_plan(project: Project) -> dict[str, Any]:
     made = gated(plan_for(project.board().story_by_id["T001"]))
-    made = made.evolve(created_at=datetime.now(UTC))
+    story = project.board().story_by_id["T001"]
+    made = made.evolve(created_at=datetime.now(UTC), kind=story.kind, goal=story.goal or "shoes")
     gate = GATE.evolve(command="grep -q wings notes/shoes.txt")
-    record: dict[str, Any] = made.evolve(exit_gates={"T001-B01": (gate,)}).model_dump(mode="json")
+    tests = made.test_plan.evolve(acceptance=(gate.evolve(id="AC1"),))
+    made = made.evolve(exit_gates={"T001-B01": (gate,)}, test_plan=tests)
+    record: dict[str, Any] = made.model_dump(mode="json")
     return record
 
 

@@ -10,10 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oodatcaa.domain.evidence import Bound, Evidence, GateKind, GateSpec, Verdict, Waiver
+from oodatcaa.domain.evidence import (
+    Bound,
+    Evidence,
+    GateKind,
+    GateSpec,
+    Verdict,
+    Waiver,
+    verdict_of,
+)
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.gates import GateRequest, MetricValue
+from oodatcaa.gates.bounds import bounded
 from oodatcaa.gates.judging import judge_metric, waive
+from oodatcaa.kit.config import GatesConfig
 
 Check = Callable[..., tuple[Evidence, ...]]
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -199,3 +209,55 @@ def test_no_text_breaks_the_bound_parser(text: str) -> None:
         return
     assert math.isfinite(bound.value)
     assert not bound.holds(math.nan)
+
+
+def test_a_plans_gate_may_use_less_than_the_project_allows_but_not_more() -> None:
+    config = GatesConfig.model_validate(
+        {
+            "timeout_seconds": 100,
+            "limits": {"memory_bytes": "4GB", "file_bytes": "1GB"},
+            "quality": [
+                {
+                    "name": "big",
+                    "command": "make all",
+                    "timeout_seconds": 900,
+                    "limits": {"memory_bytes": "9GB"},
+                }
+            ],
+        }
+    )
+    greedy = {"memory_bytes": "64GB", "cpu_seconds": 7, "file_bytes": "1MB"}
+    values = {"id": "AC1", "name": "big", "kind": "command", "command": "make some"}
+    gate = GateSpec.model_validate({**values, "limits": greedy, "timeout_seconds": 900})
+    seconds, limits = bounded(gate, config)
+    assert seconds == 100
+    assert (limits.memory_bytes, limits.cpu_seconds, limits.file_bytes) == (4 * 10**9, 7, 10**6)
+    assert bounded(gate.evolve(limits=None, timeout_seconds=5), config) == (5, config.limits)
+    own = gate.evolve(command="make all", limits=config.quality[0].limits)
+    seconds, limits = bounded(own, config)
+    assert (seconds, limits.memory_bytes) == (900, 9 * 10**9)
+
+
+def test_one_id_is_one_check() -> None:
+    gate = GateSpec(id="AC1", name="it works", kind=GateKind.COMMAND, command="pytest")
+    easy = gate.evolve(command="true")
+    passed = evidence_of(easy, Verdict.PASSED)
+    failed = evidence_of(gate, Verdict.FAILED)
+    assert verdict_of((passed,), (gate,)) == ("AC1 it works: not run",)
+    assert verdict_of((failed, passed), (gate, easy)) == ("AC1 it works: failed (as seen)",)
+
+
+def evidence_of(gate: GateSpec, verdict: Verdict) -> Evidence:
+    return Evidence(
+        id=f"E-{gate.id}-{verdict}",
+        gate=gate,
+        verdict=verdict,
+        story="T001",
+        task="T001-B01",
+        attempt=1,
+        commit="c1",
+        detail="as seen",
+        host="here",
+        started_at=NOW,
+        duration_seconds=1.0,
+    )

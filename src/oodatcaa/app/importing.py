@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
+from oodatcaa.app.allowing import is_allowed
 from oodatcaa.app.archiving import CARRIED
 from oodatcaa.app.project import Project
 from oodatcaa.app.sprints import carried_work
@@ -15,8 +15,10 @@ from oodatcaa.domain.adopting import Adopted, Incoming, Outcome, adopt
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Decision
 from oodatcaa.domain.draft import DraftStory
+from oodatcaa.domain.evidence import GateKind
 from oodatcaa.domain.source import Source
 from oodatcaa.domain.task import Story
+from oodatcaa.domain.trivial import ends_well_anyway
 from oodatcaa.errors import EXIT_USAGE, OodatcaaError, RefusedError
 from oodatcaa.importers import Finding, Imported, ImportKind, Severity, as_drafts, import_file
 from oodatcaa.importers.commands import foreign_paths
@@ -25,7 +27,6 @@ from oodatcaa.kit.locks import FileLock
 
 MINUTES_PER_STEP = 15
 """A planning estimate for a step whose plan names none."""
-_OPERATORS = frozenset("|&;<>()$`\\\n\"'*?[]#~=%!{}")
 
 
 class ImportReport(Record):
@@ -83,7 +84,7 @@ def import_plans(
     """
     maps = checked_maps(project, maps or {})
     now = datetime.now(UTC)
-    read = [as_drafts(_read(path, now, kind, maps)) for path in paths]
+    read = [_read(path, now, kind, maps) for path in paths]
     _refuse_outside(project, read)
     pairs = [(item, draft) for item in read for draft in item.drafts]
     allowed = project.config.imports.allow
@@ -143,7 +144,21 @@ def _read(path: Path, now: datetime, kind: ImportKind | None, maps: Mapping[str,
         )
         for old in read.unused_maps
     )
-    return read.evolve(findings=(*read.findings, *unused))
+    drafts = as_drafts(read)
+    nothing = tuple(
+        Finding(
+            code="check.trivial",
+            severity=Severity.WARNING,
+            place=read.source,
+            message=f"{draft.key}: {gate.command!r} would pass whatever was built",
+        )
+        for draft in drafts.drafts
+        for gate in draft.gates
+        if gate.kind is GateKind.COMMAND
+        and gate.expect == "success"
+        and ends_well_anyway(gate.command)
+    )
+    return drafts.evolve(findings=(*read.findings, *unused, *nothing))
 
 
 def outside(root: Path, path: str) -> str:
@@ -207,20 +222,6 @@ def _incoming(item: Imported, draft: DraftStory, allowed: Sequence[str]) -> Inco
         files=draft.files,
         prefer_id=draft.prefer_id,
     )
-
-
-def is_allowed(command: str, allowed: Sequence[str]) -> bool:
-    """Whether the project's own list lets a command run unasked.
-
-    An entry is a command word for word, or the first words of a plain one: nothing that a shell
-    would read more into (`;`, `|`, `$`, quotes, a second line) is ever matched by its beginning.
-    """
-    if command in allowed:
-        return True
-    if _OPERATORS & set(command):
-        return False
-    words = shlex.split(command)
-    return any(entry and words[: len(entry.split())] == entry.split() for entry in allowed)
 
 
 def _take(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from oodatcaa.app import claims
 from oodatcaa.app.activity import Broadcast
@@ -167,6 +166,8 @@ def hand_in_failure(project: Project, task: Task, owner: str, kind: str, why: st
 
 
 def _submit_plan_file(project: Project, task: Task, owner: str, path: Path | None) -> Task:
+    from oodatcaa.app.allowing import unapproved
+
     assert isinstance(task, Story)
     if path is None:
         raise OodatcaaError(
@@ -174,35 +175,54 @@ def _submit_plan_file(project: Project, task: Task, owner: str, path: Path | Non
             f"{task.id} is {task.status.value}: what is handed in is a plan record",
             hint=f"oodatcaa submit {task.id} --plan FILE.json (docs/reference/plan.md)",
         )
-    try:
-        plan = Plan.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise OodatcaaError(
-            "submit.no_plan", f"there is no file {path}", hint="check it"
-        ) from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        lines = (
-            [
-                f"{'.'.join(str(part) for part in item['loc']) or 'plan'}: {item['msg']}"
-                for item in error.errors()
-            ]
-            if isinstance(error, ValidationError)
-            else [str(error)]
-        )
-        raise OodatcaaError(
-            "plan.invalid",
-            f"{path} is not a valid plan: {len(lines)} problem{'s' if len(lines) != 1 else ''}",
-            hint="mend it and submit again; the claim is still yours",
-            details=lines,
-        ) from error
+    plan = _read_plan(project, task, owner, path)
+    asked = unapproved(project, task, plan)
     project.plans.propose(plan, task.attempt)
     accepted = project.store.transact(
         lambda board, now: submission.submit_plan(
-            board, now, story=task.id, owner=owner, attempt=task.attempt, plan=plan
+            board,
+            now,
+            story=task.id,
+            owner=owner,
+            attempt=task.attempt,
+            plan=plan,
+            unapproved=asked,
         )
     )
     project.plans.accept(plan, task.attempt)
     return accepted
+
+
+def _read_plan(project: Project, story: Story, owner: str, path: Path) -> Plan:
+    """The plan in a file, held to the rules for plans from outside.
+
+    Raises OodatcaaError submit.no_plan, plan.invalid with every problem.
+    """
+    from oodatcaa.app.desk import Workshop
+    from oodatcaa.roles.plan_check import handed_in_plan
+    from oodatcaa.roles.planner.imported import refuse_unapproved
+
+    refuse_unapproved(story)
+    desk = Workshop(project).desk(owner, project.objective())
+    plan: Plan | None = None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OodatcaaError(
+            "submit.no_plan", f"there is no file {path}", hint="check it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        problems = [f"Plan: the JSON can not be read: {error}"]
+    else:
+        plan, problems = handed_in_plan(desk, project.board(), story, data)
+    if plan is None:
+        raise OodatcaaError(
+            "plan.invalid",
+            f"{path} is not a valid plan: {len(problems)} problem{'s'[: len(problems) != 1]}",
+            hint="mend it and submit again; the claim is still yours",
+            details=problems,
+        )
+    return plan
 
 
 def approve_story(project: Project, story: str, by: str, why: str) -> Story:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from oodatcaa.app.activity import Broadcast
+from oodatcaa.app.allowing import only_allowed, unapproved
 from oodatcaa.app.checking import Checker, story_gates
 from oodatcaa.app.desk import StoryWorkspace, Workshop
 from oodatcaa.app.isolation import look, refuse_trespass
@@ -25,7 +26,7 @@ from oodatcaa.domain.adaptation import GiveUp
 from oodatcaa.domain.evidence import Evidence, GateSpec
 from oodatcaa.domain.plan import Plan, StepKind
 from oodatcaa.domain.report import Deliverable, Metric, Report
-from oodatcaa.domain.task import Failure, Role, Story, Subtask, Task
+from oodatcaa.domain.task import Failure, Role, Story, StoryKind, Subtask, Task
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.roles.agent_reviewer import review
 from oodatcaa.roles.builder import build
@@ -159,10 +160,22 @@ def do_adapt(claimed: Claimed) -> None:
 def _submit_plan(claimed: Claimed, plan: Plan) -> None:
     claimed.stop_if_asked()
     project, story = claimed.project, claimed.story()
+    # What an imported plan runs was asked about at its import; the built-in planner makes nothing
+    # up: its commands are the objective's.
+    agents = claimed.desk.agents
+    written = story.kind is StoryKind.CUSTOM and story.source is None
+    by_agent = written and agents is not None and not agents.acting().builtin
+    asked = unapproved(project, story, plan) if by_agent else ()
     project.plans.propose(plan, claimed.attempt)
     project.store.transact(
         lambda board, now: submission.submit_plan(
-            board, now, story=story.id, owner=claimed.owner, attempt=claimed.attempt, plan=plan
+            board,
+            now,
+            story=story.id,
+            owner=claimed.owner,
+            attempt=claimed.attempt,
+            plan=plan,
+            unapproved=asked,
         )
     )
     project.plans.accept(plan, claimed.attempt)
@@ -354,7 +367,7 @@ def _reviewed(
     with claimed.project.repo.check_worktree(commit, f"review-{claimed.task.id}") as checkout:
         try:
             found = review(agents, agents.acting(), claimed.story(), plan, examination, checkout)
-            return found, None
+            return only_allowed(claimed.project, agents, plan, examination, found), None
         except AgentFailedError as error:
             claimed.stop_if_asked()
             failure = Failure(

@@ -222,14 +222,20 @@ def verdict_of(evidence: tuple[Evidence, ...], gates: tuple[GateSpec, ...]) -> t
     """
     if not gates:
         return ("no gate is defined: nothing was checked",)
-    by_gate = {item.gate.id: item for item in evidence}
+    by_gate: dict[str, list[Evidence]] = {}
+    for item in evidence:
+        by_gate.setdefault(item.gate.id, []).append(item)
     problems: list[str] = []
     for gate in gates:
-        found = by_gate.get(gate.id)
-        if found is None:
+        # Evidence of another check under the same id shows nothing about this one.
+        seen = [item for item in by_gate.get(gate.id, ()) if item.gate == gate]
+        if not seen:
             problems.append(f"{gate.id} {gate.name}: not run")
-        elif not found.acceptable:
-            problems.append(f"{gate.id} {gate.name}: {found.verdict.value} ({found.detail})")
+        problems += [
+            f"{gate.id} {gate.name}: {found.verdict.value} ({found.detail})"
+            for found in seen
+            if not found.acceptable
+        ]
     return tuple(problems)
 
 

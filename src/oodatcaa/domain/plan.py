@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Literal
 
@@ -9,10 +10,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
 from oodatcaa.domain.evidence import GateSpec
-from oodatcaa.domain.goal_gates import goal_gates, person_gates
 from oodatcaa.domain.goals import Goals
 from oodatcaa.domain.task import StoryId, StoryKind, SubtaskId, SubtaskKind
 from oodatcaa.domain.training import QLoRA
+
+_RESERVED = re.compile(r"G[TAL]\d+|T[XA]\d+|M\d+")
 
 
 class StepKind(StrEnum):
@@ -239,6 +241,18 @@ class Plan(Record):
         return sum(subtask.estimate_minutes for subtask in self.subtasks)
 
     @property
+    def commands(self) -> tuple[str, ...]:
+        """Everything in it that is run as a command: its steps, checks, gates and truths."""
+        tests = self.test_plan
+        gates = [gate for step in self.steps for gate in step.checks]
+        gates += [gate for gates in self.exit_gates.values() for gate in gates]
+        gates += [*tests.acceptance, *tests.quality_gates]
+        found = [step.command for step in self.steps]
+        found += [gate.command for gate in gates]
+        found += [truth.command for truth in self.goals.truths]
+        return tuple(dict.fromkeys(line for line in found if line.strip()))
+
+    @property
     def promised_files(self) -> tuple[str, ...]:
         """The deliverables that name a file of the repository; the others are prose."""
         return tuple(text for text in self.deliverables if names_a_file(text))
@@ -249,6 +263,31 @@ class Plan(Record):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def is_reserved(gate_id: str) -> bool:
+    """Whether the framework itself gives this id to gates that it adds: goals (GT1, GA1, GL1), the
+    tester's (TX1, TA1) and the integrator's (M1)."""
+    return _RESERVED.fullmatch(gate_id) is not None
+
+
+def _gate_id_problems(plan: Plan) -> list[str]:
+    """Evidence is found by its gate's id: one id has to mean one check in the whole plan."""
+    tests = plan.test_plan
+    checks = (*tests.acceptance, *tests.quality_gates)
+    problems = []
+    known: dict[str, GateSpec] = {}
+    for place, gates in [*plan.exit_gates.items(), ("the test plan", checks)]:
+        seen: set[str] = set()
+        for gate in gates:
+            if is_reserved(gate.id):
+                problems.append(f"gate id {gate.id} in {place} is one of the framework's own")
+            if gate.id in seen:
+                problems.append(f"duplicate gate id {gate.id} in {place}")
+            elif known.setdefault(gate.id, gate) != gate:
+                problems.append(f"gate id {gate.id} in {place} means another check elsewhere")
+            seen.add(gate.id)
+    return problems
 
 
 def names_a_file(text: str) -> bool:
@@ -287,11 +326,7 @@ def plan_problems(plan: Plan) -> tuple[str, ...]:
         problems.append("no build subtask")
     if sorted(kept_steps) != numbers and not plan.keeps:
         problems.append(f"steps {sorted(kept_steps)} are dealt out, but the plan has {numbers}")
-    goals = (*goal_gates(plan.goals), *person_gates(plan.goals))
-    gates = (*plan.test_plan.acceptance, *plan.test_plan.quality_gates, *goals)
-    gate_ids = [gate.id for gate in gates]
-    if len(set(gate_ids)) != len(gate_ids):
-        problems.append(f"duplicate gate ids in {gate_ids}")
+    problems += _gate_id_problems(plan)
     if plan.decision.chosen not in {alternative.key for alternative in plan.alternatives}:
         problems.append(f"the decision chose {plan.decision.chosen!r}, which is no alternative")
     return tuple(problems)

@@ -25,10 +25,17 @@ from oodatcaa.errors import RefusedError
 
 
 def submit_plan(
-    board: Board, now: datetime, *, story: str, owner: str, attempt: int, plan: Plan
+    board: Board,
+    now: datetime,
+    *,
+    story: str,
+    owner: str,
+    attempt: int,
+    plan: Plan,
+    unapproved: tuple[str, ...] = (),
 ) -> Decision[Story]:
     """Accept a plan or an adapted plan: the story becomes `planning_complete`, or waits for a
-    person's approval of the plan.
+    person's approval of the plan, as it does when it has commands that nobody approved.
 
     New subtasks are created, those in `plan.keeps` stay (failed ones can be worked on again, a
     definition in `plan.subtasks` replaces the old one), every other unfinished one is cancelled.
@@ -38,7 +45,7 @@ def submit_plan(
     held = held_story(board, story, owner, attempt, S.PLANNING, S.ADAPTING)
     _check_plan(board, held, plan)
     adapting = held.status is S.ADAPTING
-    asks = held.approval is Approval.PLAN
+    asks = held.approval is Approval.PLAN or bool(unapproved)
     planned = move(
         held,
         S.NEEDS_HUMAN if asks else S.PLANNING_COMPLETE,
@@ -47,10 +54,10 @@ def submit_plan(
         adapt_round=held.adapt_round + (1 if adapting else 0),
         failure=None,
         granted=False,
-        reason=f"a person has to approve plan v{plan.version}" if asks else "",
+        reason=_asks(held, plan, unapproved) if asks else "",
         waits_for=Approval.PLAN if asks else Approval.NONE,
     )
-    events = [_planned_event(held, planned, plan, now)]
+    events = [_planned_event(held, planned, plan, now, unapproved)]
     after = put(board, planned)
     for item in board.subtasks_of(story):
         if item.id not in plan.keeps and not is_finished(item):
@@ -63,6 +70,17 @@ def submit_plan(
     after, settled = settle(after, story, owner, now)
     final = after.story_by_id[story]
     return Decision(after, final, (*events, *settled))
+
+
+def _asks(story: Story, plan: Plan, unapproved: tuple[str, ...]) -> str:
+    if not unapproved:
+        return f"a person has to approve plan v{plan.version}"
+    one = len(unapproved) == 1
+    return (
+        f"{len(unapproved)} command{'' if one else 's'} of plan v{plan.version} "
+        f"wait{'s' if one else ''} for your approval: oodatcaa log --task {story.id}, then "
+        f"oodatcaa approve {story.id} --why …"
+    )
 
 
 def plan_fit(board: Board, story: Story, plan: Plan) -> list[str]:
@@ -227,11 +245,14 @@ def _waits_for(board: Board, depends_on: tuple[str, ...]) -> str:
     return f"waits for {', '.join(waits)}" if waits else ""
 
 
-def _planned_event(before: Story, after: Story, plan: Plan, now: datetime) -> Event:
+def _planned_event(
+    before: Story, after: Story, plan: Plan, now: datetime, unapproved: tuple[str, ...]
+) -> Event:
     note = plan.adaptation
     text = f"plan v{plan.version} of {before.id}: {len(plan.subtasks)} subtasks, size {plan.size}"
     details = [f"{item.id} {item.title} ({item.estimate_minutes} min)" for item in plan.subtasks]
     details += [f"keeps {kept}" for kept in plan.keeps]
+    details += [f"not approved yet: {line}" for line in unapproved]
     if note is not None:
         text = f"adaptation round {after.adapt_round}: {note.trigger}; {text}"
         details = [*note.rungs, *details]

@@ -14,6 +14,7 @@ from oodatcaa.domain.gate_presets import preset_for
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.gates.baselines import Baselines
 from oodatcaa.gates.bench import Bench, Benches, some
+from oodatcaa.gates.bounds import bounded
 from oodatcaa.gates.goal_checks import check_goal
 from oodatcaa.gates.judging import (
     Judgement,
@@ -166,12 +167,12 @@ class GateRunner:
             return _Seen(crashed(str(error)), facts)
         facts["command"] = line
         output = self._store.output_file(name)
-        limits = gate.limits or self._config.limits
-        result = self._benches.execute(line, bench, output, gate.timeout_seconds, limits)
+        seconds, limits = bounded(gate, self._config)
+        result = self._benches.execute(line, bench, output, seconds, limits)
         if isinstance(result, str):
             return _Seen(crashed(result), facts)
         text = output.read_text(encoding="utf-8", errors="replace")
-        reading = read_command(gate, line, result, text)
+        reading = read_command(gate.evolve(timeout_seconds=seconds), line, result, text)
         facts |= {
             "exit_code": result.exit_code,
             "output_sha256": result.output_sha256,

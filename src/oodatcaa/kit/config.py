@@ -93,7 +93,11 @@ class GatesConfig(Record):
     )
     limits: ResourceLimits = Field(
         default=ResourceLimits(memory_bytes=16_000_000_000, file_bytes=8_000_000_000),
-        description="of each process of a gate, unless the gate has its own",
+        description="of each process of a gate; a gate of a plan may have tighter ones, the "
+        "project's own gates any",
+    )
+    timeout_seconds: PositiveInt = Field(
+        default=7200, description="the longest that a gate of a plan may take, whatever it says"
     )
     packages: tuple[NonEmpty, ...] | None = Field(
         default=None,
@@ -174,7 +178,7 @@ class TrainingConfig(Record):
 
 
 class ImportsConfig(Record):
-    """Which commands of imported plans may run without being asked about."""
+    """Which commands of plans made elsewhere (imported, by an agent, handed in) may run unasked."""
 
     allow: tuple[NonEmpty, ...] = Field(
         default=(), description="a whole command, or the first words of a plain one: 'pytest'"

@@ -14,7 +14,7 @@ from oodatcaa.domain.definition import explain
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import Story
-from oodatcaa.roles.agent_planner import EMPTY_COMMANDS
+from oodatcaa.domain.trivial import ends_well_anyway
 from oodatcaa.roles.desk import Agents
 from oodatcaa.roles.prompts import gate_line, record_prompt
 from oodatcaa.roles.records import ask, schema_of, schema_problems
@@ -85,7 +85,7 @@ def added(found: Examination, made: Review, by: str) -> Examination:
             statement=f"added by {by}: {item.why}",
         )
         for number, item in enumerate(made.checks, 1)
-        if item.command.strip() not in EMPTY_COMMANDS
+        if not ends_well_anyway(item.command)
     )
     return Examination(
         gates=(*found.gates, *extra),

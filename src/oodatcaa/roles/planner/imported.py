@@ -24,6 +24,7 @@ from oodatcaa.domain.plan import (
     Trouble,
 )
 from oodatcaa.domain.task import Story
+from oodatcaa.domain.trivial import ends_well_anyway
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.roles.planner.common import quality_line
 from oodatcaa.roles.planner.design import Checks, Design, Group, step
@@ -62,7 +63,11 @@ def design(inputs: PlanInputs, draft: DraftStory) -> Design:
     """Raises OodatcaaError when nothing in draft or project would decide the work."""
     refuse_unapproved(inputs.story)
     gates = {gate.id: gate for gate in draft.gates}
-    decisive = tuple(gate for gate in draft.gates if gate.expect == "success")
+    decisive = tuple(
+        gate
+        for gate in draft.gates
+        if gate.expect == "success" and not ends_well_anyway(gate.command)
+    )
     if not decisive and not inputs.quality_gates and not draft.goals.artifacts:
         raise OodatcaaError(
             "plan.nothing_decides",
