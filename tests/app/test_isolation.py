@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import crew_projects
+from oodatcaa.app.desk import StoryWorkspace
 from oodatcaa.app.isolation import (
     keep_look,
     kept_look,
@@ -215,3 +216,32 @@ def test_an_agent_that_writes_elsewhere_is_refused_then_does_it_well(tmp_path: P
     assert first.failure.kind == "isolation"
     assert "stray.txt was changed" in crew_projects.log(root)
     assert (tmp_path / "project/stray.txt").exists()
+
+
+def test_an_agent_that_redirects_its_worktree_commits_nowhere(tmp_path: Path) -> None:
+    files = [
+        {"write": "greeter.py", "text": crew_projects.GOOD},
+        {"write": "tests/test_greeter.py", "text": crew_projects.TEST},
+    ]
+    link = {"write": ".git", "text": f"gitdir: {tmp_path / 'project/.git'}\n"}
+    root = crew_projects.crew(tmp_path, [*files, link, {"done": "x"}], [*files, {"done": "x"}])
+    before = crew_projects.git(root, "rev-parse", "main")
+    assert crew_projects.work(root) == "done"
+    failed = crew_projects.task(root, "T001-B01").failure
+    assert failed is not None
+    assert "leads to" in failed.summary or "does not lead" in failed.summary
+    first = crew_projects.git(root, "rev-list", "--first-parent", f"{before.strip()}..main")
+    assert len(first.split()) == 2, "the merge and its records, nothing else"
+
+
+def test_a_worktree_on_a_branch_of_somebody_else_is_refused(project: Project) -> None:
+    story = project.board().story_by_id["T001"]
+    workspace = StoryWorkspace(project, "T001", story.branch, "main")
+    git(workspace.path, "symbolic-ref", "HEAD", "refs/heads/main")
+    head = project.repo.resolve("main")
+    (workspace.path / "evil.txt").write_text("x")
+    with pytest.raises(OodatcaaError, match="is on main"):
+        workspace.commit(["."], "on main")
+    with pytest.raises(OodatcaaError, match="is on main"):
+        workspace.head()
+    assert project.repo.resolve("main") == head

@@ -49,6 +49,36 @@ def test_the_next_attempt_finds_the_work_so_far(repo: Repository, root: Path, gi
     assert repo.head(path).branch == BRANCH
 
 
+@pytest.mark.parametrize("where", ["main", "other story", "own repository", "link"])
+def test_a_worktree_that_was_made_to_lead_elsewhere_is_refused(
+    repo: Repository, root: Path, git: Git, where: str
+) -> None:
+    path = repo.story_worktree("T001", BRANCH, "main")
+    other = repo.story_worktree("T002", "feat/T002-x", "main")
+    heads = repo.refs()
+    mark = path / ".git"
+    if where == "main":
+        mark.write_text(f"gitdir: {root / '.git'}\n")
+    elif where == "other story":
+        mark.write_text((other / ".git").read_text())
+    elif where == "own repository":
+        mark.unlink()
+        git(path, "init", "-q")
+    else:
+        mark.unlink()
+        mark.symlink_to(other / ".git")
+    (path / "evil.txt").write_text("x")
+    with pytest.raises(OodatcaaError) as refused:
+        repo.commit_files(path, None, "feat: on a branch of somebody else")
+    assert refused.value.code == "git.worktree_redirected"
+    assert repo.refs() == heads
+    assert repo.story_worktree("T001", BRANCH, "main") == path
+    assert repo.head(path).branch == BRANCH
+    assert not (path / "evil.txt").exists()
+    (kept,) = path.parent.glob("lost-T001-*")
+    assert (kept / "evil.txt").read_text() == "x"
+
+
 def test_a_deleted_folder_is_made_again_from_its_branch(
     repo: Repository, root: Path, git: Git
 ) -> None:

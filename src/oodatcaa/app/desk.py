@@ -133,6 +133,7 @@ class StoryWorkspace:
 
     def __init__(self, project: Project, story: str, branch: str, base: str) -> None:
         self._repo = project.repo
+        self._branch = branch
         self._path = self._repo.story_worktree(story, branch, base)
 
     @property
@@ -140,14 +141,26 @@ class StoryWorkspace:
         return self._path
 
     def head(self) -> str:
+        self._must_be_on_its_branch()
         sha = self._repo.head(self._path).sha
         assert sha is not None  # a story's branch is made at a commit
         return sha
+
+    def _must_be_on_its_branch(self) -> None:
+        """Whoever works there can set its HEAD on a branch of somebody else."""
+        found = self._repo.current_branch(self._path)
+        if found != self._branch:
+            raise OodatcaaError(
+                "git.not_ours",
+                f"{self._path} is on {found or 'no branch'}, not on {self._branch}",
+                hint=f"look: git -C '{self._path}' status",
+            )
 
     def changed(self) -> bool:
         return bool(self._repo.dirty_paths(self._path))
 
     def commit(self, paths: Sequence[str], message: str) -> str | None:
+        self._must_be_on_its_branch()
         everything = list(paths) == ["."]
         return self._repo.commit_files(self._path, None if everything else paths, message)
 

@@ -22,6 +22,7 @@ import psutil
 
 from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError, StateError
+from oodatcaa.vcs.links import refuse_redirected
 
 # What a calling hook (or `git -c`) hands down and what would redirect or change our commands.
 # GIT_CONFIG_COUNT stays: it is how containers set safe.directory, and hooks do not set it.
@@ -170,13 +171,16 @@ def run_git(
     `cwd` must be the top of a checkout (or a git folder) unless `search_up`: worktrees lie inside
     the main checkout, and in one that lost its .git the command would change the main checkout.
 
-    Raises OodatcaaError: `git.missing`, `git.timeout` (its whole process tree is ended),
-    `git.locked` (after a bounded wait; names the lock and who may hold it) and, unless `may_fail`,
-    `git.failed` with everything that git printed.
+    A worktree of ours whose `.git` was made to lead elsewhere is refused.
+
+    Raises OodatcaaError: `git.worktree_redirected`, `git.missing`, `git.timeout` (its whole process
+    tree is ended), `git.locked` (after a bounded wait; names the lock and who may hold it) and,
+    unless `may_fail`, `git.failed` with everything that git printed.
     """
     command = [_executable(), *policy.options(), "--literal-pathspecs", *args]
     environment = clean_environment() | dict(env or {})
     if not search_up:
+        refuse_redirected(cwd)
         environment["GIT_CEILING_DIRECTORIES"] = str(cwd.parent)
     limit = policy.timeout_s if timeout_s is None else timeout_s
     deadline = time.monotonic() + LOCK_PATIENCE_S

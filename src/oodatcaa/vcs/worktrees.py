@@ -22,6 +22,7 @@ from oodatcaa.kit.locks import FileLock
 from oodatcaa.kit.process import is_alive, process_identity
 from oodatcaa.vcs.git import Output, git_processes, run_git
 from oodatcaa.vcs.layout import Layout
+from oodatcaa.vcs.links import CHECK_PREFIX, link_problem
 from oodatcaa.vcs.parking import park_commit, park_worktree
 from oodatcaa.vcs.reading import (
     dirty_paths,
@@ -36,7 +37,6 @@ from oodatcaa.vcs.records import CheckOwner, Worktree
 CHECKOUT_TIMEOUT_S = 900.0
 LOCK_PATIENCE_S = 300.0
 """Making a worktree of a big repository takes its time, and several may wait in line."""
-CHECK_PREFIX = "check-"
 _numbers = itertools.count(1)
 
 
@@ -69,6 +69,8 @@ class Worktrees:
             known = {item.path: item for item in list_worktrees(self._layout.root)}
             self._must_be_free(branch, path, known.values())
             found = known.get(path)
+            if link_problem(path):
+                self._put_aside(path)
             if found is not None and not self._usable(found):
                 self._remove(path)
                 found = None
@@ -224,7 +226,12 @@ class Worktrees:
     def _usable(self, found: Worktree) -> bool:
         # "initializing" is git's own mark while it makes a worktree. The lock is ours, so
         # nobody is making one now: whoever was has been killed half way.
-        return found.exists and found.locked != "initializing" and found.sha is not None
+        return (
+            found.path.exists()
+            and found.exists
+            and found.locked != "initializing"
+            and found.sha is not None
+        )
 
     def _add(self, path: Path, branch: str, base: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +278,8 @@ class Worktrees:
             gates = label.startswith("gates-")
             return park_worktree(self._layout.root, path, label, commits_only=gates)
         except OodatcaaError:
-            (path / ".git").unlink(missing_ok=True)
+            if not (path / ".git").is_dir():
+                (path / ".git").unlink(missing_ok=True)
             self._put_aside(path)
             return ""
 
