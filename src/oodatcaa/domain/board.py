@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
 
@@ -35,6 +35,14 @@ class Offer(Record):
     task: TaskId
     role: Role
     rank: PositiveInt = Field(description="1 = first along the critical path for this role")
+
+
+class Since(NamedTuple):
+    """The tasks of an earlier board, and those that were put since."""
+
+    stories: tuple[Story, ...]
+    subtasks: tuple[Subtask, ...]
+    puts: dict[str, Task]
 
 
 class Board(Record):
@@ -76,7 +84,7 @@ class Board(Record):
         else:
             subtasks = _replace(subtasks, task)
         # Its parts are records already: to validate a thousand of them again says nothing new.
-        return Board.model_construct(
+        made = Board.model_construct(
             schema_version=self.schema_version,
             revision=self.revision,
             sprint=self.sprint,
@@ -84,6 +92,16 @@ class Board(Record):
             subtasks=subtasks,
             offers=self.offers,
         )
+        since = self.__dict__.get("_since") or Since(self.stories, self.subtasks, {})
+        made.__dict__["_since"] = Since(
+            since.stories, since.subtasks, {**since.puts, task.id: task}
+        )
+        return made
+
+    @property
+    def since(self) -> Since | None:
+        """What `with_task` put since it was first used on a board; None when that is not known."""
+        return self.__dict__.get("_since")
 
 
 TaskT = TypeVar("TaskT", Story, Subtask)

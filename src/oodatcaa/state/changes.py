@@ -83,7 +83,7 @@ class Transaction(Record):
     ) -> Transaction:
         """With the summary by which a reader can pass over what a later line replaces."""
         only_puts = change.touched().isdisjoint(_OTHER) and not change.removed
-        return cls.model_construct(
+        return cls(
             seq=seq,
             revision=revision,
             at=at,
@@ -101,6 +101,9 @@ TaskT = TypeVar("TaskT", Story, Subtask)
 
 def difference(old: Board, new: Board) -> Change:
     """What turns `old` into `new`. Equal records count as unchanged."""
+    known = _put_since(old, new)
+    if known is not None:
+        return known
     stories, stories_gone, stories_moved = _compare(old.stories, new.stories)
     subtasks, subtasks_gone, subtasks_moved = _compare(old.subtasks, new.subtasks)
     order = None
@@ -123,6 +126,35 @@ def difference(old: Board, new: Board) -> Change:
         sprint_ended=sprint_changed and new.sprint is None,
         offers=new.offers if offers_changed else None,
     )
+
+
+def _put_since(old: Board, new: Board) -> Change | None:
+    """The change when `new` is `old` with some of its tasks replaced by `with_task`; else None."""
+    since = new.since
+    if (
+        since is None
+        or since.stories is not old.stories
+        or since.subtasks is not old.subtasks
+        or new.sprint is not old.sprint
+        or new.offers is not old.offers
+    ):
+        return None
+    stories: list[Story] = []
+    subtasks: list[Subtask] = []
+    for key, task in since.puts.items():
+        if isinstance(task, Story):
+            before: Task | None = old.story_by_id.get(key)
+            if before != task:
+                stories.append(task)
+        else:
+            before = old.subtask_by_id.get(key)
+            if before != task:
+                subtasks.append(task)
+        if before is None:
+            return None  # a new one: where it stands has to be looked at
+    if not stories and not subtasks:
+        return _NOTHING
+    return Change(stories=tuple(stories), subtasks=tuple(subtasks))
 
 
 def _compare(
@@ -243,8 +275,8 @@ class Replica:
                 offers=self._offers,
             )
             # What it would compute again from its tuples, at ten times the cost.
-            self._board.__dict__["story_by_id"] = self._stories.copy()
-            self._board.__dict__["subtask_by_id"] = self._subtasks.copy()
+            self._board.__dict__["story_by_id"] = self._stories
+            self._board.__dict__["subtask_by_id"] = self._subtasks
         return self._board
 
     @property
@@ -271,6 +303,7 @@ class Replica:
             for read in dict.fromkeys(unread.values())
         }
         self._unread = {}  # only now: a line that can not be read must fail again, not be passed
+        self._stories, self._subtasks = self._stories.copy(), self._subtasks.copy()
         for key, read in unread.items():
             task = parsed[read][key]
             if isinstance(task, Story):
@@ -281,6 +314,11 @@ class Replica:
     def apply(self, done: Transaction) -> None:
         self.settle()
         change = done.change
+        # Copied before they change: boards that were handed out have them as their indices.
+        if change.stories or change.removed:
+            self._stories = self._stories.copy()
+        if change.subtasks or change.removed:
+            self._subtasks = self._subtasks.copy()
         for key in change.removed:
             self._stories.pop(key, None)
             self._subtasks.pop(key, None)

@@ -67,7 +67,7 @@ class AgentLog:
         """
         if self.incomplete(previous):
             return False
-        if not self._open():
+        if previous is None and not self._open():
             self._fresh((entries[0].seq - 1, 0))
         text = "".join(dialect.render(entry) for entry in entries)
         if self._noted:

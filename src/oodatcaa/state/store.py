@@ -297,7 +297,9 @@ class QueueStore:
             self._write_views()
         elif fresh and self._view.left_behind and self._journal.replica.size <= self._exact_tasks:
             self._write_views()
-        if self._log.incomplete(self._journal.expected_entry):
+        # A lock that was never given back has had one writer, who knows whether that failed.
+        doubt = fresh or self._view_error is not None
+        if doubt and self._log.incomplete(self._journal.expected_entry):
             self._complete_log()
 
     def _commit(
