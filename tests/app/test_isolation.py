@@ -245,3 +245,14 @@ def test_a_worktree_on_a_branch_of_somebody_else_is_refused(project: Project) ->
     with pytest.raises(OodatcaaError, match="is on main"):
         workspace.head()
     assert project.repo.resolve("main") == head
+
+
+def test_one_that_writes_elsewhere_again_is_a_persons_business(tmp_path: Path) -> None:
+    bad = [{"write": "greeter.py", "text": crew_projects.BAD}, {"done": "all tests pass"}]
+    stray = str(tmp_path / "project/stray.txt")
+    naughty = [{"append": stray, "text": "x"}, *bad]
+    root = crew_projects.crew(tmp_path, naughty, bad, naughty)
+    assert crew_projects.work(root) == "needs_human"
+    story = crew_projects.task(root, "T001")
+    assert story.reason.startswith("trespass: "), story.reason
+    assert crew_projects.task(root, "T001-B03").failure is not None

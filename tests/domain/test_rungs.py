@@ -39,6 +39,8 @@ def failure(kind: str, layer: str | None = None) -> Failure:
         ("budget", "story", F.PERSON),
         ("budget", "sprint", F.PERSON),
         ("denied", None, F.PERSON),
+        ("isolation", None, F.TRESPASS),
+        ("isolation.unreadable", None, F.TRESPASS),
         ("something new", None, F.CRASHED),
     ],
 )
@@ -52,6 +54,12 @@ def test_the_ladder() -> None:
     assert next_way(F.BUDGET, round=1, max_rounds=3) is W.START_OVER
     assert next_way(F.PERSON, round=1, max_rounds=3) is W.HUMAN
     assert next_way(F.GATE, round=2, max_rounds=1) is W.HUMAN
+
+
+def test_a_second_trespass_is_a_persons_business() -> None:
+    assert next_way(F.TRESPASS, round=3, max_rounds=3) is W.QUICK_FIX
+    assert next_way(F.TRESPASS, round=2, max_rounds=3, repeated=True) is W.HUMAN
+    assert next_way(F.GATE, round=2, max_rounds=3, repeated=True) is W.QUICK_FIX
 
 
 @given(st.sampled_from(F), st.integers(1, 20), st.integers(0, 20))

@@ -20,6 +20,7 @@ class FailureClass(StrEnum):
     AGENT_ERROR = "agent error"
     INVALID_OUTPUT = "invalid output"
     BUDGET = "budget"
+    TRESPASS = "trespass"
     PERSON = "only a person can help"
 
 
@@ -40,9 +41,14 @@ LADDER: dict[FailureClass, tuple[Way, ...]] = {
     FailureClass.AGENT_ERROR: (Way.QUICK_FIX,),
     FailureClass.INVALID_OUTPUT: (Way.QUICK_FIX, Way.START_OVER),
     FailureClass.BUDGET: (Way.START_OVER,),
+    FailureClass.TRESPASS: (Way.QUICK_FIX, Way.QUICK_FIX, Way.QUICK_FIX),
     FailureClass.PERSON: (),
 }
 """Class -> what round 1, 2, … tries; after the last entry a person decides."""
+
+NEVER_TWICE = frozenset({FailureClass.TRESPASS})
+"""After a second failure of such a class a person decides, whatever the round: whoever wrote
+outside of its worktree again does not do so by accident."""
 
 KINDS: dict[str, FailureClass] = {
     "gate": FailureClass.GATE,
@@ -54,7 +60,8 @@ KINDS: dict[str, FailureClass] = {
     "memory_gate": FailureClass.MEMORY,
     "agent_error": FailureClass.AGENT_ERROR,
     "invalid_output": FailureClass.INVALID_OUTPUT,
-    "isolation": FailureClass.AGENT_ERROR,
+    "isolation": FailureClass.TRESPASS,
+    "isolation.unreadable": FailureClass.TRESPASS,
     "budget": FailureClass.BUDGET,
     "not_run": FailureClass.PERSON,
     "denied": FailureClass.PERSON,
@@ -73,9 +80,12 @@ def classify(failure: Failure) -> FailureClass:
     return KINDS.get(failure.kind, FailureClass.CRASHED)
 
 
-def next_way(found: FailureClass, *, round: int, max_rounds: int) -> Way:
-    """What round `round` (1 = the first) does about a failure of this class."""
+def next_way(found: FailureClass, *, round: int, max_rounds: int, repeated: bool = False) -> Way:
+    """What round `round` (1 = the first) does about a failure of this class; `repeated` when an
+    earlier round of the story was about the same class."""
     ladder = LADDER[found]
+    if repeated and found in NEVER_TWICE:
+        return Way.HUMAN
     if round > max_rounds or round > len(ladder):
         return Way.HUMAN
     return ladder[round - 1]

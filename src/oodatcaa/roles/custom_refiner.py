@@ -54,7 +54,12 @@ def refine_custom(
     whatever the policy says. An agent that fails to answer is left out."""
     found = classify(failure)
     round = story.adapt_round + 1
-    way = next_way(found, round=round, max_rounds=rounds_allowed(board, story))
+    way = next_way(
+        found,
+        round=round,
+        max_rounds=rounds_allowed(board, story),
+        repeated=_seen_before(desk, story, found),
+    )
     if way is Way.HUMAN and story.granted:
         way = Way.QUICK_FIX
     reason, changes = "", tuple[str, ...]()
@@ -64,7 +69,7 @@ def refine_custom(
         if proposal is not None:
             way = bounded(proposal.way, way)
             reason, changes = proposal.reason, proposal.changes
-    trigger = f"{found.value}: {failure.summary}"
+    trigger = f"{_about(found)}{failure.summary}"
     if way is Way.HUMAN:
         return GiveUp(
             reason="; ".join((trigger, *filter(None, (reason,)))),
@@ -84,6 +89,18 @@ def refine_custom(
         failed=failure.gates,
     )
     return quick_fix(desk, board, story, previous, failure, note)
+
+
+def _about(found: FailureClass) -> str:
+    """How a trigger begins, in notes and lessons."""
+    return f"{found.value}: "
+
+
+def _seen_before(desk: Desk, story: Story, found: FailureClass) -> bool:
+    """Whether an earlier round of the story was about this class."""
+    plans = (desk.plan_version(story.id, number) for number in range(1, story.plan_version + 1))
+    triggers = [plan.adaptation.trigger for plan in plans if plan.adaptation is not None]
+    return any(line.startswith(_about(found)) for line in (*triggers, *story.lessons))
 
 
 def _conflict(board: Board, found: FailureClass) -> tuple[str, ...]:
