@@ -46,6 +46,7 @@ class Bench:
     values: dict[str, str]
     code_path: str | None = None
     keep: tuple[str, ...] = ()
+    reports: Path | None = None
     problem: str = ""
     spoilt: bool = False
     environment: CachedEnvironment | None = None
@@ -99,6 +100,7 @@ class Benches:
         final = self._bench(worktree, shims / "gates", request, python, cached)
         final.env |= copy
         final.keep = bench.keep
+        final.reports = shims
         if not final.python.is_file():
             final.problem = f"the gates' interpreter {final.python} does not exist"
             return final
@@ -111,7 +113,13 @@ class Benches:
         return final
 
     def execute(
-        self, line: str, bench: Bench, output: Path, timeout: float, limits: ResourceLimits | None
+        self,
+        line: str,
+        bench: Bench,
+        output: Path,
+        timeout: float,
+        limits: ResourceLimits | None,
+        env: dict[str, str] | None = None,
     ) -> CommandResult | str:
         """Run one line in the bench; a string says why it could not be started."""
         used = limits or ResourceLimits()
@@ -119,7 +127,7 @@ class Benches:
             return run_command(
                 line,
                 cwd=bench.worktree,
-                env=bench.env,
+                env=bench.env if env is None else env,
                 timeout=timeout,
                 output_path=output,
                 should_stop=self._should_stop,

@@ -10,9 +10,11 @@ import json
 import re
 import signal
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from oodatcaa.domain.evidence import Baseline, GateSpec, Verdict
 from oodatcaa.domain.gate_presets import UNREACHABLE, Counting, GatePreset, preset_for
+from oodatcaa.gates import tools
 from oodatcaa.gates.judging import Judgement, crashed, failed, not_run, one_line, passed, with_note
 from oodatcaa.kit.process import CommandResult
 
@@ -120,6 +122,29 @@ def _read_tool(preset: GatePreset, code: int, text: str, said: str, *, strict: b
     if _says(UNREACHABLE, text):
         return Reading(not_run("it could not reach what it needs from the network: " + said))
     return Reading(crashed(f"exit code {code}, which is not how it reports findings", said))
+
+
+def confirmed(
+    reading: Reading, preset: GatePreset | None, command: str, text: str, report: Path | None
+) -> Reading:
+    """The reading, if the tool left what only a finished run leaves; `report` is where pytest had
+    to write, None = nothing was asked of it."""
+    verdict = reading.judgement.verdict
+    if verdict is Verdict.PASSED and tools.mypy_said_nothing(preset, command, text):
+        return Reading(crashed("exit code 0, but mypy does not say what it checked"))
+    if report is None or not (verdict is Verdict.PASSED or reading.comparable):
+        return reading
+    found = tools.read_report(report)
+    if isinstance(found, str):
+        return Reading(crashed(f"{reading.judgement.detail}, but {found}"))
+    if found.tests <= found.skipped:
+        return Reading(crashed(f"{reading.judgement.detail}, but its report has no test that ran"))
+    if found.failed and verdict is Verdict.PASSED:
+        count = f"{found.failed} of {found.tests} tests"
+        return Reading(crashed(f"{reading.judgement.detail}, but its report says {count} failed"))
+    if preset is not None and preset.name == "pytest":
+        return replace(reading, findings=float(found.failed))
+    return reading
 
 
 def compare(

@@ -12,6 +12,7 @@ from datetime import datetime
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, Verdict
 from oodatcaa.domain.gate_presets import preset_for
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.gates import tools
 from oodatcaa.gates.baselines import Baselines
 from oodatcaa.gates.bench import Bench, Benches, some
 from oodatcaa.gates.bounds import bounded
@@ -27,7 +28,7 @@ from oodatcaa.gates.judging import (
     with_note,
 )
 from oodatcaa.gates.ports import Checkouts, GateRequest, MetricSource
-from oodatcaa.gates.reading import Reading, compare, read_command
+from oodatcaa.gates.reading import Reading, compare, confirmed, read_command
 from oodatcaa.gates.store import EvidenceStore
 from oodatcaa.gates.variables import UnknownVariables, fill
 from oodatcaa.kit.clock import utc_now
@@ -167,12 +168,21 @@ class GateRunner:
             return _Seen(crashed(str(error)), facts)
         facts["command"] = line
         output = self._store.output_file(name)
+        if shadow := tools.shadowing(preset, bench.worktree):
+            why = f"{shadow} in the commit would run in place of the tool"
+            return _Seen(crashed(why), facts)
         seconds, limits = bounded(gate, self._config)
-        result = self._benches.execute(line, bench, output, seconds, limits)
+        env = tools.without_project(preset, bench.env, bench.worktree)
+        report = tools.new_report(command, bench.reports) if bench.reports else None
+        if report is not None:
+            env = tools.asking_for(report, env)
+        result = self._benches.execute(line, bench, output, seconds, limits, env)
         if isinstance(result, str):
             return _Seen(crashed(result), facts)
         text = output.read_text(encoding="utf-8", errors="replace")
         reading = read_command(gate.evolve(timeout_seconds=seconds), line, result, text)
+        if gate.expect == "success":
+            reading = confirmed(reading, preset, command, text, report)
         facts |= {
             "exit_code": result.exit_code,
             "output_sha256": result.output_sha256,
