@@ -15,8 +15,9 @@ from mlx_lm import load
 from mlx_lm.models.activations import swiglu
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import vector
-from oodatcaa.training.mlx.batches import Example, make_batch
+from oodatcaa.training.mlx.batches import make_batch
 from oodatcaa.training.mlx.cpu import on_cpu, speed_up
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
 from oodatcaa.training.mlx.loss import WHOLE, make_loss, split_head

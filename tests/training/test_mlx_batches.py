@@ -18,15 +18,9 @@ from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.training.mlx import batches
-from oodatcaa.training.mlx.batches import (
-    BatchIterator,
-    Example,
-    epoch_order,
-    make_batch,
-    read_split,
-    tokenize,
-)
+from oodatcaa.training import examples as shared
+from oodatcaa.training.examples import Example, epoch_order, read_split
+from oodatcaa.training.mlx.batches import BatchIterator, make_batch, tokenize
 from oodatcaa.training.mlx.loss import WHOLE, make_loss, split_head
 from tiny_model import make_tiny_data, make_tiny_model
 
@@ -110,7 +104,7 @@ def test_a_batch_asks_for_exactly_the_target_tokens(shapes: list[tuple[int, int]
     assert targets.tolist() == expected
     # Each row's own input is the token before its target: these counters only go up by one.
     assert (inputs[rows] + 1).tolist() == expected
-    assert batch.targets.shape[0] % batches.TARGETS_TO == 0
+    assert batch.targets.shape[0] % shared.TARGETS_TO == 0
 
 
 def gradients(model: Any, loss: Any, *batch: Any) -> tuple[float, int, dict[str, mx.array]]:
@@ -177,11 +171,11 @@ def test_a_prompt_as_long_as_the_sequence_is_dropped_and_counted(
     found = tokenize([*rows, long], model[1], mask_prompt=True, max_seq_length=80)
     whole = tokenize([*rows, long], model[1], mask_prompt=False, max_seq_length=80)
 
-    assert found.dropped == {batches.NO_TARGET: 1}
+    assert found.dropped == {shared.NO_TARGET: 1}
     assert len(found.items) == len(rows)
     assert all(e.targets >= 1 for e in found.items)
     assert whole.dropped == {}
-    assert whole.notes == {batches.TRUNCATED: 1}
+    assert whole.notes == {shared.TRUNCATED: 1}
     assert all(e.offset == 1 for e in whole.items)
 
 

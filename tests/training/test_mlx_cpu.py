@@ -15,8 +15,9 @@ from mlx.utils import tree_flatten
 from mlx_lm import load
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import blas
-from oodatcaa.training.mlx.batches import Example, make_batch
+from oodatcaa.training.mlx.batches import make_batch
 from oodatcaa.training.mlx.cpu import DenseProductLinear, on_cpu, speed_up
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from tiny_model import make_tiny_model

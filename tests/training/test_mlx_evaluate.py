@@ -17,9 +17,11 @@ from mlx_lm.tuner.trainer import evaluate as stock_evaluate
 
 from oodatcaa.domain.training import EvalRequest, EvalResult, TrainSpec
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.comparison import paired_bootstrap
+from oodatcaa.training.examples import read_split
 from oodatcaa.training.mlx import setup
-from oodatcaa.training.mlx.batches import BatchIterator, read_split, tokenize
-from oodatcaa.training.mlx.evaluate import evaluate, evaluator_sha256, paired_bootstrap
+from oodatcaa.training.mlx.batches import BatchIterator, tokenize
+from oodatcaa.training.mlx.evaluate import evaluate, evaluator_sha256
 from oodatcaa.training.mlx.loss import WHOLE, make_loss
 from oodatcaa.training.mlx.trainer import Run
 from oodatcaa.training.protocol import ADAPTER_FILE, REQUEST_FILE, RESULT_FILE, InferResult

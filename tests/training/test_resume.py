@@ -21,7 +21,6 @@ from oodatcaa.training.checkpoints import Selection, checkpoint_name, newest_who
 from oodatcaa.training.identity import pinned
 from oodatcaa.training.mlx.blas import Blas
 from oodatcaa.training.mlx.trainer import Run
-from oodatcaa.training.mlx.waking import SleepWatch
 from oodatcaa.training.protocol import (
     ADAPTER_FILE,
     ADAPTERS_DIR,
@@ -32,6 +31,7 @@ from oodatcaa.training.protocol import (
     SPEC_FILE,
     WorkerResult,
 )
+from oodatcaa.training.waking import SleepWatch
 from tiny_model import make_tiny_data, make_tiny_model
 
 HARD: dict[str, Any] = {

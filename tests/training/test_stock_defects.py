@@ -20,14 +20,8 @@ from pydantic import ValidationError
 
 from oodatcaa.domain.training import FailureKind, QLoRA, RunStatus, TrainSpec
 from oodatcaa.training.checkpoints import checkpoint_name
-from oodatcaa.training.mlx.batches import (
-    BatchIterator,
-    Example,
-    epoch_order,
-    make_batch,
-    read_split,
-    tokenize,
-)
+from oodatcaa.training.examples import Example, epoch_order, read_split
+from oodatcaa.training.mlx.batches import BatchIterator, make_batch, tokenize
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.trainer import Run
 from oodatcaa.training.protocol import (

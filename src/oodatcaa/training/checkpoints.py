@@ -1,6 +1,6 @@
-"""Checkpoint folders as every side sees them; nothing here imports mlx.
+"""Checkpoint folders as every side and every backend sees them.
 
-    checkpoints/0000010/   adapters.safetensors  adapter_config.json   mlx-lm's
+    checkpoints/0000010/   adapters.safetensors  adapter_config.json   mlx-lm's, or PEFT's
                            state.safetensors                           of the optimizer
                            metrics.jsonl                               every step until then
                            checkpoint.json                             CheckpointNote
@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import sync_folder, write_atomic
 from oodatcaa.training.hashes import file_sha256
+from oodatcaa.training.progress import DISK_FULL, DiskFullError
+from oodatcaa.training.protocol import ADAPTER_CONFIG_FILE, METRICS_FILE
 
 NOTE_FILE = "checkpoint.json"
 STATE_FILE = "state.safetensors"
@@ -131,6 +134,55 @@ def write_checkpoint(
         shutil.rmtree(temp, ignore_errors=True)
         raise
     return target
+
+
+def save_bytes(path: Path, data: bytes | memoryview) -> str:
+    """Write atomically; the sha256. DiskFullError instead of a torn file."""
+    try:
+        write_atomic(path, data, name=f"checkpoint.{path.name}")
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise DiskFullError(f"{path.name}: {error.strerror} ({len(data)} bytes)") from error
+        raise
+    return hashlib.sha256(data).hexdigest()
+
+
+def save_checkpoint(
+    parent: Path,
+    note: CheckpointNote,
+    tensors: Mapping[str, Callable[[Path], str]],
+    config: Mapping[str, object],
+    metrics: bytes,
+) -> Path:
+    """The checkpoint's folder; `tensors` write their files and return the sha256.
+
+    DiskFullError leaves earlier checkpoints alone.
+    """
+
+    def write(folder: Path) -> dict[str, str]:
+        described = json.dumps(config, indent=1) + "\n"
+        return {
+            **{name: save(folder / name) for name, save in tensors.items()},
+            ADAPTER_CONFIG_FILE: save_bytes(folder / ADAPTER_CONFIG_FILE, described.encode()),
+            METRICS_FILE: save_bytes(folder / METRICS_FILE, metrics),
+        }
+
+    try:
+        return write_checkpoint(parent, note, write)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise DiskFullError(f"checkpoint {note.iteration}: {error.strerror}") from error
+        raise
+
+
+def refused(problems: Sequence[str]) -> OodatcaaError:
+    """`train.resume`, with everything that does not match."""
+    return OodatcaaError(
+        "train.resume",
+        f"the checkpoint can not be continued: {problems[0]}",
+        hint="start over with `oodatcaa train`; the interrupted run stays as it is",
+        details=problems,
+    )
 
 
 def adopt(source: Path, parent: Path) -> Path:

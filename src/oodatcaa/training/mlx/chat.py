@@ -14,7 +14,7 @@ from oodatcaa.domain.training import Generation, InferenceProbe
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.mlx import setup
 from oodatcaa.training.mlx.blas import accelerator
-from oodatcaa.training.mlx.evaluate import check_memory
+from oodatcaa.training.wall import check_peak
 
 
 class Chat:
@@ -29,7 +29,7 @@ class Chat:
             setup.put_on_adapter(self.network, Path(adapter_dir))
         mx.eval(self.network.parameters())
         self.load_seconds = time.monotonic() - started
-        check_memory(mx.get_peak_memory(), self.limit)
+        check_peak("MLX", mx.get_peak_memory(), self.limit)
 
     def answer(
         self, prompt: str, max_tokens: int, temperature: float = 0.0, seed: int = 0
@@ -48,7 +48,7 @@ class Chat:
         for reply in replies:
             text += reply.text
             count, rate = reply.generation_tokens, reply.generation_tps
-            check_memory(mx.get_peak_memory(), self.limit)
+            check_peak("MLX", mx.get_peak_memory(), self.limit)
         return InferenceProbe(
             model=self.model,
             load_seconds=self.load_seconds,

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from oodatcaa.errors import OodatcaaError
-from oodatcaa.kit.files import write_atomic
 from oodatcaa.training.checkpoints import (
     STATE_FILE,
     CheckpointNote,
     RunIdentity,
+    refused,
+    save_bytes,
+    save_checkpoint,
     verify,
-    write_checkpoint,
 )
-from oodatcaa.training.protocol import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METRICS_FILE
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class DiskFullError(Exception):
-    """A checkpoint could not be written; the ones before it are untouched."""
+from oodatcaa.training.mlx.setup import adapter_tensors
+from oodatcaa.training.protocol import ADAPTER_FILE
 
 
 def random_key() -> int:
@@ -45,17 +37,7 @@ def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, s
     buffer = io.BytesIO()
     mx.save_safetensors(buffer, tensors, metadata=metadata)
     # Not getvalue(): full fine-tuning's state would be there twice.
-    return _save_bytes(path, buffer.getbuffer())
-
-
-def _save_bytes(path: Path, data: bytes | memoryview) -> str:
-    try:
-        write_atomic(path, data, name=f"checkpoint.{path.name}")
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise DiskFullError(f"{path.name}: {error.strerror} ({len(data)} bytes)") from error
-        raise
-    return hashlib.sha256(data).hexdigest()
+    return save_bytes(path, buffer.getbuffer())
 
 
 class Snapshot:
@@ -79,22 +61,30 @@ class Snapshot:
     def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
         """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
 
-        def write(folder: Path) -> dict[str, str]:
-            lines = metrics.read_bytes()[: self.metrics_bytes] if metrics.exists() else b""
-            described = json.dumps(config, indent=1) + "\n"
-            return {
-                ADAPTER_FILE: save_tensors(folder / ADAPTER_FILE, self.adapter, {"format": "mlx"}),
-                ADAPTER_CONFIG_FILE: _save_bytes(folder / ADAPTER_CONFIG_FILE, described.encode()),
-                STATE_FILE: save_tensors(folder / STATE_FILE, self.optimizer, {}),
-                METRICS_FILE: _save_bytes(folder / METRICS_FILE, lines),
-            }
+        return save_checkpoint(
+            parent,
+            self.note,
+            {
+                ADAPTER_FILE: lambda path: save_tensors(path, self.adapter, {"format": "mlx"}),
+                STATE_FILE: lambda path: save_tensors(path, self.optimizer, {}),
+            },
+            config,
+            metrics.read_bytes()[: self.metrics_bytes] if metrics.exists() else b"",
+        )
 
-        try:
-            return write_checkpoint(parent, self.note, write)
-        except OSError as error:
-            if error.errno in DISK_FULL:
-                raise DiskFullError(f"checkpoint {self.iteration}: {error.strerror}") from error
-            raise
+
+class State:
+    """training.monitor.State of an MLX run."""
+
+    def __init__(self, network: Any, optimizer: Any) -> None:
+        self.network, self.optimizer = network, optimizer
+
+    @property
+    def optimizer_step(self) -> int:
+        return int(self.optimizer.step.item())
+
+    def snapshot(self, note: CheckpointNote, metrics_bytes: int) -> Snapshot:
+        return Snapshot(note, adapter_tensors(self.network), self.optimizer, metrics_bytes)
 
 
 def restore(
@@ -120,7 +110,7 @@ def restore(
     if dict(tree_flatten(optimizer.state)).keys() != state.keys():
         problems.append("the optimizer's state is not that of this adapter")
     if problems:
-        raise _refused(problems)
+        raise refused(problems)
     network.load_weights(list(tensors.items()), strict=False)
     # In place of the fresh values, so that the tree keeps its empty branches (frozen modules).
     optimizer.state.update(tree_map_with_path(lambda path, _: state[path], optimizer.state))
@@ -131,12 +121,3 @@ def restore(
 
 def _kind(tensor: mx.array) -> tuple[Any, ...]:
     return (tensor.shape, tensor.dtype)
-
-
-def _refused(problems: list[str]) -> OodatcaaError:
-    return OodatcaaError(
-        "train.resume",
-        f"the checkpoint can not be continued: {problems[0]}",
-        hint="start over with `oodatcaa train`; the interrupted run stays as it is",
-        details=problems,
-    )

@@ -9,8 +9,8 @@ from huggingface_hub import snapshot_download
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
 from oodatcaa.domain.base import Record
-from oodatcaa.training.mlx.child import read_request, serve
 from oodatcaa.training.models import unavailable
+from oodatcaa.training.serving import read_request, serve
 
 
 class FetchRequest(Record):

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.training.mlx.child import read_request, serve
+from oodatcaa.training.serving import read_request, serve
 
 GROUP_SIZE = 32
 """Block length of every GGUF quantisation that MLX reads without loss."""

@@ -14,8 +14,8 @@ from oodatcaa.domain.base import Record
 from oodatcaa.errors import RefusedError
 from oodatcaa.kit.memory import own_memory
 from oodatcaa.training.mlx.blas import preload
-from oodatcaa.training.mlx.child import read_request, serve
 from oodatcaa.training.protocol import FAST_CPU, InferRequest, InferResult
+from oodatcaa.training.serving import read_request, serve
 
 if TYPE_CHECKING:
     from oodatcaa.training.mlx.chat import Chat
@@ -35,8 +35,9 @@ def open_base(model: str, memory_limit_bytes: int, folder: Path) -> tuple[Any, A
     """
     os.environ[FAST_CPU] = "0"
     # mlx must not be imported before it is known how.
-    from oodatcaa.training.mlx.guard import Guard, gate_limit, limit_data
+    from oodatcaa.training.mlx.guard import COUNTERS, gate_limit
     from oodatcaa.training.mlx.setup import load_base
+    from oodatcaa.training.wall import Guard, limit_data
 
     allowed = gate_limit(memory_limit_bytes)
     if (held := own_memory()) > allowed:
@@ -46,7 +47,7 @@ def open_base(model: str, memory_limit_bytes: int, folder: Path) -> tuple[Any, A
             f"the limit is {allowed / 1e9:.2f} GB",
             hint="raise the memory limit",
         )
-    Guard(folder, allowed).start()
+    Guard(folder, allowed, COUNTERS).start()
     limit_data(allowed + UNTOUCHED)
     return load_base(model)
 

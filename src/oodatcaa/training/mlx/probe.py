@@ -17,11 +17,8 @@ from typing import Any
 from oodatcaa.domain.base import Record
 from oodatcaa.training.identity import installed_versions
 from oodatcaa.training.mlx.blas import preload
-from oodatcaa.training.mlx.child import read_request, serve
 from oodatcaa.training.protocol import PROBE_DIR, ProbePoint, ProbeRequest, ProbeResult, ProbeSize
-
-LEARNING_RATE = 1e-6
-"""Made-up tokens must not move a weight far: the same model serves every size."""
+from oodatcaa.training.serving import read_request, serve
 
 
 def probe(folder: Path, request: ProbeRequest) -> ProbeResult:
@@ -34,6 +31,7 @@ def probe(folder: Path, request: ProbeRequest) -> ProbeResult:
     from oodatcaa.training.mlx import setup
     from oodatcaa.training.mlx.blas import describe_machine
     from oodatcaa.training.mlx.guard import walled
+    from oodatcaa.training.probing import tokens_of
 
     spec = request.spec
     with walled(folder, spec.memory_limit_bytes) as guard:
@@ -44,7 +42,7 @@ def probe(folder: Path, request: ProbeRequest) -> ProbeResult:
         loaded_mlx, loaded_process = guard.peaks()
         points = [
             _measure(folder, request, size, network, guard, blas)
-            for size in sorted(request.sizes, key=_tokens)
+            for size in sorted(request.sizes, key=tokens_of)
         ]
     return ProbeResult(
         points=tuple(points),
@@ -56,10 +54,6 @@ def probe(folder: Path, request: ProbeRequest) -> ProbeResult:
     )
 
 
-def _tokens(size: ProbeSize) -> tuple[int, int]:
-    return size.batch * size.length, size.targets
-
-
 def _measure(
     folder: Path, request: ProbeRequest, size: ProbeSize, network: Any, guard: Any, blas: Any
 ) -> ProbePoint:
@@ -67,52 +61,22 @@ def _measure(
 
     from oodatcaa.training.checkpoints import RunIdentity
     from oodatcaa.training.mlx.trainer import Run
+    from oodatcaa.training.probing import probe_examples, probe_params
 
     gc.collect()
     mx.clear_cache()
     guard.reset()
-    params = _params(request, size)
+    params = probe_params(request, size)
     target = folder / PROBE_DIR / f"{size.batch}x{size.length}"
     target.mkdir(parents=True, exist_ok=True)
     run = Run(target, request.spec.evolve(params=params, resume_from=None), blas)
-    run.examples = _examples(size, request.vocab_size)
+    run.examples = probe_examples(size, request.vocab_size)
     with _unpatched(network):
         run.fit(network, run.examples, RunIdentity(facts={}))
     monitor = run.monitor
     seconds = monitor.seconds / params.iters if monitor else 0.0
     mlx, process = guard.peaks()
     return ProbePoint(size=size, mlx_bytes=mlx, process_bytes=process, step_seconds=seconds)
-
-
-def _params(request: ProbeRequest, size: ProbeSize) -> Any:
-    """Enough micro-steps that moments and an accumulated gradient are held at once."""
-    accumulate = min(2, request.spec.params.grad_accumulation_steps)
-    return request.spec.params.evolve(
-        batch_size=size.batch,
-        max_seq_length=max(32, size.length),
-        grad_accumulation_steps=accumulate,
-        iters=2 * accumulate,
-        learning_rate=LEARNING_RATE,
-        warmup_steps=0,
-        val_batches=1,
-        steps_per_eval=1000,
-        save_every=1,
-    )
-
-
-def _examples(size: ProbeSize, vocabulary: int) -> Any:
-    import numpy as np
-
-    from oodatcaa.training.mlx.batches import Example, Examples
-
-    random = np.random.default_rng(0)
-    share, rest = divmod(min(size.targets, size.batch * (size.length - 1)), size.batch)
-    items = []
-    for row in range(size.batch):
-        tokens = random.integers(0, vocabulary, size.length).tolist()
-        targets = max(1, share + (row < rest))
-        items.append(Example(tuple(tokens), max(1, size.length - targets)))
-    return Examples(tuple(items), {}, {})
 
 
 @contextmanager

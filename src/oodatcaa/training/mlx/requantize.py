@@ -10,7 +10,7 @@ from mlx_lm.utils import dequantize_model, load, quantize_model, save
 
 from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.training.mlx.child import read_request, serve
+from oodatcaa.training.serving import read_request, serve
 
 DEFAULT_GROUP_SIZE = 64
 """mlx-lm's own default for affine quantisation."""

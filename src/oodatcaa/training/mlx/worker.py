@@ -12,8 +12,8 @@ from pathlib import Path
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import RunStatus, TrainSpec
 from oodatcaa.training.mlx.blas import preload
-from oodatcaa.training.mlx.child import read_request, serve
 from oodatcaa.training.protocol import EXIT_DESCRIBED, SPEC_FILE, WorkerResult
+from oodatcaa.training.serving import read_request, serve
 
 
 def main() -> int:

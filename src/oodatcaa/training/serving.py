@@ -1,4 +1,4 @@
-"""The frame every MLX child runs in: request in, result out, an exit code that can be trusted."""
+"""The frame of every training child: request in, result out, an exit code that can be trusted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def serve(answer: Callable[[Path], Record], argv: list[str] | None = None) -> in
     """
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
-        print(f"usage: python -m oodatcaa.training.mlx.<child> FOLDER (got {arguments})")
+        print(f"usage: python -m oodatcaa.training.<backend>.<child> FOLDER (got {arguments})")
         return 2
     folder = Path(arguments[0])
     try:

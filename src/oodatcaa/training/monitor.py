@@ -1,7 +1,7 @@
 """What happens after every micro-step: checks, metrics, checkpoints, validation, a clean stop.
 
-mlx-lm's trainer calls this through its `training_callback` seam. Raising `Stop` is the one way to
-end its loop early, so every reason to stop is one.
+A backend's loop calls `step_done` (mlx-lm's trainer through its `training_callback` seam). Raising
+`Stop` is the one way to end a loop early, so every reason to stop is one.
 """
 
 from __future__ import annotations
@@ -11,20 +11,9 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
-import mlx.core as mx
-
-from oodatcaa.domain.training import (
-    FailureKind,
-    LossPoint,
-    MemoryLayer,
-    MemoryStop,
-    RunFailure,
-    TrainProgress,
-    TrainSpec,
-)
-from oodatcaa.kit.files import write_atomic
+from oodatcaa.domain.training import FailureKind, LossPoint, RunFailure, TrainSpec
 from oodatcaa.training.checkpoints import (
     CheckpointNote,
     RunIdentity,
@@ -33,82 +22,39 @@ from oodatcaa.training.checkpoints import (
     prune,
 )
 from oodatcaa.training.metrics import read_metrics
-from oodatcaa.training.mlx.checkpoints import DiskFullError, Snapshot
-from oodatcaa.training.mlx.setup import adapter_tensors
-from oodatcaa.training.mlx.waking import SleepWatch
-from oodatcaa.training.protocol import (
-    CHECKPOINTS_DIR,
-    METRICS_FILE,
-    PROGRESS_FILE,
-    TrainMetric,
-    ValidMetric,
+from oodatcaa.training.progress import (
+    DiskFullError,
+    Enough,
+    ProgressWriter,
+    Stop,
+    disk_full,
+    not_finite,
 )
-
-PROGRESS_SECONDS = 0.25
-Phase = Literal["loading", "training", "validating", "saving", "finished", "failed"]
-
-
-class Stop(Exception):
-    """Ends the training loop; `failure` says why."""
-
-    def __init__(self, failure: RunFailure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
+from oodatcaa.training.protocol import CHECKPOINTS_DIR, METRICS_FILE, TrainMetric, ValidMetric
+from oodatcaa.training.waking import SleepWatch
+from oodatcaa.training.wall import Counters, over_limit
 
 
-class Enough(Exception):
-    """Ends the training loop early, and well: nothing more is to be gained."""
+class Boundary(Protocol):
+    """Weights and optimizer state as they were after one optimizer step."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    @property
+    def iteration(self) -> int: ...
 
-
-def memory_failure(limit: int) -> RunFailure | None:
-    """The check after a step, from MLX's own peak and its allocator's cache; None while it fits."""
-    peak = max(mx.get_peak_memory(), mx.get_active_memory() + mx.get_cache_memory())
-    if peak <= limit:
-        return None
-    return RunFailure(
-        kind=FailureKind.MEMORY_GATE,
-        layer=MemoryLayer.DURING,
-        stop=MemoryStop.STEP,
-        message=f"MLX's peak memory is {peak / 1e9:.2f} GB, the limit is {limit / 1e9:.2f} GB",
-        needed_bytes=peak,
-        limit_bytes=limit,
-        hint="use a smaller batch with accumulation, or gradient checkpointing",
-    )
+    def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
+        """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
+        ...
 
 
-def not_finite(what: str) -> RunFailure:
-    return RunFailure(
-        kind=FailureKind.NOT_FINITE,
-        message=f"{what} is not a finite number",
-        hint="use a lower learning rate; the last checkpoint is still good",
-    )
+class State(Protocol):
+    """What a backend trains: asked for its boundary between two steps."""
 
+    @property
+    def optimizer_step(self) -> int: ...
 
-class ProgressWriter:
-    """progress.json, atomic, at most four times a second except where the phase changes."""
-
-    def __init__(self, folder: Path, iters: int, limit: int) -> None:
-        self.path = folder / PROGRESS_FILE
-        self.now = TrainProgress(
-            run_id=folder.name,
-            phase="loading",
-            iters=iters,
-            memory_limit_bytes=limit,
-            updated_at=datetime.now(UTC),
-        )
-        self.written = 0.0
-
-    def say(self, phase: Phase, **values: Any) -> None:
-        changed = phase != self.now.phase
-        self.now = self.now.evolve(phase=phase, updated_at=datetime.now(UTC), **values)
-        clock = time.monotonic()
-        if changed or self.written == 0.0 or clock - self.written >= PROGRESS_SECONDS:
-            write_atomic(self.path, self.now.model_dump_json() + "\n")
-            self.written = clock
+    def snapshot(self, note: CheckpointNote, metrics_bytes: int) -> Boundary:
+        """`metrics_bytes` is how much of metrics.jsonl was written by then."""
+        ...
 
 
 class Monitor:
@@ -118,8 +64,8 @@ class Monitor:
         self,
         folder: Path,
         spec: TrainSpec,
-        network: Any,
-        optimizer: Any,
+        state: State,
+        counters: Counters,
         identity: RunIdentity,
         validate: Callable[[], float | None],
         progress: ProgressWriter,
@@ -127,7 +73,7 @@ class Monitor:
         resumed: CheckpointNote | None = None,
     ) -> None:
         self.folder, self.spec, self.params = folder, spec, spec.params
-        self.network, self.optimizer, self.identity = network, optimizer, identity
+        self.state, self.counters, self.identity = state, counters, identity
         self.run_validation, self.progress = validate, progress
         self.adapter_config = adapter_config
         self.checkpoints = folder / CHECKPOINTS_DIR
@@ -147,34 +93,29 @@ class Monitor:
         self.boundary = self._snapshot() if self.accumulates else None
         self.saved = self.iteration
 
-    def on_val_loss_report(self, val_info: dict[str, Any]) -> None:
-        """Never called: validation is ours, so that its cadence survives a resume."""
-
-    def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
-        """One micro-step is done (mlx-lm is told to report every single one)."""
-        self._step_done(train_info)
-        self._mark = time.perf_counter()
-
     def segment(self, first: int) -> None:
-        """mlx-lm's trainer begins (again), counts from 1, and has done `first` iterations before.
+        """The backend's loop begins (again); `first` iterations were done before.
 
-        Its own clock leaves out what makes a batch, so steps are timed here.
+        Steps are timed here: from the end of the one before, what makes a batch included.
         """
-        self.offset, self._counted = first, 0
+        self.offset = first
         self._mark = time.perf_counter()
 
-    def _step_done(self, train_info: dict[str, Any]) -> None:
-        self.iteration = self.offset + int(train_info["iteration"])
-        loss = float(train_info["train_loss"])
-        total = int(train_info["trained_tokens"])
-        tokens, self._counted = total - self._counted, total
+    def step_done(self, done: int, loss: float, tokens: int, learning_rate: float) -> None:
+        """`done` micro-steps of this segment are over; the last had `tokens` targets. Raises Stop
+        and Enough."""
+        self._step_done(self.offset + done, loss, tokens, learning_rate)
+        self._mark = time.perf_counter()
+
+    def _step_done(self, iteration: int, loss: float, tokens: int, learning_rate: float) -> None:
+        self.iteration = iteration
         seconds = time.perf_counter() - self._mark
         self.tokens += tokens
         self.seconds += seconds
         if not math.isfinite(loss):
             raise Stop(not_finite(f"the loss of iteration {self.iteration}"))
-        self._report(loss, tokens, seconds, float(train_info["learning_rate"]))
-        if failure := memory_failure(self.spec.memory_limit_bytes):
+        self._report(loss, tokens, seconds, learning_rate)
+        if failure := over_limit(self.counters, self.spec.memory_limit_bytes):
             raise Stop(failure)
         last = self.iteration == self.params.iters
         # Before a checkpoint: a resumed run then has this validation, too.
@@ -267,11 +208,11 @@ class Monitor:
             return None
         return self.checkpoints / checkpoint_name(self.selection.checkpoint)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> Boundary:
         metrics = self.folder / METRICS_FILE
         note = CheckpointNote(
             iteration=self.iteration,
-            optimizer_step=int(self.optimizer.step.item()),
+            optimizer_step=self.state.optimizer_step,
             random_key=0,
             identity=self.identity,
             tokens=self.tokens,
@@ -281,7 +222,7 @@ class Monitor:
             at=datetime.now(UTC),
         )
         size = metrics.stat().st_size if metrics.exists() else 0
-        return Snapshot(note, adapter_tensors(self.network), self.optimizer, size)
+        return self.state.snapshot(note, size)
 
     def _report(self, loss: float, tokens: int, seconds: float, learning_rate: float) -> None:
         """A metrics line every `steps_per_report` iterations: means over them, and at the end."""
@@ -292,7 +233,7 @@ class Monitor:
             iteration=self.iteration,
             loss=loss,
             tokens_per_second=tokens / seconds if seconds else None,
-            memory_bytes=mx.get_peak_memory(),
+            memory_bytes=self.counters.peak(),
         )
         if not due and self.iteration != self.params.iters:
             return
@@ -307,8 +248,8 @@ class Monitor:
                 learning_rate=learning_rate,
                 tokens=sum(counts),
                 tokens_per_second=sum(counts) / sum(times) if sum(times) else 0.0,
-                mlx_peak_bytes=mx.get_peak_memory(),
-                mlx_active_bytes=mx.get_active_memory(),
+                mlx_peak_bytes=self.counters.peak(),
+                mlx_active_bytes=self.counters.active(),
                 at=datetime.now(UTC),
             )
         )
@@ -316,12 +257,3 @@ class Monitor:
     def _append(self, metric: TrainMetric | ValidMetric) -> None:
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(metric.model_dump_json() + "\n")
-
-
-def disk_full(error: DiskFullError, last_good: int | None) -> RunFailure:
-    kept = f"; the checkpoint of iteration {last_good} is still good" if last_good else ""
-    return RunFailure(
-        kind=FailureKind.DISK_FULL,
-        message=f"no space left for {error}{kept}",
-        hint="free some space, then go on with `oodatcaa resume`",
-    )

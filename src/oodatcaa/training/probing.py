@@ -1,0 +1,43 @@
+"""The made-up steps of a memory probe, the same for every backend."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from oodatcaa.domain.training import QLoRA
+from oodatcaa.training.examples import Example, Examples
+from oodatcaa.training.protocol import ProbeRequest, ProbeSize
+
+LEARNING_RATE = 1e-6
+"""Made-up tokens must not move a weight far: the same model serves every size."""
+
+
+def tokens_of(size: ProbeSize) -> tuple[int, int]:
+    return size.batch * size.length, size.targets
+
+
+def probe_params(request: ProbeRequest, size: ProbeSize) -> QLoRA:
+    """Enough micro-steps that moments and an accumulated gradient are held at once."""
+    accumulate = min(2, request.spec.params.grad_accumulation_steps)
+    return request.spec.params.evolve(
+        batch_size=size.batch,
+        max_seq_length=max(32, size.length),
+        grad_accumulation_steps=accumulate,
+        iters=2 * accumulate,
+        learning_rate=LEARNING_RATE,
+        warmup_steps=0,
+        val_batches=1,
+        steps_per_eval=1000,
+        save_every=1,
+    )
+
+
+def probe_examples(size: ProbeSize, vocabulary: int) -> Examples:
+    random = np.random.default_rng(0)
+    share, rest = divmod(min(size.targets, size.batch * (size.length - 1)), size.batch)
+    items = []
+    for row in range(size.batch):
+        tokens = random.integers(0, vocabulary, size.length).tolist()
+        targets = max(1, share + (row < rest))
+        items.append(Example(tuple(tokens), max(1, size.length - targets)))
+    return Examples(tuple(items), {}, {})
