@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture imported-runs
+.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture imported-runs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,18 @@ demo: $(STAMP) ## the whole crew fine-tunes a real model in a fresh project fold
 
 test: $(STAMP) ## pytest
 	$(BIN)/python -m pytest -n 2
+
+HF := .venv-hf
+HF_STAMP := $(HF)/.installed
+
+$(HF_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(HF)
+	$(HF)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,hf]' \
+	  'pytest>=8.3' 'pytest-timeout>=2.3'
+	@touch $(HF_STAMP)
+
+test-hf: $(HF_STAMP) ## the Hugging Face backend, in an environment of its own (CPU build of torch)
+	$(HF)/bin/python -m pytest -q tests/hf
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
@@ -69,4 +81,4 @@ docs: $(STAMP) ## write the generated parts of docs/ anew
 	PYTHONPATH=tools $(BIN)/python -m docs_pages
 
 clean: ## remove the environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(HF) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ from pathlib import Path
 from oodatcaa.app.desk import ModelShelf, Workshop
 from oodatcaa.app.project import open_project
 from oodatcaa.kit.machine import guess_accelerator
+from oodatcaa.training.backend import MlxBackend
 from oodatcaa.training.children import ChildSettings, run_child
 from typing_in import git, type_in
 
@@ -24,6 +25,7 @@ def test_the_slow_path_and_the_interval_reach_the_children(project: Path) -> Non
     configure(project, "fast_cpu = false\nsample_interval_ms = 20")
     opened = open_project(project)
     backend = Workshop(opened).training(ModelShelf(print, opened.root))
+    assert isinstance(backend, MlxBackend)
     assert backend.settings == ChildSettings(sample_interval_ms=20, fast_cpu=False)
     slow = json.loads(type_in(project, "estimate", "--json").out)
     configure(project, "fast_cpu = true")

@@ -26,9 +26,9 @@ from oodatcaa.domain.training import (
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.process import is_alive
 from oodatcaa.training.backend import MlxBackend
+from oodatcaa.training.backends import BACKENDS, make_backend
 from oodatcaa.training.endings import Ended
 from oodatcaa.training.forecast import ProbeCache
-from oodatcaa.training.probes import ProbedBackend
 from oodatcaa.training.protocol import WorkerResult
 from oodatcaa.training.reservation import Reservations
 from oodatcaa.training.runs import Owner, RunStore
@@ -101,7 +101,9 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def test_it_is_a_training_backend(backend: MlxBackend) -> None:
-    ports: list[TrainingBackend] = [backend, ProbedBackend("hf"), ProbedBackend("axolotl")]
+    ports: list[TrainingBackend] = [
+        make_backend(name, backend.runs, backend.models) for name in BACKENDS
+    ]
     assert [port.name for port in ports] == ["mlx", "hf", "axolotl"]
 
 
@@ -247,6 +249,7 @@ import sys
 from pathlib import Path
 from oodatcaa.domain.training import TrainSpec
 from oodatcaa.training.backend import MlxBackend
+from oodatcaa.training.backends import BACKENDS, make_backend
 from oodatcaa.training.reservation import Reservations
 from oodatcaa.training.runs import RunStore
 class Folders:
@@ -315,7 +318,7 @@ def test_probes_state_facts_and_refuse_to_pretend(backend: MlxBackend) -> None:
     assert mlx.importable
     assert mlx.version
     assert mlx.accelerator in ("cpu", "metal", "cuda")
-    axolotl = ProbedBackend("axolotl")
+    axolotl = make_backend("axolotl", backend.runs, backend.models)
     found = axolotl.probe()
     if not found.importable:
         assert found.problem is not None
@@ -325,7 +328,7 @@ def test_probes_state_facts_and_refuse_to_pretend(backend: MlxBackend) -> None:
         axolotl.train(spec)
     assert "pip install axolotl" in caught.value.hint
     with pytest.raises(OodatcaaError, match="no backend 'jax'"):
-        ProbedBackend("jax")
+        make_backend("jax", backend.runs, backend.models)
 
 
 def test_a_run_made_for_measuring_answers_the_next_forecast(

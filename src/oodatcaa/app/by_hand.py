@@ -52,7 +52,7 @@ def resume_run(
     """
     workshop = Workshop(project)
     workshop.runs.recover()
-    run = workshop.runs.read("mlx", run_id)
+    run = workshop.runs.find(run_id)
     if run.status.value in ("finished", "running"):
         raise OodatcaaError(
             "run.not_resumable",
@@ -70,7 +70,8 @@ def resume_run(
             say(word)
         say(f"run {run_id} goes on after iteration {found.iteration}")
         spec = found.apply(spec)
-    return workshop.training(ModelShelf(say, project.root)).train(spec, on_progress=on_progress)
+    backend = workshop.training(ModelShelf(say, project.root), spec.backend)
+    return backend.train(spec, on_progress=on_progress)
 
 
 def list_runs(project: Project) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:

@@ -69,7 +69,7 @@ def summarise_sprint(
         goal=objective.title,
         acceptance=() if objective.stories else objective.acceptance,
         calls=Ledger(project.work, sprint.number).calls() if (sprint := board.sprint) else (),
-        run=runs.read("mlx", training.run_id) if training else None,
+        run=runs.find(training.run_id) if training else None,
         evaluation=evaluation.result if evaluation else None,
         evidence=tuple(
             item for entry in board.stories for item in project.evidence.of_story(entry.id)

@@ -22,16 +22,20 @@ from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.machine import describe_machine
 from oodatcaa.roles.desk import Agents, Desk, ModelPlace
 from oodatcaa.training import datasets
-from oodatcaa.training.backend import PLOT_FILE, MlxBackend
+from oodatcaa.training.backend import ChildBackend
+from oodatcaa.training.backends import BACKENDS, make_backend
 from oodatcaa.training.children import ChildSettings
 from oodatcaa.training.models import ModelStore
-from oodatcaa.training.probes import ProbedBackend
 from oodatcaa.training.reservation import Reservation
 from oodatcaa.training.runs import RunStore
 from oodatcaa.training.shapes import read_shape
+from oodatcaa.training.watching import PLOT_FILE
 from oodatcaa.views.plots import can_plot
 
-PINNED = ("mlx", "mlx-lm", "mkl", "numpy", "tokenizers", "transformers", "safetensors")
+PINNED = (
+    *("mlx", "mlx-lm", "mkl", "numpy", "tokenizers", "transformers", "safetensors"),
+    *("torch", "peft"),
+)
 
 
 class ModelShelf:
@@ -103,21 +107,27 @@ class RunShelf:
     """`roles.desk.Runs` over models/runs."""
 
     def __init__(
-        self, store: RunStore, backend: MlxBackend, say: Callable[[str], None] = lambda _: None
+        self,
+        store: RunStore,
+        backends: Mapping[str, TrainingBackend],
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
-        self._backend = backend
+        self._backends = backends
         self._say = say
 
     def folder(self, run_id: str) -> Path:
         return self._store.folder(self.read(run_id))
 
     def read(self, run_id: str) -> RunRecord:
-        return self._store.read(self._backend.name, run_id)
+        return self._store.find(run_id)
 
     def resumed(self, spec: TrainSpec) -> tuple[TrainSpec, str] | None:
         self._store.recover()
-        found = self._backend.find_resumable(spec, self._say)
+        backend = self._backends[spec.backend]
+        if not isinstance(backend, ChildBackend):
+            return None
+        found = backend.find_resumable(spec, self._say)
         return (found.apply(spec), found.run_id) if found is not None else None
 
     def plot(self, run_id: str, path: Path) -> bool:
@@ -175,11 +185,22 @@ class Workshop:
     def runs(self) -> RunStore:
         return RunStore(self.project.models / "runs")
 
-    def training(self, shelf: ModelShelf) -> MlxBackend:
+    def training(
+        self, shelf: ModelShelf, name: str = "mlx", *, probes: bool = False
+    ) -> TrainingBackend:
+        """The backend of that name; with `probes` its runs are for measuring, and kept apart."""
+
         def waiting(holders: tuple[Reservation, ...]) -> None:
             shelf.say("waiting for memory: " + "; ".join(item.describe() for item in holders))
 
-        return MlxBackend(self.runs, shelf, on_wait=waiting, settings=self.children)
+        return make_backend(
+            name,
+            RunStore(self.project.work / "probes") if probes else self.runs,
+            shelf,
+            on_wait=waiting,
+            settings=self.children,
+            learns=probes,
+        )
 
     @property
     def children(self) -> ChildSettings:
@@ -187,11 +208,11 @@ class Workshop:
         return ChildSettings(found.sample_interval_ms, found.fast_cpu, found.control_group)
 
     def backends(self, shelf: ModelShelf, objective: Objective) -> dict[str, TrainingBackend]:
-        made: dict[str, TrainingBackend] = {"mlx": self.training(shelf)}
-        for name in ("axolotl", "hf"):
-            made[name] = ProbedBackend(name)
-        ordered = [*objective.backends, *(name for name in made if name not in objective.backends)]
-        return {name: made[name] for name in ordered}
+        """Every backend there is, the objective's first."""
+        return {name: self.training(shelf, name) for name in self._ordered(objective)}
+
+    def _ordered(self, objective: Objective) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*objective.backends, *BACKENDS)))
 
     def desk(
         self,
@@ -206,17 +227,16 @@ class Workshop:
         say = broadcast.say if broadcast else (lambda _: None)
         shelf = ModelShelf(say, project.root)
         backends = self.backends(shelf, objective)
-        training = self.training(shelf)
         return Desk(
             agent=agent,
             objective=objective,
             backends=backends,
-            prober=MlxBackend(
-                RunStore(project.work / "probes"), shelf, settings=self.children, learns=True
-            ),
+            probers={
+                name: self.training(shelf, name, probes=True) for name in self._ordered(objective)
+            },
             models=shelf,
             datasets=DataShelf(project.models / "data", project.root),
-            runs=RunShelf(self.runs, training, say),
+            runs=RunShelf(self.runs, backends, say),
             facts=project.facts,
             machine=describe_machine(),
             quality_gates=quality_gates(project),

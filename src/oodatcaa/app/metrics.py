@@ -27,7 +27,7 @@ from oodatcaa.roles.desk import Desk
 from oodatcaa.training.datasets import find_problems
 from oodatcaa.training.hashes import file_sha256
 from oodatcaa.training.metrics import read_metrics
-from oodatcaa.training.protocol import ADAPTER_FILE, MEMORY_FILE, METRICS_FILE
+from oodatcaa.training.protocol import MEMORY_FILE, METRICS_FILE, adapter_weights
 from oodatcaa.training.runs import RunStore
 
 VALID_EXAMPLES = 16
@@ -182,7 +182,7 @@ class ArtefactMetrics:
         import numpy
         from safetensors.numpy import load_file
 
-        tensors = load_file(self._run_dir / "adapters" / ADAPTER_FILE)
+        tensors = load_file(adapter_weights(self._run_dir / "adapters"))
         wrong = sum(not bool(numpy.isfinite(tensor).all()) for tensor in tensors.values())
         if not tensors:
             return MetricValue(value=None, detail="the adapter holds no tensor")
@@ -190,7 +190,7 @@ class ArtefactMetrics:
 
     def _run_hash_mismatches(self, request: GateRequest) -> MetricValue:
         committed = json.loads(self._committed(request, "docs/training/records/run.json"))
-        found = file_sha256(self._run_dir / "adapters" / ADAPTER_FILE)
+        found = file_sha256(adapter_weights(self._run_dir / "adapters"))
         wrong = int(committed.get("adapter_sha256") != found)
         wrong += int(committed.get("run_id") != self._run.run_id)
         return MetricValue(value=wrong, detail=f"adapter {found[:12]} of run {self._run.run_id}")
@@ -268,7 +268,7 @@ class ArtefactMetrics:
 
     def _adapter_hash_mismatches(self, request: GateRequest) -> MetricValue:
         committed = json.loads(self._committed(request, "docs/training/records/adapter.json"))
-        found = file_sha256(self._run_dir / "adapters" / ADAPTER_FILE)
+        found = file_sha256(adapter_weights(self._run_dir / "adapters"))
         return MetricValue(
             value=int(committed.get("adapter_sha256") != found), detail=f"adapter {found[:12]}"
         )

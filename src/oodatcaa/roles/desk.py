@@ -173,7 +173,7 @@ class Desk:
     agent: str
     objective: Objective
     backends: Mapping[str, TrainingBackend]
-    prober: TrainingBackend
+    probers: Mapping[str, TrainingBackend]
     models: Models
     datasets: Datasets
     runs: Runs

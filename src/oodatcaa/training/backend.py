@@ -1,22 +1,19 @@
-"""The MLX backend as seen from outside its child processes: gate, run, watch, record.
+"""A backend as seen from outside its child processes: gate, run, watch, record.
 
-Nothing here imports mlx. A run passes the memory gate three times: before (forecast), during (the
-worker checks itself, the watch the process tree, the kernel is the last line) and after (the
-measured peak decides).
+Nothing here imports a framework. A run passes the memory gate three times: before (forecast),
+during (the worker checks itself, the watch the process tree, the kernel is the last line) and
+after (the measured peak decides).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
-
-from pydantic import ValidationError
+from typing import ClassVar, Protocol
 
 from oodatcaa.domain.training import (
     BackendProbe,
@@ -32,8 +29,7 @@ from oodatcaa.domain.training import (
     TrainSpec,
 )
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.kit.machine import gate_limit, guess_accelerator, total_memory
-from oodatcaa.training import probes
+from oodatcaa.kit.machine import gate_limit, total_memory
 from oodatcaa.training.checkpoints import Resume
 from oodatcaa.training.children import (
     DEFAULTS,
@@ -48,14 +44,12 @@ from oodatcaa.training.estimate import (
     read_shape,
 )
 from oodatcaa.training.forecast import ProbeCache, Probed
+from oodatcaa.training.frameworks import HF, MLX, Framework
 from oodatcaa.training.identity import data_facts, machine_facts, pinned, thread_facts
-from oodatcaa.training.metrics import merge_measured, peak, read_memory, read_metrics
-from oodatcaa.training.mlx.blas import accelerator, describe_machine, find_blas
+from oodatcaa.training.metrics import merge_measured, peak
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.protocol import (
     MEMORY_FILE,
-    METRICS_FILE,
-    PROGRESS_FILE,
     TRAIN_LOG,
     InferRequest,
     InferResult,
@@ -66,13 +60,12 @@ from oodatcaa.training.question import Question
 from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
 from oodatcaa.training.runs import RunStore
 from oodatcaa.training.verdict import judge
-from oodatcaa.views.plots import plot_run
+from oodatcaa.training.watching import ProgressTeller, draw
 
 PROBE_TOKENS = 2048
 """Batches of at most this many tokens are measured as they are."""
 HOPELESS = 1.3
 """An analytic estimate this many times the limit needs no measuring to be believed."""
-PLOT_FILE = "loss_and_memory.png"
 GATE_FILE = "estimate.json"
 
 
@@ -92,8 +85,10 @@ class _Request:
     limit: int
 
 
-class MlxBackend:
-    """domain.ports.TrainingBackend for mlx-lm."""
+class ChildBackend:
+    """domain.ports.TrainingBackend for a framework whose work is done by children of ours."""
+
+    framework: ClassVar[Framework]
 
     def __init__(
         self,
@@ -118,10 +113,10 @@ class MlxBackend:
 
     @property
     def name(self) -> str:
-        return "mlx"
+        return self.framework.name
 
     def probe(self) -> BackendProbe:
-        return probes.probe_mlx()
+        return self.framework.probe()
 
     def estimate(self, spec: TrainSpec) -> MemoryEstimate:
         """From config and headers alone; raises OodatcaaError for an unknown model.
@@ -139,6 +134,7 @@ class MlxBackend:
         OodatcaaError for an unknown model or a probe that fails for another reason.
         """
         asked = self._ask(spec, Path(self.models.resolve(spec.model)).resolve())
+        self.framework.must_be_installed()
         if asked.known or asked.analytic.total_bytes > HOPELESS * asked.limit:
             return asked.answer()
         need = max(1, min(asked.analytic.total_bytes, asked.limit))
@@ -155,8 +151,7 @@ class MlxBackend:
         `say` gets a word on each that is torn, or was made with another model, data or software.
         """
         ready = self._prepare(spec)
-        blas = find_blas() if self.settings.fast_cpu and accelerator() == "cpu" else None
-        machine = describe_machine(blas)
+        machine = self.framework.machine(self.settings.fast_cpu)
         facts = {
             **data_facts(Path(ready.spec.data_dir)),
             **machine_facts(machine.processor, machine.blas),
@@ -177,6 +172,7 @@ class MlxBackend:
         Waits while other training on this machine holds the memory. Raises OodatcaaError only for
         a request that can not become a run (unknown model, no data), or was stopped while waiting.
         """
+        self.framework.must_be_installed()
         request = self._prepare(spec)
         refused = check_before(request.estimate, request.limit)
         if refused is not None:
@@ -217,12 +213,13 @@ class MlxBackend:
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Losses of base and adapter in a child of its own, under the request's memory limit."""
+        self.framework.must_be_installed()
         path = self.models.resolve(request.model)
         need = estimate_evaluation(
             read_shape(path),
             max_seq_length=request.max_seq_length,
             quantize_bits=request.quantize_bits,
-            device=guess_accelerator(),
+            device=self.framework.device(),
             fast_cpu=self.settings.fast_cpu,
         )
         limit = gate_limit(request.memory_limit_bytes)
@@ -230,7 +227,11 @@ class MlxBackend:
             min(need.total_bytes, limit), limit, label="evaluation", on_wait=self.on_wait
         ):
             result, ended = ask_child(
-                "evaluate", request.evolve(model=str(path)), EvalResult, limit, self.settings
+                f"{self.name}.evaluate",
+                request.evolve(model=str(path)),
+                EvalResult,
+                limit,
+                self.settings,
             )
         return result.evolve(peak_memory_bytes=peak(result.peak_memory_bytes, ended.peak_bytes))
 
@@ -244,6 +245,7 @@ class MlxBackend:
         memory_limit_bytes: int | None = None,
     ) -> tuple[InferenceProbe, ...]:
         """One probe per prompt, from one child that loads the model once."""
+        self.framework.must_be_installed()
         limit = gate_limit(memory_limit_bytes or total_memory())
         request = InferRequest(
             model=str(self.models.resolve(model)),
@@ -252,7 +254,7 @@ class MlxBackend:
             max_tokens=max_tokens,
             memory_limit_bytes=limit,
         )
-        result, _ = ask_child("infer", request, InferResult, limit, self.settings)
+        result, _ = ask_child(f"{self.name}.infer", request, InferResult, limit, self.settings)
         return result.probes
 
     def _prepare(self, spec: TrainSpec) -> _Request:
@@ -277,7 +279,7 @@ class MlxBackend:
         return _Request(ready, path, estimate, limit)
 
     def _ask(self, spec: TrainSpec, model_path: Path) -> Question:
-        return Question(spec, model_path, self.probes, self.settings)
+        return Question(spec, model_path, self.probes, self.settings, self.framework)
 
     def _create(self, request: _Request) -> RunRecord:
         run = self.runs.create(request.spec)
@@ -300,13 +302,13 @@ class MlxBackend:
     ) -> RunRecord:
         folder = self.runs.folder(run).resolve()
         ended = run_child(
-            child_command("worker", folder),
+            child_command(f"{self.name}.worker", folder),
             folder=folder,
             log=folder / TRAIN_LOG,
             limit=request.limit,
             samples=folder / MEMORY_FILE,
             on_start=lambda pid: self.runs.set_child(run, pid),
-            on_tick=_Progress(folder, on_progress) if on_progress else None,
+            on_tick=ProgressTeller(folder, on_progress) if on_progress else None,
             allowance=lambda: self.reservations.allowance(held),
             should_stop=should_stop,
             settings=self.settings,
@@ -321,7 +323,7 @@ class MlxBackend:
 
     def _finish(self, run: RunRecord, status: RunStatus, failure: RunFailure | None) -> RunRecord:
         final = run.evolve(status=status, failure=failure, finished_at=datetime.now(UTC))
-        _draw(final, self.runs.folder(final))
+        draw(final, self.runs.folder(final))
         try:
             self.runs.finish(final)
         except OSError as error:
@@ -343,38 +345,13 @@ class MlxBackend:
             self._finish(merge_measured(run, folder), RunStatus.STOPPED, failure)
 
 
-def _draw(run: RunRecord, folder: Path) -> None:
-    """The plot, if there is something to draw. A run never fails for its picture."""
-    metrics = read_metrics(folder / METRICS_FILE)
-    samples = read_memory(folder)
-    # Also a run that was stopped before its first step has its memory to show.
-    if not metrics.train and not samples:
-        return
-    try:
-        if plot_run(run, metrics, samples, folder / PLOT_FILE):
-            return
-        note = "no plot: matplotlib is not installed (pip install 'oodatcaa[demo]')"
-    except OSError as error:
-        note = f"no plot: {error}"
-    with contextlib.suppress(OSError), (folder / TRAIN_LOG).open("a", encoding="utf-8") as log:
-        log.write(f"{note}\n")
+class MlxBackend(ChildBackend):
+    """mlx-lm: Metal, CUDA or the CPU."""
+
+    framework = MLX
 
 
-class _Progress:
-    """Passes progress.json on whenever it changed, with the memory of the whole tree."""
+class HfBackend(ChildBackend):
+    """transformers and PEFT on PyTorch: CUDA, Metal or the CPU; float32 weights."""
 
-    def __init__(self, folder: Path, tell: Callable[[TrainProgress], None]) -> None:
-        self._path = folder / PROGRESS_FILE
-        self._tell = tell
-        self._last: tuple[str, int] | None = None
-
-    def __call__(self, memory: int) -> None:
-        try:
-            text = self._path.read_text(encoding="utf-8")
-            progress = TrainProgress.model_validate(json.loads(text))
-        except (FileNotFoundError, ValidationError, ValueError):
-            return  # not written yet
-        seen = (text, memory // 50_000_000)
-        if seen != self._last:
-            self._last = seen
-            self._tell(progress.evolve(memory_bytes=memory))
+    framework = HF

@@ -1,4 +1,4 @@
-"""Runs an MLX child under the memory watch and says how it ended."""
+"""Runs a training child under the memory watch and says how it ended."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ from oodatcaa.training.protocol import (
 POLL_SECONDS = 0.2
 STOP_GRACE = 120.0
 """Seconds a worker gets after SIGTERM: it ends its iteration and saves a checkpoint."""
-MODULE = "oodatcaa.training.mlx"
 R = TypeVar("R", bound=Record)
 
 
@@ -183,8 +182,9 @@ def _environment(settings: ChildSettings) -> dict[str, str]:
 
 
 def child_command(name: str, folder: Path) -> list[str]:
-    """`-P`: the folder a child runs in must not shadow the packages it imports."""
-    return [sys.executable, "-P", "-m", f"{MODULE}.{name}", str(folder)]
+    """`name` is `<backend>.<child>`. `-P`: the folder a child runs in must not shadow the packages
+    it imports."""
+    return [sys.executable, "-P", "-m", f"oodatcaa.training.{name}", str(folder)]
 
 
 def read_result(folder: Path, kind: type[R]) -> R | ChildError | None:

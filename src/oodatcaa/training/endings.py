@@ -16,11 +16,12 @@ TAIL_LINES = 15
 NEAR = 0.9
 """A child killed by a signal after it held this share of the limit ran out of memory."""
 OUT_OF_MEMORY = re.compile(
-    r"unable to allocate|attempting to allocate|std::bad_alloc|MemoryError|cannot allocate memory"
-    r"|insufficient memory|ErrorOutOfMemory|out of memory|cudaErrorMemoryAllocation",
+    r"unable to allocate|can't allocate memory|not enough memory|attempting to allocate"
+    r"|std::bad_alloc|MemoryError|cannot allocate memory|insufficient memory"
+    r"|ErrorOutOfMemory|out of memory|cudaErrorMemoryAllocation",
     re.IGNORECASE,
 )
-"""What mlx (every backend), Python, C++ and the system say when an allocation is refused."""
+"""What mlx, torch, Python, C++ and the system say when an allocation is refused."""
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 """What a process dies of when memory is refused: the kernel's killer, or code that did not check
 what malloc returned (MLX's CPU build)."""

@@ -237,6 +237,9 @@ def _advice(part: str) -> str:
 def _weights(
     shape: ModelShape, quantize_bits: int | None, device: str, fast_cpu: bool
 ) -> MemoryPart:
+    if device.startswith("torch"):
+        formula = f"4 bytes x {shape.parameters} parameters (float32, dequantised where needed)"
+        return MemoryPart(name=WEIGHTS, bytes=4 * shape.parameters, formula=formula)
     wide = device == "cpu" and fast_cpu
     stored = shape.weight_bytes
     if quantize_bits is not None and quantize_bits != shape.bits:
@@ -265,7 +268,7 @@ def _packed(shape: ModelShape, bits: int, itemsize: int) -> int:
 def _making(shape: ModelShape, params: QLoRA, device: str) -> int:
     """The peak of the process that re-quantises once, beside the worker that waits for it."""
     bits = params.quantize_bits
-    if bits is None or bits == shape.bits:
+    if bits is None or bits == shape.bits or device.startswith("torch"):
         return 0
     largest = shape.hidden_size * max(shape.vocab_size, shape.intermediate_size)
     return (

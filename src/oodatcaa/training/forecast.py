@@ -24,6 +24,7 @@ from oodatcaa.domain.training import MemoryEstimate, MemoryPart, ModelShape, QLo
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.training.estimate import step_terms
 from oodatcaa.training.formulas import Size, Terms
+from oodatcaa.training.frameworks import Framework
 from oodatcaa.training.protocol import ProbePoint, ProbeSize
 
 PRIOR = 0.25
@@ -36,6 +37,8 @@ beyond what was measured."""
 REACH = 4
 """A cached probe answers for batches of at most this many times its tokens."""
 FOLDER = "probes"
+WORKER_SOURCES = ("engine.py", "examples.py", "monitor.py", "probing.py")
+"""What every backend's worker runs besides its own."""
 
 
 class Probed(Record):
@@ -69,18 +72,19 @@ def family(model: str, versions: dict[str, str], device: str, params: QLoRA) -> 
     return {**same, **{f"version of {name}": version for name, version in versions.items()}}
 
 
-def worker_versions() -> dict[str, str]:
+def worker_versions(framework: Framework) -> dict[str, str]:
     """Versions that decide memory, and a hash of the worker's own source."""
     import importlib.metadata
 
     found = {}
-    for name in ("mlx", "mlx-lm"):
+    for name in framework.versions:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "none"
     source = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "mlx").glob("*.py")):
+    shared = (framework.folder.parent / name for name in WORKER_SOURCES)
+    for path in (*sorted(framework.folder.glob("*.py")), *shared):
         source.update(path.read_bytes())
     return {**found, "worker": source.hexdigest()[:16]}
 

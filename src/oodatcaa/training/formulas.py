@@ -29,6 +29,7 @@ STATE_COPIES = {
 UPDATE_COPIES = {Optimizer.ADAFACTOR: 2.0, Optimizer.MUON: 2.0}
 """Temporaries while the optimizer works; one unless named here."""
 RUNTIME_BYTES = {"cpu": 150_000_000, "metal": 500_000_000, "cuda": 1_200_000_000}
+RUNTIME_BYTES |= {f"torch-{name}": 460_000_000 + size for name, size in RUNTIME_BYTES.items()}
 """Interpreter, libraries and the supervisor's process. Only the CPU's was measured."""
 TOKENIZER_FACTOR = 2
 """A loaded tokenizer per byte of its tokenizer.json."""
@@ -116,6 +117,13 @@ def loss_copies(version: tuple[int, ...]) -> int:
     return 4 if version >= (0, 32, 1) else 3
 
 
+TORCH = Kind(itemsize=4, hidden=40, width=8, kept_scores=0, scores=0, head_copies=0)
+"""PyTorch with attention fused (scaled_dot_product_attention) and PEFT's layers, in float32.
+Fitted to a few peaks on the CPU; a probe says more."""
+TORCH_LOSS_COPIES = 4
+"""Float tensors of the logits' shape that PyTorch's cross entropy and its gradient hold."""
+
+
 def at_once(params: QLoRA, device: str, fast_cpu: bool) -> bool:
     """Whether the worker evaluates layers as they are met (`training/mlx/vector.py`).
 
@@ -126,6 +134,8 @@ def at_once(params: QLoRA, device: str, fast_cpu: bool) -> bool:
 
 
 def kind_for(params: QLoRA, device: str, fast_cpu: bool) -> Kind:
+    if device.startswith("torch"):
+        return TORCH
     if at_once(params, device, fast_cpu):
         return AT_ONCE
     return FLOAT32 if device == "cpu" and fast_cpu else HALF
@@ -148,6 +158,8 @@ def _loss(shape: ModelShape, params: QLoRA, size: Size, device: str, fast_cpu: b
     """What the output layer's cross entropy takes at its peak."""
     targets = size.tokens if shape.dense_logits else size.targets
     logits = round_up(targets, TARGETS_TO) * shape.vocab_size * 4
+    if device.startswith("torch"):
+        return TORCH_LOSS_COPIES * logits
     if shape.dense_logits:
         return loss_copies(mlx_version()) * logits
     if at_once(params, device, fast_cpu):

@@ -1,4 +1,4 @@
-"""What makes two training processes the same one, as named facts: no mlx here.
+"""What makes two training processes the same one, as named facts: no framework here.
 
 A resumed run ends with the very same bits only when all of them are the same. The parent knows
 most of them beforehand and looks for a checkpoint that fits; the worker knows all, and refuses.
@@ -22,7 +22,10 @@ CADENCE = frozenset(
 """Parameters that may change on a resume: they do not touch the weights."""
 SELECTS = frozenset({"steps_per_eval", "val_batches"})
 """But these decide which weights are kept, where validation selects them."""
-PACKAGES = ("oodatcaa", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers", "mkl")
+PACKAGES = (
+    *("oodatcaa", "mlx", "mlx-lm", "mkl", "numpy", "tokenizers", "transformers"),
+    *("torch", "peft"),
+)
 """Their versions shape the numbers."""
 THREADS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MKL_CBWR")
 """Sums are in another order with another number of threads, or on another code path."""

@@ -6,15 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 
-from oodatcaa.domain.training import (
-    BackendProbe,
-    EvalRequest,
-    EvalResult,
-    InferenceProbe,
-    MemoryEstimate,
-    RunRecord,
-    TrainSpec,
-)
+from oodatcaa.domain.training import BackendProbe
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.process import run_command
 
@@ -126,7 +118,7 @@ FRAMEWORKS = {
         title="Hugging Face (transformers + peft)",
         needs=("torch", "transformers", "peft", "accelerate"),
         helps=("trl", "bitsandbytes"),
-        install="pip install torch transformers peft accelerate",
+        install="pip install 'oodatcaa[hf]'",
         main="peft",
     ),
     "axolotl": _Framework(
@@ -161,63 +153,3 @@ def probe_framework(name: str) -> BackendProbe:
         notes=tuple(notes),
         problem=problem,
     )
-
-
-class ProbedBackend:
-    """A framework that is looked at but does not train yet: every request for work is refused.
-
-    It satisfies domain.ports.TrainingBackend, so that a choice of framework can compare facts.
-    """
-
-    def __init__(self, name: str) -> None:
-        if name not in FRAMEWORKS:
-            raise OodatcaaError(
-                "backend.unknown",
-                f"there is no backend {name!r}",
-                hint=f"backends: mlx, {', '.join(FRAMEWORKS)}",
-            )
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    def probe(self) -> BackendProbe:
-        return probe_framework(self._name)
-
-    def estimate(self, spec: TrainSpec) -> MemoryEstimate:  # noqa: ARG002
-        raise self._unavailable()
-
-    def forecast(self, spec: TrainSpec, *, budget: int = 0) -> MemoryEstimate:  # noqa: ARG002
-        raise self._unavailable()
-
-    def train(
-        self,
-        spec: TrainSpec,  # noqa: ARG002
-        *,
-        on_progress: object = None,  # noqa: ARG002
-        should_stop: object = None,  # noqa: ARG002
-    ) -> RunRecord:
-        raise self._unavailable()
-
-    def evaluate(self, request: EvalRequest) -> EvalResult:  # noqa: ARG002
-        raise self._unavailable()
-
-    def infer(
-        self,
-        model: str,  # noqa: ARG002
-        adapter_dir: str | None,  # noqa: ARG002
-        prompts: object,  # noqa: ARG002
-        max_tokens: int,  # noqa: ARG002
-    ) -> tuple[InferenceProbe, ...]:
-        raise self._unavailable()
-
-    def _unavailable(self) -> OodatcaaError:
-        found = self.probe()
-        framework = FRAMEWORKS[self._name]
-        state = found.problem or "it is installed, but training with it is not built in yet"
-        return OodatcaaError(
-            "backend.unavailable",
-            f"backend {self._name} can not be used here: {state}",
-            hint=f"use backend mlx; what it would need: {framework.install}",
-        )

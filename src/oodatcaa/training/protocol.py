@@ -1,13 +1,14 @@
-"""What the training parent and its MLX children say to each other, through files in one folder.
+"""What the training parent and its children say to each other, through files in one folder.
 
-A child is `python -m oodatcaa.training.mlx.<child> <folder>`. It reads its request from the
+A child is `python -m oodatcaa.training.<backend>.<child> <folder>`. It reads its request from the
 folder, writes its result there atomically, and says with its exit code whether to look for one.
-This module never imports mlx: it is the only thing both sides share.
+This module imports no framework: both sides share it.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -38,8 +39,16 @@ CHILD_LOG = "child.log"
 LORA_CONFIG_FILE = "lora_config.yaml"
 ADAPTERS_DIR = "adapters"
 ADAPTER_FILE = "adapters.safetensors"
+PEFT_ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 CHECKPOINTS_DIR = "checkpoints"
+
+
+def adapter_weights(folder: Path) -> Path:
+    """The adapter's tensors in `folder`: mlx-lm's file, or PEFT's where that one is there."""
+    peft = folder / PEFT_ADAPTER_FILE
+    return peft if peft.is_file() else folder / ADAPTER_FILE
+
 
 FAST_CPU = "OODATCAA_FAST_CPU"
 """Set to 0 in a child's environment by `training.fast_cpu = false`."""
@@ -83,7 +92,7 @@ class StopNote(Record):
     """What a child measured when it ended itself."""
 
     stop: MemoryStop
-    mlx_bytes: int = Field(description="MLX's active memory and its allocator's cache")
+    mlx_bytes: int = Field(description="the framework's memory with its allocator's cache")
     process_bytes: int
     limit_bytes: int
 
@@ -105,7 +114,7 @@ class ProbeRequest(Record):
 
 
 class ProbePoint(Record):
-    """Peaks of one size in bytes: MLX's counter with its cache, and the process."""
+    """Peaks of one size in bytes: the framework's counter with its cache, and the process."""
 
     size: ProbeSize
     mlx_bytes: int
@@ -158,7 +167,9 @@ class TrainMetric(Record):
     learning_rate: float
     tokens: int = Field(description="target tokens since the previous line")
     tokens_per_second: float
-    mlx_peak_bytes: int
+    mlx_peak_bytes: int = Field(
+        description="the framework's own; the process's where it counts nothing (torch on a CPU)"
+    )
     mlx_active_bytes: int
     at: Utc
 

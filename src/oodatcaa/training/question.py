@@ -7,7 +7,7 @@ from pathlib import Path
 
 from oodatcaa.domain.training import MemoryEstimate, MemoryPart, TrainSpec
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.kit.machine import gate_limit, guess_accelerator
+from oodatcaa.kit.machine import gate_limit
 from oodatcaa.training.children import DEFAULTS, ChildSettings, ask_child
 from oodatcaa.training.estimate import estimate_training, read_shape, worst_size
 from oodatcaa.training.forecast import (
@@ -20,6 +20,7 @@ from oodatcaa.training.forecast import (
     worker_versions,
 )
 from oodatcaa.training.formulas import Size
+from oodatcaa.training.frameworks import MLX, Framework
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.protocol import ProbeRequest, ProbeResult
 from oodatcaa.training.tokens import known_lengths
@@ -40,9 +41,11 @@ class Question:
         path: Path,
         cache: ProbeCache,
         settings: ChildSettings = DEFAULTS,
+        framework: Framework = MLX,
     ) -> None:
+        self._framework = framework
         self.spec, self.path, self._cache, self._settings = spec, path, cache, settings
-        self.device = guess_accelerator()
+        self.device = framework.device()
         self.shape = read_shape(path)
         self.limit = gate_limit(spec.memory_limit_bytes)
         lengths = known_lengths(Path(spec.data_dir), path)
@@ -62,7 +65,7 @@ class Question:
     def family(self) -> dict[str, str]:
         digest = ModelStore().model_sha256(self.path)
         device = f"{self.device}, {'fast' if self._settings.fast_cpu else 'stock'} path"
-        return family(digest, worker_versions(), device, self.spec.params)
+        return family(digest, worker_versions(self._framework), device, self.spec.params)
 
     @cached_property
     def probed(self) -> Probed:
@@ -132,7 +135,11 @@ class Question:
         request = ProbeRequest(spec=ready, sizes=sizes, vocab_size=self.shape.vocab_size)
         try:
             result, ended = ask_child(
-                "probe", request, ProbeResult, self.limit, settings=self._settings
+                f"{self._framework.name}.probe",
+                request,
+                ProbeResult,
+                self.limit,
+                settings=self._settings,
             )
         except OodatcaaError as error:
             if error.code != "child.memory_gate":

@@ -140,6 +140,21 @@ class RunStore:
             )
         return _read(folder)
 
+    def find(self, run_id: str) -> RunRecord:
+        """One run of whatever backend; the newest where several have that id.
+
+        Raises OodatcaaError (unknown) or StateError.
+        """
+        folders = [path for path in self.root.glob(f"*/{run_id}") if path.is_dir()]
+        if not folders:
+            known = [run.run_id for run in self.list().runs]
+            raise OodatcaaError(
+                "run.unknown",
+                f"there is no run {run_id!r}",
+                hint="oodatcaa runs" + (f" (newest: {known[-1]})" if known else ""),
+            )
+        return max((_read(path) for path in folders), key=lambda run: run.started_at)
+
     def list(self, backend: str | None = None) -> Listing:
         """Every run of one or all backends. Unreadable folders are reported, never skipped."""
         runs: list[RunRecord] = []

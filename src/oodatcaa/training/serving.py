@@ -12,6 +12,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from oodatcaa.domain.base import Record
+from oodatcaa.domain.training import RunStatus
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.training.protocol import (
@@ -20,6 +21,7 @@ from oodatcaa.training.protocol import (
     REQUEST_FILE,
     RESULT_FILE,
     ChildError,
+    WorkerResult,
 )
 
 R = TypeVar("R", bound=Record)
@@ -44,6 +46,20 @@ def serve(answer: Callable[[Path], Record], argv: list[str] | None = None) -> in
         return EXIT_DESCRIBED
     write_atomic(folder / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
     return EXIT_OK
+
+
+def serve_run(answer: Callable[[Path], WorkerResult]) -> int:
+    """`serve` for a training worker: 0 only when the run finished, 3 when the result says why it
+    did not."""
+    ended: list[RunStatus] = []
+
+    def run(folder: Path) -> Record:
+        result = answer(folder)
+        ended.append(result.status)
+        return result
+
+    code = serve(run)
+    return EXIT_DESCRIBED if code == EXIT_OK and ended[0] is not RunStatus.FINISHED else code
 
 
 def write_error(folder: Path, error: OodatcaaError) -> None:

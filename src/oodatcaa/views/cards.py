@@ -66,12 +66,12 @@ def model_card(
     evaluation: EvalResult | None = None,
 ) -> str:
     """The card as Markdown with YAML front matter; only measured results appear in it."""
-    front = yaml.safe_dump(_front_matter(card, data, evaluation), sort_keys=False, width=100)
+    front = yaml.safe_dump(_front_matter(card, run, data, evaluation), sort_keys=False, width=100)
     base = model_name(card.base_model)
     body = page(
         card.name,
         f"A LoRA adapter for {code(base)}. {prose(card.purpose)}".rstrip(),
-        section("Use it", _usage(card)),
+        section("Use it", _usage(card) if run.backend == "mlx" else _peft_usage(card)),
         section("Results", *_results(evaluation)),
         section("Memory and speed", memory_table(run)),
         section("Training", _training(run), parameters(run.params), *_plots(card)),
@@ -85,15 +85,19 @@ def model_card(
 
 
 def _front_matter(
-    card: AdapterCard, data: DatasetRecord | None, evaluation: EvalResult | None
+    card: AdapterCard,
+    run: RunRecord,
+    data: DatasetRecord | None,
+    evaluation: EvalResult | None,
 ) -> dict[str, Any]:
     front: dict[str, Any] = {"base_model": model_name(card.base_model)}
     if card.licence:
         front["license"] = card.licence.lower()
+    library, *more = ("mlx", "mlx-lm") if run.backend == "mlx" else ("peft",)
     front |= {
-        "library_name": "mlx",
+        "library_name": library,
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "qlora", "mlx", "mlx-lm"],
+        "tags": ["lora", "qlora", library, *more],
     }
     if data is not None:
         front["datasets"] = [data.name]
@@ -131,6 +135,16 @@ def _usage(card: AdapterCard) -> str:
     local = load_path(card.base_model)
     where = f"{code(local)} is the base model's mlx-lm folder." if local != card.base_model else ""
     return stack(fence(command, "bash"), _python(card), where)
+
+
+def _peft_usage(card: AdapterCard) -> str:
+    return fence(
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({load_path(card.base_model)!r})\n"
+        f"model = PeftModel.from_pretrained(base, {card.adapter_path!r})",
+        "python",
+    )
 
 
 def _shell(text: str) -> str:
@@ -172,7 +186,7 @@ def memory_table(run: RunRecord) -> str:
     peak = run.peak_memory_bytes
     rows = [
         ("peak, measured", against_limit(peak, limit) if peak is not None else memory(None)),
-        ("peak, MLX's own count", memory(run.mlx_peak_bytes)),
+        ("peak, the framework's own count", memory(run.mlx_peak_bytes)),
         ("peak, estimated before the run", memory(run.estimated_peak_bytes)),
         ("speed", rate(run.tokens_per_second)),
         ("trained tokens",

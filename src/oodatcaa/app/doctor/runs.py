@@ -13,7 +13,7 @@ from oodatcaa.domain.task import ArtefactKind
 from oodatcaa.domain.training import RunRecord, RunStatus
 from oodatcaa.training.datasets import CARD_FILE, DataStore, read_card
 from oodatcaa.training.hashes import file_sha256
-from oodatcaa.training.protocol import ADAPTER_FILE, ADAPTERS_DIR
+from oodatcaa.training.protocol import ADAPTERS_DIR, adapter_weights
 from oodatcaa.training.runs import LATEST, RunStore
 
 
@@ -40,7 +40,7 @@ def judge_adapter(run: RunRecord, folder: Path) -> list[Finding]:
     """Reads the adapter of a finished run; its hash must be the one that was recorded."""
     if run.status is not RunStatus.FINISHED or run.adapter_sha256 is None:
         return []
-    path = folder / ADAPTERS_DIR / ADAPTER_FILE
+    path = adapter_weights(folder / ADAPTERS_DIR)
     if not path.is_file():
         return [Finding("run.adapter_missing", str(path), f"run {run.run_id} has no adapter")]
     if file_sha256(path) != run.adapter_sha256:

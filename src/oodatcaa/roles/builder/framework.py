@@ -187,9 +187,10 @@ def _measure_probe(
         desk.scratch / "probe-data", params.batch_size * 2, params.max_seq_length
     )
     spec = bench.spec(bench.model(), data, "").evolve(model=model_path, params=params)
-    estimate = desk.prober.estimate(spec)
+    prober = desk.probers[spec.backend]
+    estimate = prober.estimate(spec)
     desk.say(f"{bench.subtask.id} measuring a probe run of 2 iterations")
-    run = desk.prober.train(spec, on_progress=desk.on_progress, should_stop=desk.should_stop)
+    run = prober.train(spec, on_progress=desk.on_progress, should_stop=desk.should_stop)
     if run.status is not RunStatus.FINISHED or run.peak_memory_bytes is None:
         reason = run.failure.message if run.failure else run.status.value
         raise OodatcaaError("profile.probe_failed", f"the probe run did not finish: {reason}")

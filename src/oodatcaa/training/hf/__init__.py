@@ -1,0 +1,1 @@
+"""The Hugging Face backend: transformers and PEFT on PyTorch. Runs in child processes only."""

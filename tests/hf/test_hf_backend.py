@@ -1,0 +1,208 @@
+"""The Hugging Face backend from outside: real tiny runs on the CPU, the same gate and records.
+
+`make test-hf` runs these in an environment of their own; elsewhere they are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from oodatcaa.domain.ports import TrainingBackend
+from oodatcaa.domain.training import (
+    EvalRequest,
+    FailureKind,
+    FineTune,
+    MemoryLayer,
+    Optimizer,
+    QLoRA,
+    RunRecord,
+    RunStatus,
+    TrainProgress,
+    TrainSpec,
+)
+from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.backend import HfBackend
+from oodatcaa.training.forecast import ProbeCache
+from oodatcaa.training.reservation import Reservations
+from oodatcaa.training.runs import RunStore
+from tiny_model import make_tiny_data, make_tiny_model
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+MB = 1_000_000
+SMALL = QLoRA(
+    rank=4, alpha=8, iters=7, batch_size=2, num_layers=2, max_seq_length=64,
+    grad_accumulation_steps=2, steps_per_eval=4, val_batches=2, save_every=2, learning_rate=2e-3,
+)  # fmt: skip
+
+
+class Folders:
+    """Models are folders here."""
+
+    def resolve(self, model: str) -> Path:
+        return Path(model)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hf")
+
+
+@pytest.fixture(scope="module")
+def tiny(place: Path) -> Path:
+    return make_tiny_model(place / "float", quantized=False)
+
+
+@pytest.fixture(scope="module")
+def spec(place: Path, tiny: Path) -> TrainSpec:
+    data = make_tiny_data(place / "data")
+    return TrainSpec(backend="hf", model=str(tiny), data_dir=str(data), params=SMALL)
+
+
+@pytest.fixture(scope="module")
+def backend(place: Path) -> HfBackend:
+    return HfBackend(
+        RunStore(place / "runs"),
+        Folders(),
+        reservations=Reservations(place / "ledger"),
+        probes=ProbeCache(place / "probes"),
+    )
+
+
+@pytest.fixture(scope="module")
+def told() -> list[TrainProgress]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(backend: HfBackend, spec: TrainSpec, told: list[TrainProgress]) -> RunRecord:
+    done = backend.train(spec, on_progress=told.append)
+    assert done.failure is None, done.failure
+    return done
+
+
+def test_it_is_a_training_backend_that_says_what_it_has(backend: HfBackend) -> None:
+    port: TrainingBackend = backend
+    assert port.name == "hf"
+    found = port.probe()
+    assert found.importable
+    assert found.problem is None
+    assert found.accelerator in ("cpu", "cuda", "metal")
+
+
+def test_a_run_ends_with_a_whole_record_in_its_own_folder(
+    backend: HfBackend, run: RunRecord, told: list[TrainProgress]
+) -> None:
+    assert run.status is RunStatus.FINISHED
+    assert run.backend == "hf"
+    assert (run.iterations_done, run.optimizer_steps) == (7, 4)
+    assert [point.iteration for point in run.train_losses] == list(range(1, 8))
+    assert run.valid_losses[-1].loss < run.valid_losses[0].loss
+    assert [point.iteration for point in run.valid_losses] == [0, 4, 7]
+    assert 0.8 <= (run.estimated_peak_bytes or 0) / (run.peak_memory_bytes or 1) <= 1.25
+    assert run.peak_memory_bytes == max(run.process_peak_bytes or 0, run.mlx_peak_bytes or 0)
+    assert run.versions["torch"] == torch.__version__
+    assert run.versions["peft"]
+    folder = backend.runs.folder(run)
+    assert folder.parent.name == "hf"
+    names = {path.name for path in folder.iterdir()}
+    assert {"spec.json", "memory.jsonl", "metrics.jsonl", "train.log", "lora_config.yaml"} <= names
+    assert backend.runs.latest("hf") == run
+    assert backend.runs.find(run.run_id) == run
+    assert {progress.run_id for progress in told} == {run.run_id}
+    assert backend.reservations.holders() == ()
+
+
+def test_the_adapter_is_one_that_peft_loads(backend: HfBackend, run: RunRecord) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapters = backend.runs.folder(run) / "adapters"
+    config = json.loads((adapters / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 8)
+    assert config["layers_to_transform"] == [1, 2]
+    base = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(adapters))
+    changed = [t for name, t in model.named_parameters() if "lora_B" in name and t.abs().max() > 0]
+    assert len(changed) == 14
+
+
+def test_the_judge_and_a_reply(backend: HfBackend, run: RunRecord, spec: TrainSpec) -> None:
+    adapters = str(backend.runs.folder(run) / "adapters")
+    result = backend.evaluate(
+        EvalRequest(model=spec.model, adapter_dir=adapters, data_dir=spec.data_dir)
+    )
+    assert result.drop is not None
+    assert result.drop > 0
+    assert result.adapter_sha256 == run.adapter_sha256
+    (probe,) = backend.infer(spec.model, adapters, ["Write add_1(x)."], 4)
+    assert 0 < probe.generation.tokens <= 4
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(
+    backend: HfBackend, run: RunRecord, spec: TrainSpec
+) -> None:
+    seen: list[TrainProgress] = []
+    stopped = backend.train(
+        spec.evolve(params=SMALL.evolve(iters=4000, dropout=0.1, steps_per_eval=5000)),
+        on_progress=seen.append,
+        should_stop=lambda: bool(seen) and seen[-1].iteration >= 3,
+    )
+    assert stopped.status is RunStatus.STOPPED
+    assert backend.find_resumable(spec.evolve(params=stopped.params)) is not None
+
+    # The checkpoint of iteration 6 leads to the adapter that the uninterrupted run ended with.
+    folder = backend.runs.folder(run) / "checkpoints" / "0000006"
+    again = backend.train(spec.evolve(resume_from=str(folder), start_iteration=6))
+    assert again.status is RunStatus.FINISHED, again.failure
+    assert again.adapter_sha256 == run.adapter_sha256
+    assert again.train_losses == run.train_losses
+    other = backend.train(
+        spec.evolve(
+            resume_from=str(folder), start_iteration=6, params=SMALL.evolve(learning_rate=1e-4)
+        )
+    )
+    assert other.failure is not None
+    assert "learning_rate" in other.failure.message
+
+
+def test_the_gate_before_and_during(
+    backend: HfBackend, spec: TrainSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = SMALL.evolve(batch_size=4096, max_seq_length=2048, mask_prompt=False)
+    run = backend.train(spec.evolve(params=huge, memory_limit_bytes=2_000 * MB))
+    assert run.failure is not None
+    assert (run.failure.kind, run.failure.layer) == (FailureKind.MEMORY_GATE, MemoryLayer.BEFORE)
+
+    (tmp_path / "sitecustomize.py").write_text("eaten = b'x' * 2_000_000_000\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = backend.train(spec.evolve(memory_limit_bytes=1_500 * MB))
+    assert run.failure is not None
+    assert (run.failure.kind, run.failure.layer) == (FailureKind.MEMORY_GATE, MemoryLayer.DURING)
+
+
+def test_a_forecast_is_measured_and_the_next_one_known(
+    backend: HfBackend, spec: TrainSpec, run: RunRecord
+) -> None:
+    found = backend.forecast(spec)
+    assert found.source == "probe"
+    assert found.device.startswith("torch-")
+    assert 0.9 < found.total_bytes / (run.process_peak_bytes or 1) < 1.2
+    assert backend.forecast(spec) == found
+
+
+def test_what_it_does_not_offer_is_said_all_at_once(backend: HfBackend, spec: TrainSpec) -> None:
+    params = SMALL.evolve(
+        fine_tune_type=FineTune.FULL, optimizer=Optimizer.MUON, num_layers=9, keys=("nothing",)
+    )
+    run = backend.train(spec.evolve(params=params))
+    assert run.failure is not None
+    assert run.failure.kind is FailureKind.BAD_INPUT
+    for word in ("full", "muon", "9", "nothing"):
+        assert word in run.failure.message
+    with pytest.raises(OodatcaaError, match="mismatch"):
+        backend.train(spec.evolve(backend="mlx"))

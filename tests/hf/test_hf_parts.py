@@ -1,0 +1,117 @@
+"""The parts of the Hugging Face backend beside what mlx computes from the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from oodatcaa.domain.training import FineTune, LrSchedule, QLoRA
+from oodatcaa.errors import OodatcaaError
+from tiny_model import make_tiny_data, make_tiny_model
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def network(tiny: Path) -> Any:
+    from oodatcaa.training.hf.setup import load_base
+
+    return load_base(str(tiny))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_quantised_weights_are_those_that_mlx_sees(bits: int) -> None:
+    import mlx.core as mx
+
+    from oodatcaa.training.hf.dequantize import dequantize
+
+    weight = mx.random.normal((96, 128))
+    packed, scales, biases = mx.quantize(weight, group_size=32, bits=bits)
+    wanted = np.array(mx.dequantize(packed, scales, biases, group_size=32, bits=bits))
+    words = torch.from_numpy(np.array(packed).view(np.int32))
+    found = dequantize(words, torch.tensor(np.array(scales)), torch.tensor(np.array(biases)), bits)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+
+
+def test_both_frameworks_see_the_same_tokens_and_losses(
+    tiny: Path, network: Any, tmp_path: Path
+) -> None:
+    import mlx.core as mx
+    from mlx_lm import load
+
+    from oodatcaa.training.examples import read_split, tokenize_rows
+    from oodatcaa.training.hf.loss import make_batch, token_losses
+    from oodatcaa.training.hf.rows import row_tokens
+    from oodatcaa.training.mlx import batches
+    from oodatcaa.training.mlx import loss as mlx_loss
+
+    model, tokenizer = network
+    rows = read_split(make_tiny_data(tmp_path) / "train.jsonl")
+    rows += [{"text": "def f(x): return x"}]
+    theirs: Any = load(str(tiny))
+    completions = [{"prompt": "Write f.", "completion": "def f(): pass"}]
+    for kind, mask in ((rows[:-1], True), (rows[-1:], False), (completions, True)):
+        found = tokenize_rows(kind, row_tokens(tokenizer, mask_prompt=mask), 64)
+        assert found == batches.tokenize(kind, theirs[1], mask_prompt=mask, max_seq_length=64)
+    with pytest.raises(OodatcaaError, match="can not be tokenised"):
+        tokenize_rows(rows[-1:], row_tokens(tokenizer, mask_prompt=True), 64)
+    examples = tokenize_rows(rows[:3], row_tokens(tokenizer, mask_prompt=True), 64).items
+    ours = token_losses(model, make_batch(examples, 64))
+    batch = batches.make_batch(examples, 64)
+    split = mlx_loss.split_head(theirs[0])
+    wanted = np.array(
+        mlx_loss.token_losses(split, theirs[0], batch.inputs, batch.rows, batch.targets)
+    )[: len(ours)]
+    mx.eval()
+    np.testing.assert_allclose(ours.detach().numpy(), wanted, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("schedule", list(LrSchedule))
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_learning_rates_are_those_of_mlx_lm(schedule: LrSchedule, warmup: int) -> None:
+    import mlx.core as mx
+    from mlx_lm.tuner.utils import build_schedule
+
+    from oodatcaa.training.hf.setup import learning_rate
+    from oodatcaa.training.mlx.setup import schedule_config
+
+    params = QLoRA(iters=12, schedule=schedule, warmup_steps=warmup, learning_rate=1e-2)
+    config = schedule_config(params)
+    wanted = build_schedule(config) if config else lambda _: 1e-2
+    for step in range(12):
+        found = float(mx.array(wanted(mx.array(step))))
+        assert learning_rate(params, step) == pytest.approx(found, abs=1e-7)
+
+
+def test_dora_and_checkpointing_give_gradients(tiny: Path) -> None:
+    from oodatcaa.training.examples import Example
+    from oodatcaa.training.hf.loss import make_batch, token_losses
+    from oodatcaa.training.hf.setup import attach_adapters, checkpoint_blocks, load_base
+
+    batch = make_batch([Example(tuple(range(3, 40)), 10)], 64)
+    found = {}
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        params = QLoRA(
+            rank=2, num_layers=1, fine_tune_type=FineTune.DORA, keys=("self_attn.q_proj",)
+        )
+        model = attach_adapters(load_base(str(tiny))[0], params)
+        if checkpoint:
+            checkpoint_blocks(model)
+        model.train()
+        token_losses(model, batch).mean().backward()
+        trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert {name.split(".")[-3 if "lora_A" in name or "lora_B" in name else -4] for name in
+                trained} >= {"q_proj"}  # fmt: skip
+        found[checkpoint] = trained
+    for name, gradient in found[False].items():
+        torch.testing.assert_close(gradient, found[True][name])
