@@ -115,6 +115,10 @@ class ChildBackend:
     def name(self) -> str:
         return self.framework.name
 
+    def child(self, work: str) -> str:
+        """Which child does `worker`, `evaluate` or `infer`: `<backend>.<module>`."""
+        return f"{self.name}.{work}"
+
     def probe(self) -> BackendProbe:
         return self.framework.probe()
 
@@ -227,7 +231,7 @@ class ChildBackend:
             min(need.total_bytes, limit), limit, label="evaluation", on_wait=self.on_wait
         ):
             result, ended = ask_child(
-                f"{self.name}.evaluate",
+                self.child("evaluate"),
                 request.evolve(model=str(path)),
                 EvalResult,
                 limit,
@@ -254,7 +258,7 @@ class ChildBackend:
             max_tokens=max_tokens,
             memory_limit_bytes=limit,
         )
-        result, _ = ask_child(f"{self.name}.infer", request, InferResult, limit, self.settings)
+        result, _ = ask_child(self.child("infer"), request, InferResult, limit, self.settings)
         return result.probes
 
     def _prepare(self, spec: TrainSpec) -> _Request:
@@ -302,7 +306,7 @@ class ChildBackend:
     ) -> RunRecord:
         folder = self.runs.folder(run).resolve()
         ended = run_child(
-            child_command(f"{self.name}.worker", folder),
+            child_command(self.child("worker"), folder),
             folder=folder,
             log=folder / TRAIN_LOG,
             limit=request.limit,

@@ -6,15 +6,19 @@ from collections.abc import Callable
 
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.training.axolotl import AxolotlBackend
+from oodatcaa.training.axolotl.backend import AxolotlBackend
 from oodatcaa.training.backend import ChildBackend, HfBackend, MlxBackend, Models
 from oodatcaa.training.children import DEFAULTS, ChildSettings
 from oodatcaa.training.forecast import ProbeCache
 from oodatcaa.training.reservation import Reservation, Reservations
 from oodatcaa.training.runs import RunStore
 
-CHILD_BACKENDS: dict[str, type[ChildBackend]] = {"mlx": MlxBackend, "hf": HfBackend}
-BACKENDS = (*CHILD_BACKENDS, "axolotl")
+CHILD_BACKENDS: dict[str, type[ChildBackend]] = {
+    "mlx": MlxBackend,
+    "hf": HfBackend,
+    "axolotl": AxolotlBackend,
+}
+BACKENDS = tuple(CHILD_BACKENDS)
 
 
 def make_backend(
@@ -32,8 +36,6 @@ def make_backend(
 
     Raises OodatcaaError `backend.unknown`.
     """
-    if name == "axolotl":
-        return AxolotlBackend(runs, models)
     if name not in CHILD_BACKENDS:
         raise OodatcaaError(
             "backend.unknown",

@@ -226,6 +226,10 @@ REQUANTISING = "re-quantising"
 LOADING = "loading"
 
 
+UNPACKING_BYTES = 100_000_000
+"""Integers and floats of the rows that the PyTorch backend unpacks at once, as seen."""
+
+
 def _advice(part: str) -> str:
     if part in (ACTIVATIONS, BLOCK):
         return "smaller batch_size with grad_accumulation_steps, grad_checkpoint, fewer num_layers"
@@ -238,8 +242,14 @@ def _weights(
     shape: ModelShape, quantize_bits: int | None, device: str, fast_cpu: bool
 ) -> MemoryPart:
     if device.startswith("torch"):
-        formula = f"4 bytes x {shape.parameters} parameters (float32, dequantised where needed)"
-        return MemoryPart(name=WEIGHTS, bytes=4 * shape.parameters, formula=formula)
+        formula = f"4 bytes x {shape.parameters} parameters (float32)"
+        dense = 4 * shape.parameters
+        if shape.bits is None:
+            return MemoryPart(name=WEIGHTS, bytes=dense, formula=formula)
+        formula += ", and as stored beside them while dequantising"
+        return MemoryPart(
+            name=WEIGHTS, bytes=dense + shape.weight_bytes + UNPACKING_BYTES, formula=formula
+        )
     wide = device == "cpu" and fast_cpu
     stored = shape.weight_bytes
     if quantize_bits is not None and quantize_bits != shape.bits:

@@ -29,7 +29,7 @@ STATE_COPIES = {
 UPDATE_COPIES = {Optimizer.ADAFACTOR: 2.0, Optimizer.MUON: 2.0}
 """Temporaries while the optimizer works; one unless named here."""
 RUNTIME_BYTES = {"cpu": 150_000_000, "metal": 500_000_000, "cuda": 1_200_000_000}
-RUNTIME_BYTES |= {f"torch-{name}": 460_000_000 + size for name, size in RUNTIME_BYTES.items()}
+RUNTIME_BYTES |= {f"torch-{name}": 270_000_000 + size for name, size in RUNTIME_BYTES.items()}
 """Interpreter, libraries and the supervisor's process. Only the CPU's was measured."""
 TOKENIZER_FACTOR = 2
 """A loaded tokenizer per byte of its tokenizer.json."""

@@ -17,6 +17,7 @@ from oodatcaa.training import probes
 from oodatcaa.training.mlx.blas import accelerator, describe_machine, find_blas
 
 TORCH_BLAS = "torch's own"
+CARD = Path("/dev/nvidiactl")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Framework:
     machine: Callable[[bool], Machine]
     """As a worker would describe it; the argument is `fast_cpu`."""
     probe: Callable[[], BackendProbe]
+    needs_cuda: bool = False
 
     @property
     def folder(self) -> Path:
@@ -42,10 +44,13 @@ class Framework:
     def must_be_installed(self) -> None:
         """Raises OodatcaaError `backend.unavailable`; imports nothing."""
         missing = [name for name in self.modules if importlib.util.find_spec(name) is None]
-        if missing:
+        wants = [f"not installed: {', '.join(missing)}"] if missing else []
+        if self.needs_cuda and not CARD.exists():
+            wants.append("it needs an NVIDIA card")
+        if wants:
             raise OodatcaaError(
                 "backend.unavailable",
-                f"backend {self.name} can not be used here: not installed: {', '.join(missing)}",
+                f"backend {self.name} can not be used here: {'; '.join(wants)}",
                 hint=self.install,
             )
 
@@ -62,7 +67,7 @@ def torch_device() -> str:
         build = importlib.metadata.version("torch").partition("+")[2]
     except importlib.metadata.PackageNotFoundError:
         build = "cpu"
-    card = Path("/dev/nvidiactl").exists() and build != "cpu"
+    card = CARD.exists() and build != "cpu"
     return "torch-cuda" if card else "torch-cpu"
 
 
@@ -88,4 +93,15 @@ HF = Framework(
     device=torch_device,
     machine=_torch_machine,
     probe=lambda: probes.probe_framework("hf"),
+)
+AXOLOTL = Framework(
+    name="axolotl",
+    modules=("axolotl", "torch", "transformers", "peft"),
+    versions=("axolotl", "torch", "transformers", "peft"),
+    install="on Linux with an NVIDIA card: pip install axolotl; otherwise use backend mlx or hf",
+    # Half precision, or 4 bits: what the formulas say of a CUDA card comes nearest.
+    device=lambda: "cuda",
+    machine=lambda _: describe_machine(None).evolve(accelerator="cuda"),
+    probe=lambda: probes.probe_framework("axolotl"),
+    needs_cuda=True,
 )

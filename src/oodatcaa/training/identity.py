@@ -24,7 +24,7 @@ SELECTS = frozenset({"steps_per_eval", "val_batches"})
 """But these decide which weights are kept, where validation selects them."""
 PACKAGES = (
     *("oodatcaa", "mlx", "mlx-lm", "mkl", "numpy", "tokenizers", "transformers"),
-    *("torch", "peft"),
+    *("torch", "peft", "axolotl"),
 )
 """Their versions shape the numbers."""
 THREADS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MKL_CBWR")

@@ -144,6 +144,8 @@ def probe_framework(name: str) -> BackendProbe:
     if modules["torch"].there:
         facts, trouble = _python(TORCH)
         problem = problem or (f"torch can not be imported: {trouble}" if facts is None else None)
+    if name == "axolotl" and facts is not None and facts["device"] != "cuda":
+        problem = problem or "it needs an NVIDIA card: axolotl lists QLoRA as unsupported elsewhere"
     return BackendProbe(
         name=framework.name,
         title=framework.title,

@@ -1,0 +1,1 @@
+"""The axolotl backend: CUDA only. Writes axolotl's configuration and runs its command line."""
