@@ -109,6 +109,10 @@ def read_history(output: Path) -> list[dict[str, Any]]:
     return [entry for entry in newest.get("log_history", []) if "step" in entry]
 
 
+def _steps_done(state: dict[str, Any]) -> int:
+    return int(state.get("global_step", 0))
+
+
 def _keep_adapter(folder: Path) -> str:
     target = folder / ADAPTERS_DIR
     target.mkdir(exist_ok=True)
