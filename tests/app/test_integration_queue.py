@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from crew_boards import GATE, plan_for
+from oodatcaa.app.people import approve_story, waive_gate
 from oodatcaa.app.project import Project
 from oodatcaa.app.starting import tidy_worktree
 from oodatcaa.domain.board import Board, Decision
@@ -76,6 +77,37 @@ def integrator(project: Project) -> str:
 
 def statuses(project: Project) -> dict[str, str]:
     return {s.id: s.status.value for s in project.board().stories if s.id > "T005"}
+
+
+def test_a_branch_that_changes_the_rules_waits_for_a_person(project: Project) -> None:
+    (project.root / "tests").mkdir()
+    (project.root / "tests/test_old.py").write_text("def test_old():\n    assert 1\n")
+    git(project.root, "add", "tests")
+    git(project.root, "commit", "-qm", "a test")
+    story = project.board().story_by_id["T006"]
+    plan(project, "T006", change=gated)
+    tree = project.repo.story_worktree("T006", story.branch, "main")
+    (tree / "tests/test_old.py").unlink()
+    config = tree / ".oodatcaa/config.toml"
+    config.write_text(config.read_text() + "\n[agents]\nretries = 0\n")
+    build(project, "T006-B01")  # commits all of it
+    verify(project, "T006-T01")
+    integrator(project)
+    held = project.board().story_by_id["T006"]
+    assert held.status.value == "needs_human"
+    assert "it may change .oodatcaa/config.toml" in held.reason
+    gate = f"RULES-{project.repo.resolve(story.branch)[:12]}"
+    waive_gate(project, "T006", gate, "Kim", "I read it", 1)
+    approve_story(project, "T006", "Kim", "go on")
+    integrator(project)
+    assert statuses(project)["T006"] == "done"
+    kept = [
+        path.read_text()
+        for path in (project.root / ".oodatcaa/history").glob("*/T006/reports/*.md")
+    ]
+    (text,) = [text for text in kept if "what judges later stories" in text]
+    assert ".oodatcaa/config.toml" in text
+    assert "(deleted)" in text
 
 
 def test_ready_stories_land_together_and_a_bad_one_is_found(project: Project) -> None:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from oodatcaa.app.checking import Checker, story_gates
 from oodatcaa.app.exporting import HISTORY, export_records
+from oodatcaa.app.ground_rules import asked_gates, said
 from oodatcaa.app.proving import Merged, failed, integration_of, prove, prove_other
 from oodatcaa.app.target import turn, write_ahead
 from oodatcaa.app.tested import tested_commit
@@ -83,6 +84,8 @@ def integrate(claimed: Claimed, story: Story, plan: Plan, gates: tuple[GateSpec,
 def _integrate(claimed: Claimed, held: Merged) -> str:
     """Try all that is ready, then half of it, and so on; the held story is always in it."""
     held.tested = tested_commit(claimed.project, held.story, held.plan.branch)
+    target = claimed.project.sprint().target_branch
+    held.gates = (*held.gates, *asked_gates(claimed.project, held.tested, target))
     moved = 0
     size = BATCH
     while True:
@@ -114,12 +117,13 @@ def _others(claimed: Claimed, held: Merged) -> list[Merged]:
         try:
             plan = project.plans.load(story.id, story.plan_version)
             tested = tested_commit(project, story, plan.branch)
+            rules = asked_gates(project, tested, project.sprint().target_branch)
         except OodatcaaError as error:
             claimed.broadcast.say(f"{story.id} is left out of this batch: {error.message}")
             continue
         waived = {item.gate_id for item in story.waivers if item.at <= now < item.until}
-        if all(gate.id in waived for gate in person_gates(plan.goals)):
-            found.append(Merged(story, plan, story_gates(plan), tested))
+        if all(gate.id in waived for gate in (*person_gates(plan.goals), *rules)):
+            found.append(Merged(story, plan, (*story_gates(plan), *rules), tested))
     return found
 
 
@@ -243,6 +247,7 @@ def _record(claimed: Claimed, chain: MergeChain, item: Merged) -> None:
             f"{integration.tag}",
             f"gates green on the merge at {item.checked[:12]}; the tested commit of "
             f"{item.plan.branch} is {item.tested[:12]}",
+            *said(project, item.tested, chain.base),
         ),
         next_steps=(f"{sprint.target_branch} moves to this commit, or nobody ever sees it.",),
         commit=item.checked,

@@ -305,6 +305,18 @@ def _must_be_a_person(project: Project, name: str) -> None:
         )
 
 
+def _asked_about(project: Project, story: Story, plan: Plan) -> tuple[str, ...]:
+    """The gate that asks whether the tested commit may change objective, configuration, agents."""
+    from oodatcaa.app.ground_rules import asked_gates
+    from oodatcaa.app.tested import tested_commit
+
+    try:
+        tested = tested_commit(project, story, plan.branch)
+        return tuple(g.id for g in asked_gates(project, tested, project.sprint().target_branch))
+    except OodatcaaError:
+        return ()  # nothing is tested yet
+
+
 def _must_be_a_gate(project: Project, story: str, gate: str) -> None:
     found = project.board().story_by_id.get(story)
     if found is None:
@@ -316,7 +328,7 @@ def _must_be_a_gate(project: Project, story: str, gate: str) -> None:
             hint=f"wait for its plan: oodatcaa show {story}",
         )
     plan = project.plans.load(story, found.plan_version)
-    known = gate_ids(plan)
+    known = (*gate_ids(plan), *_asked_about(project, found, plan))
     if gate not in known:
         raise RefusedError(
             "waive.unknown_gate",

@@ -14,7 +14,7 @@ from oodatcaa.domain.goals import Goals
 from oodatcaa.domain.task import StoryId, StoryKind, SubtaskId, SubtaskKind
 from oodatcaa.domain.training import QLoRA
 
-_RESERVED = re.compile(r"G[TAL]\d+|T[XA]\d+|M\d+")
+_RESERVED = re.compile(r"G[TAL]\d+|T[XA]\d+|M\d+|RULES.*", re.IGNORECASE)
 
 
 class StepKind(StrEnum):

@@ -150,6 +150,13 @@ class Repository:
         pair = [self.resolve(old), self.resolve(new)]
         return run_git(self.root, ["diff", "--name-only", "-z", "--no-renames", *pair]).fields()
 
+    def branch_changes(self, target: str, commit: str) -> tuple[tuple[str, str], ...]:
+        """(path, A, M, T or D): what `commit` changed since it left `target`; a rename is both."""
+        pair = f"{self.resolve(target)}...{self.resolve(commit)}"
+        args = ["diff", "--name-status", "-z", "--no-renames", pair]
+        fields = run_git(self.root, args).fields()
+        return tuple(zip(fields[1::2], fields[::2], strict=True))
+
     def inventory(self, commit: str) -> TreeInventory:
         return objects.take_inventory(self.root, self.common_dir, self.resolve(commit))
 
