@@ -198,6 +198,7 @@ class Workshop:
             RunStore(self.project.work / "probes") if probes else self.runs,
             shelf,
             on_wait=waiting,
+            say=shelf.say,
             settings=self.children,
             learns=probes,
         )
@@ -205,7 +206,9 @@ class Workshop:
     @property
     def children(self) -> ChildSettings:
         found = self.project.config.training
-        return ChildSettings(found.sample_interval_ms, found.fast_cpu, found.control_group)
+        return ChildSettings(
+            found.sample_interval_ms, found.fast_cpu, found.control_group, found.trackers
+        )
 
     def backends(self, shelf: ModelShelf, objective: Objective) -> dict[str, TrainingBackend]:
         """Every backend there is, the objective's first."""

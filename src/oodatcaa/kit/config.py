@@ -175,6 +175,11 @@ class TrainingConfig(Record):
         description="Linux: let the kernel hold training at exactly the limit, where a control "
         "group can be made",
     )
+    trackers: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
+        default=(),
+        description="where finished runs are written to as well, in folders below models/tracking; "
+        "extra `tracking`",
+    )
 
 
 class ImportsConfig(Record):

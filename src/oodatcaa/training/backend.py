@@ -36,6 +36,7 @@ from oodatcaa.training.children import (
     ChildSettings,
     ask_child,
     child_command,
+    child_environment,
     run_child,
 )
 from oodatcaa.training.estimate import (
@@ -59,6 +60,7 @@ from oodatcaa.training.protocol import (
 from oodatcaa.training.question import Question
 from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
 from oodatcaa.training.runs import RunStore
+from oodatcaa.training.tracking import FOLDER, track
 from oodatcaa.training.verdict import judge
 from oodatcaa.training.watching import ProgressTeller, draw
 
@@ -100,10 +102,12 @@ class ChildBackend:
         on_wait: Callable[[tuple[Reservation, ...]], None] | None = None,
         settings: ChildSettings = DEFAULTS,
         learns: bool = False,
+        say: Callable[[str], None] = print,
     ) -> None:
         """`learns`: every batch of a finished run had the worst shape of its data (a run made for
         measuring), so its peaks answer later forecasts."""
         self.learns = learns
+        self.say = say
         self.runs = runs
         self.models = models
         self.reservations = reservations or default_reservations()
@@ -198,6 +202,14 @@ class ChildBackend:
                 raise
         if self.learns and done.status is RunStatus.FINISHED:
             self._learn(request, done)
+        if not self.learns:
+            track(
+                self.runs.folder(done),
+                self.runs.root.parent / FOLDER,
+                self.settings.trackers,
+                child_environment(self.settings),
+                self.say,
+            )
         return done
 
     def _learn(self, request: _Request, run: RunRecord) -> None:

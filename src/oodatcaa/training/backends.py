@@ -31,6 +31,7 @@ def make_backend(
     on_wait: Callable[[tuple[Reservation, ...]], None] | None = None,
     settings: ChildSettings = DEFAULTS,
     learns: bool = False,
+    say: Callable[[str], None] = print,
 ) -> TrainingBackend:
     """`mlx`, `hf` or `axolotl`, whether or not it is installed here: ask its `probe()`.
 
@@ -50,4 +51,5 @@ def make_backend(
         on_wait=on_wait,
         settings=settings,
         learns=learns,
+        say=say,
     )

@@ -52,6 +52,7 @@ class ChildSettings:
     sample_interval_ms: int = 25
     fast_cpu: bool = True
     control_group: bool = True
+    trackers: tuple[str, ...] = ()
 
 
 DEFAULTS = ChildSettings()
@@ -113,7 +114,7 @@ def _watched(
     child = Child.start(
         argv,
         cwd=folder,
-        env=_environment(settings),
+        env=child_environment(settings),
         log_path=log,
         oom_first=True,
         limits=Limits(group=group.entrance if group else None),
@@ -164,7 +165,8 @@ def _note(path: Path, kind: type[R]) -> R | None:
         return None
 
 
-def _environment(settings: ChildSettings) -> dict[str, str]:
+def child_environment(settings: ChildSettings) -> dict[str, str]:
+    """This process's, with what makes a child compute fast, repeatably, and with this very code."""
     # The tokenizer's threads would fork-warn and compete with the BLAS; output must not linger.
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     env.update(pinned(env))
