@@ -10,7 +10,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.training import (
@@ -162,6 +164,19 @@ def test_a_limit_below_loading_says_so(backend: MlxBackend, spec: TrainSpec) -> 
     run = backend.train(spec.evolve(memory_limit_bytes=50 * MB))
     assert run.failure is not None
     assert "loading the model alone" in run.failure.hint
+
+
+def test_weights_that_are_not_numbers_never_get_into_a_checkpoint(
+    backend: MlxBackend, spec: TrainSpec
+) -> None:
+    wild = spec.params.evolve(learning_rate=1e39, optimizer="sgd", save_every=1, iters=4)
+    run = backend.train(spec.evolve(params=wild))
+    assert run.status is RunStatus.FAILED
+    assert run.failure is not None
+    assert run.failure.kind is FailureKind.NOT_FINITE
+    for path in backend.runs.folder(run).glob("checkpoints/*/adapters.safetensors"):
+        tensors = load_file(path)
+        assert all(np.isfinite(tensor).all() for tensor in tensors.values()), path
 
 
 def test_during_a_child_that_eats_memory_is_killed(

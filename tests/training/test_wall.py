@@ -28,6 +28,7 @@ from oodatcaa.training.children import run_child
 from oodatcaa.training.endings import Ended, memory_stop
 from oodatcaa.training.estimate import check_before
 from oodatcaa.training.forecast import ProbeCache
+from oodatcaa.training.protocol import EXIT_BLIND
 from oodatcaa.training.question import Question
 from oodatcaa.training.reservation import Reservations
 from tiny_model import make_tiny_data, make_tiny_model
@@ -161,6 +162,34 @@ def test_a_control_group_is_gone_when_its_tree_is() -> None:
     left.mkdir()
     with make_group(100 * MB) or group:
         assert not left.exists(), "its maker was killed before it could remove it"
+
+
+BLIND = """
+import sys, time
+from pathlib import Path
+from oodatcaa.training.wall import Guard
+class Counters:
+    title, looks = "a framework", 0
+    def held(self):
+        self.looks += 1
+        if self.looks > 3:
+            raise OSError("no counters any more")
+        return 0
+    active = peak = held
+    def reset(self): pass
+with Guard(Path(sys.argv[1]), int(sys.argv[2]), Counters()):
+    time.sleep(30)
+"""
+
+
+def test_a_guard_that_can_not_look_any_more_ends_the_run(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    argv = [sys.executable, "-c", BLIND, str(tmp_path), str(400 * MB)]
+    ended = run_child(argv, folder=tmp_path, log=log, limit=600 * MB)
+    assert ended.exit_code == EXIT_BLIND, log.read_text()
+    assert memory_stop(ended, log, 600 * MB) is None
+    assert "the memory guard can not look any more" in log.read_text()
+    assert "no counters any more" in log.read_text()
 
 
 def test_one_jump_far_beyond_the_limit_is_refused_by_the_kernel(tmp_path: Path) -> None:

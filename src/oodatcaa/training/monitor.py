@@ -41,6 +41,10 @@ class Boundary(Protocol):
     @property
     def iteration(self) -> int: ...
 
+    def not_finite(self) -> tuple[str, ...]:
+        """Names of adapter tensors with a value that is not a finite number."""
+        ...
+
     def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
         """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
         ...
@@ -192,6 +196,9 @@ class Monitor:
         if boundary.iteration == self.saved:
             return
         self.progress.say("saving", iteration=self.iteration)
+        if bad := boundary.not_finite():
+            # The loss tells only one iteration later; a run must never resume from such weights.
+            raise Stop(not_finite(f"{bad[0]} ({len(bad)} adapter tensors) of {boundary.iteration}"))
         try:
             boundary.save(self.checkpoints, self.folder / METRICS_FILE, self.adapter_config)
         except DiskFullError as error:

@@ -69,6 +69,8 @@ EXIT_OK = 0
 EXIT_DESCRIBED = 3
 """The child failed and result.json says why; any other non-zero code is a crash."""
 EXIT_MEMORY = 4
+EXIT_BLIND = 5
+"""The memory guard in the child could not look any more."""
 """The child ended itself at the memory limit; memory_stop.json has the numbers."""
 
 

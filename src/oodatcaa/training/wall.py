@@ -14,6 +14,7 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,14 @@ from oodatcaa.domain.training import FailureKind, MemoryLayer, MemoryStop, RunFa
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.memory import own_memory, own_peak, reset_own_peak
-from oodatcaa.training.protocol import EXIT_MEMORY, STOP_FILE, WALL_FILE, StopNote, WallNote
+from oodatcaa.training.protocol import (
+    EXIT_BLIND,
+    EXIT_MEMORY,
+    STOP_FILE,
+    WALL_FILE,
+    StopNote,
+    WallNote,
+)
 
 INTERVAL = 0.01
 KERNEL_SLACK = 0.02
@@ -129,6 +137,15 @@ class Guard:
         return max(self.counters.peak(), self._framework_high), process
 
     def _run(self) -> None:
+        try:
+            self._look()
+        except BaseException:  # noqa: BLE001 - whatever it was, nobody looks any more
+            # A wall that can not look must not stand there like one that saw nothing.
+            sys.stderr.write(f"the memory guard can not look any more:\n{traceback.format_exc()}")
+            sys.stderr.flush()
+            os._exit(EXIT_BLIND)
+
+    def _look(self) -> None:
         while not self._stop.wait(self.interval):
             held = self.counters.held()
             own = own_memory()

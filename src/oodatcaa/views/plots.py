@@ -140,7 +140,7 @@ def _draw_loss(axes: Any, record: RunRecord, metrics: RunMetrics) -> None:
                 bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
             )
     done = max((p.iteration for p in (*train, *valid)), default=1)
-    axes.set_xlim(0, 1.07 * done)
+    axes.set_xlim(0, 1.07 * max(1, done))
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(f"iteration (of {record.params.iters})", fontsize=9)
     axes.set_ylabel("loss, nats per token", fontsize=9)

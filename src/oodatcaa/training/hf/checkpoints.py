@@ -50,6 +50,12 @@ class Snapshot:
     def iteration(self) -> int:
         return self.note.iteration
 
+    def not_finite(self) -> tuple[str, ...]:
+        """See training.monitor.Boundary."""
+        return tuple(
+            name for name, tensor in self.adapter.items() if not torch.isfinite(tensor).all().item()
+        )
+
     def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
         """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
         return save_checkpoint(
