@@ -8,13 +8,15 @@ may be a person's work.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import Field
 
+from oodatcaa.app import watched
 from oodatcaa.app.project import Project
 from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
@@ -29,9 +31,6 @@ STOCK = "took stock before outside work"
 OWN_REFS = "refs/oodatcaa/"
 SETTLE_TRIES, SETTLE_SECONDS = 5, 1.0
 """An integrator that fast-forwards the main checkout makes it look changed for a moment."""
-_KEPT_FOR_EVER = ("evidence/*/*.json", "plans/*/plan-v*[0-9].json")
-_SETTINGS = ("config", "hooks/*", "info/*")
-_CREW_FILES = ("OBJECTIVE.md", ".oodatcaa/config.toml", "agents/*.md")
 
 
 class Look(Record):
@@ -55,10 +54,10 @@ def look(project: Project, task: str, attempt: int) -> Look:
         task=task,
         attempt=attempt,
         at=utc_now(),
-        main=_changes(project, project.root),
+        main=watched.changes(project, project.root),
         refs=project.repo.refs(),
-        files=_files(project),
-        worktrees=_worktrees(project, own),
+        files=watched.files(project),
+        worktrees=watched.worktrees(project, own),
         held=_held(board, own),
     )
 
@@ -99,6 +98,23 @@ def refuse_trespass(project: Project, before: Look, actor: str) -> None:
         hint=f"git -C '{project.root}' status; oodatcaa log --task {before.task} names every one",
         details=found,
     )
+
+
+@contextmanager
+def watching(project: Project, task: str, attempt: int, actor: str) -> Iterator[None]:
+    """What changes outside of the worktree within the block refuses the attempt, also when the
+    block fails. Nothing is said about a stopped one: its lease may be somebody else's by now.
+
+    Raises OodatcaaError `isolation`.
+    """
+    before = look(project, task, attempt)
+    try:
+        yield
+    except OodatcaaError as error:
+        if error.code != "agent.stopped":
+            refuse_trespass(project, before, actor)
+        raise
+    refuse_trespass(project, before, actor)
 
 
 def note(
@@ -174,10 +190,10 @@ def _compare(project: Project, before: Look) -> tuple[str, ...]:
     own = board.story_by_id[story_of(before.task)]
     held = set(before.held) | set(_held(board, own.id))
     return (
-        *_main_problems(before.main, _changes(project, project.root)),
+        *_main_problems(before.main, watched.changes(project, project.root)),
         *_ref_problems(project, before, board, own, held),
-        *_file_problems(before.files, _files(project)),
-        *_worktree_problems(before.worktrees, _worktrees(project, own.id), held),
+        *_file_problems(project, before, watched.files(project), held),
+        *_worktree_problems(before.worktrees, watched.worktrees(project, own.id), held),
         *_queue_problems(project, before),
     )
 
@@ -196,8 +212,10 @@ def _ref_problems(
     problems = []
     for ref in sorted({*before.refs, *now}):
         old, new = before.refs.get(ref, ""), now.get(ref, "")
-        if old == new or ref in allowed or ref.startswith(OWN_REFS):
+        if old == new or ref in allowed:
             continue
+        if ref.startswith(OWN_REFS) and not old:
+            continue  # what the framework parks; what is parked stays
         if ref.startswith("refs/tags/") and not old and _own_tag(project, ref):
             continue
         if old and new and _own_move(project, ref, old, new):
@@ -239,18 +257,50 @@ def _own_tag(project: Project, ref: str) -> bool:
     return name.endswith("-complete") and sha is not None and project.repo.is_ancestor(sha, target)
 
 
-def _file_problems(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Evidence and plans may be added, never changed; settings may not even be added to."""
+def _file_problems(
+    project: Project, before: Look, new: dict[str, str], held: set[str]
+) -> list[str]:
+    """Records may be added, and those of a story under work may change; nothing else may."""
+    old = before.files
+    free = held | _shared(project, before)
     problems = []
     for path in sorted({*old, *new}):
         if old.get(path) == new.get(path):
             continue
+        folder, _, rest = path.partition("/")
         added = path not in old
-        if added and path.startswith(("evidence/", "plans/")):
+        if added and folder in ("evidence", "plans", "agents", "baselines"):
+            continue
+        if folder == "facts" and _own_fact(project, path, rest.partition("/")[0], free):
+            continue
+        if folder == "agents" and _story_of_call(rest) in free:
             continue
         what = "made" if added else "changed" if path in new else "deleted"
         problems.append(f"{path} was {what}")
     return problems
+
+
+def _own_fact(project: Project, path: str, story: str, free: set[str]) -> bool:
+    """A builder of the framework wrote it: another process, for its story, or this one."""
+    return story in free or project.facts.wrote(project.work / path)
+
+
+def _story_of_call(rest: str) -> str:
+    """`sprint-001/T001-B01-a1-1-builder/call.json` -> T001; empty for a definition's file."""
+    parts = rest.split("/")
+    return parts[1].partition("-")[0] if len(parts) == 3 else ""
+
+
+def _shared(project: Project, before: Look) -> set[str]:
+    """The own story when somebody works, or worked meanwhile, on another part of it."""
+    own = story_of(before.task)
+    others = {task.id for task in tasks_of(project.board()) if task.lease is not None}
+    others |= {
+        logged.event.subject
+        for logged in project.store.history()
+        if logged.event.at >= before.at and logged.event.kind is EventKind.CLAIM
+    }
+    return {own} & {story_of(name) for name in others - {before.task, own}}
 
 
 def _worktree_problems(old: dict[str, str], new: dict[str, str], held: set[str]) -> list[str]:
@@ -276,54 +326,3 @@ def _queue_problems(project: Project, before: Look) -> list[str]:
 def _held(board: Board, own: str) -> tuple[str, ...]:
     found = {story_of(task.id) for task in tasks_of(board) if task.lease is not None}
     return tuple(sorted(found - {own}))
-
-
-def _changes(project: Project, checkout: Path) -> dict[str, str]:
-    return {path: _content(checkout / path) for path in project.repo.dirty_paths(checkout)}
-
-
-def _worktrees(project: Project, own: str) -> dict[str, str]:
-    found = {}
-    for story, path in project.repo.story_worktrees().items():
-        if story != own:
-            text = "\n".join(f"{name} {sha}" for name, sha in _changes(project, path).items())
-            found[story] = hashlib.sha256(text.encode()).hexdigest()
-    return found
-
-
-def _files(project: Project) -> dict[str, str]:
-    found = {}
-    for pattern in _CREW_FILES:
-        for path in project.root.glob(pattern):
-            found[str(path.relative_to(project.root))] = _content(path)
-    for pattern in _SETTINGS:
-        for path in project.repo.common_dir.glob(pattern):
-            found[f".git/{path.relative_to(project.repo.common_dir)}"] = _content(path)
-    for pattern in _KEPT_FOR_EVER:
-        for path in project.work.glob(pattern):
-            found[str(path.relative_to(project.work))] = _stamp(path)
-            # An output without its record is still being written.
-            output = path.with_suffix(".txt")
-            if pattern.startswith("evidence") and output.exists():
-                found[str(output.relative_to(project.work))] = _stamp(output)
-    return found
-
-
-def _content(path: Path) -> str:
-    try:
-        if path.is_symlink():
-            return f"-> {path.readlink()}"
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except IsADirectoryError:
-        return "folder"
-    except OSError:
-        return "gone"
-
-
-def _stamp(path: Path) -> str:
-    """Size and change time, which no program can set back; the files may be large."""
-    try:
-        seen = os.lstat(path)
-    except OSError:
-        return "gone"
-    return f"{seen.st_size} {seen.st_ctime_ns} {seen.st_ino}"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oodatcaa.app import people
-from oodatcaa.app.isolation import keep_look, look
 from oodatcaa.app.project import Project
 from oodatcaa.app.sprint_view import negotiate_and_show
 from oodatcaa.app.starting import tidy_worktree
@@ -110,7 +109,6 @@ class OutsideDesk:
         target = self.project.sprint().target_branch
         path = self.project.repo.story_worktree(held.story, plan.branch, target)
         tidy_worktree(self.project, held, self.owner, plan)
-        keep_look(self.project, look(self.project, held.id, held.attempt), self.owner)
         return {
             "work_in": str(path),
             "branch": plan.branch,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from oodatcaa.app import claims
 from oodatcaa.app.activity import Broadcast
-from oodatcaa.app.isolation import kept_look, refuse_trespass
+from oodatcaa.app.isolation import keep_look, kept_look, look, refuse_trespass
 from oodatcaa.app.project import Project
 from oodatcaa.domain import people, submission
 from oodatcaa.domain.evidence import Waiver
@@ -47,7 +47,11 @@ def known_task(project: Project, task_id: str) -> Task:
 
 
 def claim_task(project: Project, task_id: str | None, role: Role | None, owner: str) -> Task:
-    """A manual lease on a named task, or on the first one offered to a role."""
+    """A manual lease on a named task, or on the first one offered to a role.
+
+    For a subtask stock is taken of what lies outside of its worktree: `submit_task` refuses what
+    changed there meanwhile.
+    """
     if task_id is not None and role is None:
         board = project.board()
         task = known_task(project, task_id)
@@ -60,9 +64,12 @@ def claim_task(project: Project, task_id: str | None, role: Role | None, owner: 
             )
     if role is None:
         raise OodatcaaError("claim.what", "name a task or a role", hint="oodatcaa negotiate")
-    return claims.claim(
+    held = claims.claim(
         project.store, project.policy, role=role, owner=owner, task=task_id, manual=True
     )
+    if isinstance(held, Subtask):
+        keep_look(project, look(project, held.id, held.attempt), owner)
+    return held
 
 
 def _held(project: Project, task_id: str, owner: str) -> Task:
@@ -110,7 +117,7 @@ def submit_task(
         return hand_in_failure(project, task, owner, "reported", failure)
     if role in (Role.PLANNER, Role.REFINER):
         return _submit_plan_file(project, task, owner, plan_file)
-    if role is Role.BUILDER:
+    if isinstance(task, Subtask):
         refuse_strayed(project, task, owner)
     broadcast = Broadcast(project.work, owner, role, say)
     workshop = Workshop(project)

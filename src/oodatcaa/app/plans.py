@@ -82,12 +82,22 @@ class FactFiles:
 
     def __init__(self, work: Path) -> None:
         self._folder = work / "facts"
+        self._written: dict[Path, str] = {}
 
     def path(self, story: str, name: str) -> Path:
         return self._folder / story / f"{name}.json"
 
     def put(self, story: str, name: str, record: Record) -> None:
-        write_atomic(self.path(story, name), record.model_dump_json(indent=2) + "\n")
+        text = record.model_dump_json(indent=2) + "\n"
+        self._written[self.path(story, name)] = text
+        write_atomic(self.path(story, name), text)
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the file is there exactly as this object wrote it last."""
+        try:
+            return path in self._written and path.read_text("utf-8") == self._written[path]
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def get(self, story: str, name: str, kind: type[R]) -> R | None:
         path = self.path(story, name)

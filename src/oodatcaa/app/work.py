@@ -7,7 +7,7 @@ submission, where the attempt number decides; the evidence gathered until then i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,7 @@ from oodatcaa.app.activity import Broadcast
 from oodatcaa.app.allowing import only_allowed, unapproved
 from oodatcaa.app.checking import Checker, story_gates
 from oodatcaa.app.desk import StoryWorkspace, Workshop
-from oodatcaa.app.isolation import look, refuse_trespass
+from oodatcaa.app.isolation import watching
 from oodatcaa.app.project import Project
 from oodatcaa.app.reports import compose, report_name, write_report
 from oodatcaa.app.starting import step_kinds, tidy_worktree
@@ -119,10 +119,13 @@ def looking_around(claimed: Claimed, name: str) -> Iterator[Desk]:
         yield claimed.desk
         return
     repo = claimed.project.repo
-    before = look(claimed.project, claimed.task.id, claimed.attempt)
-    with repo.check_worktree(repo.resolve(name), f"{claimed.role.value}-{claimed.task.id}") as path:
+    label = f"{claimed.role.value}-{claimed.task.id}"
+    with _watching(claimed), repo.check_worktree(repo.resolve(name), label) as path:
         yield replace(claimed.desk, checkout=lambda: path)
-    refuse_trespass(claimed.project, before, claimed.owner)
+
+
+def _watching(claimed: Claimed) -> AbstractContextManager[None]:
+    return watching(claimed.project, claimed.task.id, claimed.attempt, claimed.owner)
 
 
 def do_plan(claimed: Claimed) -> None:
@@ -278,12 +281,10 @@ def do_build(claimed: Claimed) -> None:
     tidy_worktree(claimed.project, claimed.task, claimed.owner, plan)
     # Commands and agents of a plan are hands that are not the framework's own.
     outside = step_kinds(plan, claimed.task) & {StepKind.AGENT, StepKind.COMMAND}
-    before = look(claimed.project, claimed.task.id, claimed.attempt) if outside else None
     desk = replace(claimed.desk, verify=partial(_verify, claimed))
-    result = build(desk, plan, claimed.story(), claimed.task, workspace)
-    claimed.stop_if_asked()
-    if before is not None:
-        refuse_trespass(claimed.project, before, claimed.owner)
+    with _watching(claimed) if outside else nullcontext():
+        result = build(desk, plan, claimed.story(), claimed.task, workspace)
+        claimed.stop_if_asked()
     finish_build(claimed, plan, result)
 
 
@@ -364,7 +365,8 @@ def _reviewed(
     agents = claimed.desk.agents
     if agents is None or agents.acting().builtin:
         return examination, None
-    with claimed.project.repo.check_worktree(commit, f"review-{claimed.task.id}") as checkout:
+    place = claimed.project.repo.check_worktree(commit, f"review-{claimed.task.id}")
+    with _watching(claimed), place as checkout:
         try:
             found = review(agents, agents.acting(), claimed.story(), plan, examination, checkout)
             return only_allowed(claimed.project, agents, plan, examination, found), None
