@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture imported-runs
+.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture fuzz imported-runs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,10 @@ PROCESSES ?= 24
 SEED ?=
 torture: $(STAMP) ## kill, stop, starve and mislead the queue (SECONDS= PROCESSES= SEED=)
 	$(BIN)/python benchmarks/torture.py --seconds $(SECONDS) --processes $(PROCESSES) $(if $(SEED),--seed $(SEED))
+
+FUZZ ?= 3000
+fuzz: $(STAMP) ## every importer against text that nobody meant (FUZZ= examples a test)
+	FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest tests/importers/test_fuzzing.py -q
 
 imported-runs: $(STAMP) ## two imported plans run to the end by scripted agents (minutes)
 	$(BIN)/python -m pytest tests/end_to_end/imported_runs.py -q

@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from oodatcaa.domain.evidence import GateKind
 from oodatcaa.domain.task import StoryKind
@@ -128,20 +126,3 @@ def test_a_gate_name_and_a_title_never_span_lines() -> None:
     draft, _ = draft_of(TEXT.replace("Task 1: Write the store", "Task 1: Write\nthe store"))
     assert draft.steps[0].title == "Write the store"
     assert draft.gates[0].name == "Step 1: Write the store"
-
-
-@settings(max_examples=120, deadline=None)
-@given(data=st.data())
-def test_no_mutation_is_a_traceback(data: st.DataObject) -> None:
-    text = TEXT
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(text)))
-        end = start + data.draw(st.sampled_from([0, 1, 5, 80, 100_000]))
-        junk = data.draw(
-            st.sampled_from(["<task>", "</task>", "```", "<verify>", "---", "\t", "*a", "{", "\n"])
-            | st.text(max_size=10)
-        )
-        text = text[:start] + junk + text[end:]
-    draft, imported = draft_of(text)
-    assert len({gate.id for gate in draft.gates}) == len(draft.gates)
-    imported.model_dump_json()

@@ -22,6 +22,7 @@ from oodatcaa.importers.tables import (
     int_of,
     is_set,
     list_of,
+    loads,
     parsed,
     report_graph,
     text_of,
@@ -131,7 +132,7 @@ def _rows(text: str, findings: Findings) -> Iterator[tuple[int, dict[str, Any]]]
         if not line.strip():
             continue
         try:
-            value = json.loads(line.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
+            value = loads(line)
         except (ValueError, RecursionError) as error:
             what = error.msg if isinstance(error, json.JSONDecodeError) else "unreadable"
             findings.error("beads.damaged", number, f"not valid JSON: {what}", line)
@@ -345,7 +346,9 @@ class _Drafter:
         place = f"line {issue.line}"
         rest = [
             Leftover(
-                what=key, place=place, text=value if isinstance(value, str) else as_json(value)
+                what=key or "a field without a name",
+                place=place,
+                text=value if isinstance(value, str) else as_json(value),
             )
             for key, value in issue.fields.items()
             if key not in _MAPPED | _NOISE and value not in (None, "", [], {}, 0, False)

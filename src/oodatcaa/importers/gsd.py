@@ -57,7 +57,10 @@ _CHANGES = re.compile(r"--fix\b|\bruff format\b(?![^\n]*--(?:check|diff))|\bpret
 
 
 def read_plan(text: str, *, source: str) -> Imported:
-    """The plan in `text` as one draft, and everything odd about it. Never raises."""
+    """The plan in `text` as one draft, if it has a goal or a task, and everything odd about it.
+
+    Never raises.
+    """
     findings = Findings(source)
     text = text.replace("\r\n", "\n").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     front, body, line = split_front(text, findings)
@@ -68,8 +71,9 @@ def read_plan(text: str, *, source: str) -> Imported:
         findings.info("plan.unmapped", where, "text outside every section", loose)
     draft = _Drafter(findings, front, parts, source).draft()
     found = findings.all()
-    draft = draft.evolve(leftovers=leftovers(found))
-    return Imported(kind=ImportKind.GSD, source=source, drafts=(draft,), findings=found)
+    # Neither a goal nor a task: there is nothing that anybody could do.
+    drafts = (draft.evolve(leftovers=leftovers(found)),) if draft.goal or draft.steps else ()
+    return Imported(kind=ImportKind.GSD, source=source, drafts=drafts, findings=found)
 
 
 class _Drafter:

@@ -65,10 +65,26 @@ def _done(node: Node | None) -> tuple[str, ...]:
 
 def _draft(node: Node, findings: Findings) -> DraftStory | None:
     try:
-        return DraftStory.model_validate(node.plain, strict=False)
+        draft = DraftStory.model_validate(node.plain, strict=False)
     except ValidationError as error:
         for item in error.errors(include_input=False, include_url=False):
             where = ".".join(str(part) for part in item["loc"])
             findings.error("json.field", node.line, f"{where}: {item['msg']}")
         findings.error("json.plan", node.line, "a plan that can not be read", node.plain)
         return None
+    wrong = _contradictions(draft)
+    for problem in wrong:
+        findings.error("json.plan", node.line, f"{draft.key}: {problem}", node.plain)
+    return None if wrong else draft
+
+
+def _contradictions(draft: DraftStory) -> tuple[str, ...]:
+    """What the form of the record lets through, and damage makes of a plan."""
+    found = []
+    if [step.number for step in draft.steps] != list(range(1, len(draft.steps) + 1)):
+        found.append("its steps are not numbered 1, 2, 3, …")
+    if len({gate.id for gate in draft.gates}) != len(draft.gates):
+        found.append("two of its gates have one id")
+    if draft.key in draft.depends_on:
+        found.append("it waits for itself")
+    return tuple(found)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from oodatcaa.importers.findings import Findings, short
+from oodatcaa.importers.oodatcaa.scan import without_surrogates
 from oodatcaa.importers.sections import Section
 
 _MAX_FRONT = 256_000
@@ -28,6 +29,9 @@ class _Loader(yaml.BaseLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not read")
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: Any) -> Any:
+        return without_surrogates(super().construct_scalar(node))
 
 
 def split_front(text: str, findings: Findings) -> tuple[dict[str, Any], str, int]:

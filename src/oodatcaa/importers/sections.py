@@ -14,6 +14,7 @@ _OPEN = re.compile(r"\s*<([a-z][a-z0-9_-]*)((?:\s+[a-z_:-]+\s*=\s*\"[^\"<>]*\")*
 _ATTRIBUTE = re.compile(r"([a-z_:-]+)\s*=\s*\"([^\"]*)\"")
 CONTAINERS = frozenset({"tasks", "task", "feature"})
 """Tags that hold other tags; everything else holds text."""
+_STOPS = {"task": frozenset({"tasks", "task"})}
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class _Outliner:
         self.known = known
         self.problems: list[tuple[int, str]] = []
         self.loose: list[tuple[int, str]] = []
+        self.open: list[str] = []
         self.fenced = self._fenced()
 
     def _line(self, at: int) -> int:
@@ -62,10 +64,11 @@ class _Outliner:
     def _fenced(self) -> set[int]:
         """Lines inside code fences. A fence that does not end before its section does is none."""
         inside: set[int] = set()
+        hopeless: dict[tuple[str, int], int] = {}
         at = 0
         while at < len(self.lines):
             match = _FENCE.match(self.lines[at])
-            end = self._fence_end(at, match[1]) if match else None
+            end = self._fence_end(at, match[1], hopeless) if match else None
             if match and end is None:
                 self.problems.append((self._line(at), "a code fence that does not end"))
             elif end is not None:
@@ -74,14 +77,24 @@ class _Outliner:
             at += 1
         return inside
 
-    def _fence_end(self, start: int, mark: str) -> int | None:
+    def _fence_end(self, start: int, mark: str, hopeless: dict[tuple[str, int], int]) -> int | None:
+        """The line that closes the fence of line `start`.
+
+        `hopeless` keeps up to which line no fence of a mark ends, so that a file of nothing but
+        opening fences is read through once, not once for each of them.
+        """
+        if start < hopeless.get((mark[0], len(mark)), 0):
+            return None
         closing = re.compile(rf"\s*{re.escape(mark[0])}{{{len(mark)},}}\s*(?:</[a-z_]+>\s*)?")
         for at in range(start + 1, len(self.lines)):
             line = self.lines[at].strip()
             if closing.fullmatch(line):
                 return at
             if line.startswith("</") and line[2:-1] in self.known and line.endswith(">"):
-                return None
+                break
+        else:
+            at = len(self.lines)
+        hopeless[mark[0], len(mark)] = at
         return None
 
     def read(self) -> Outline:
@@ -156,13 +169,16 @@ class _Outliner:
     def _container(self, section: Section, start: int, rest: str) -> int:
         closing = f"</{section.name}>"
         self._leave(start, rest)
-        stops = {"task": CONTAINERS - {"feature"}, "tasks": self.known - CONTAINERS - FIELDS}.get(
-            section.name, frozenset()
-        )
+        # Nothing holds its own kind, so that nesting has an end whatever a file says.
+        self.open.append(section.name)
+        stops = _STOPS.get(section.name, frozenset()) | frozenset(self.open)
+        if section.name == "tasks":
+            stops |= self.known - CONTAINERS - FIELDS
         at = start + 1
         while at < len(self.lines):
             match = self._opening(at)
             if self.lines[at].strip() == closing and at not in self.fenced:
+                self.open.pop()
                 return at + 1
             if match is None:
                 if section.name == "task" and self._ends(at):
@@ -174,6 +190,7 @@ class _Outliner:
             else:
                 part, at = self._section(at, match)
                 section.parts.append(part)
+        self.open.pop()
         section.closed = False
         self.problems.append((section.line, f"<{section.name}> is never closed"))
         return at

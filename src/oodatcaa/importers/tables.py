@@ -12,6 +12,7 @@ from oodatcaa.domain.draft import DraftStory
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.importers.commands import script
 from oodatcaa.importers.findings import Findings
+from oodatcaa.importers.oodatcaa.scan import without_surrogates
 from oodatcaa.importers.plan_text import PROGRAM, items_of
 
 MOST_TASKS = 20_000
@@ -21,9 +22,28 @@ MOST_TASKS = 20_000
 def parsed(text: str) -> Any:
     """The JSON value in `text`, None when it is none."""
     try:
-        return json.loads(text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
+        return loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def loads(text: str) -> Any:
+    """The JSON value in `text`, which can be stored again: no half of a surrogate pair is in it.
+
+    Raises ValueError or RecursionError.
+    """
+    value = json.loads(text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
+    return _storable(value) if "\\ud" in text.lower() else value
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {without_surrogates(key): _storable(item) for key, item in value.items()}
+    return value
 
 
 def text_of(value: object) -> str:

@@ -188,7 +188,9 @@ def _draft(findings: Findings, item: _Item) -> DraftStory:
         findings.warning("plan.no_name", item.line, f"task {item.key} has no title")
     gates, words = criteria(text_of(fields.get("testStrategy")), "AC")
     leftovers = [
-        Leftover(what=key, place=f"line {item.line}", text=as_json(value))
+        Leftover(
+            what=key or "a field without a name", place=f"line {item.line}", text=as_json(value)
+        )
         for key, value in fields.items()
         if key not in _FIELDS
     ]

@@ -57,6 +57,7 @@ class FactReader:
         """Fact -> (key, text) of who said it first."""
         self._values: dict[str, Any] = {}
         self._seen: dict[str, Any] = {}
+        self._again: dict[str, int] = {}
 
     def read(self, sides: list[tuple[str, list[Node], Collected]]) -> Facts:
         for _, roots, collected in sides:
@@ -222,7 +223,9 @@ class FactReader:
         if left is not None and left != "":
             name = key or "(without a key)"
             while name in self.facts.unmapped:
-                name += "'"
+                # Counted, not tried one by one: a file of nothing but damage has thousands.
+                self._again[key] = self._again.get(key, 1) + 1
+                name = f"{key or '(without a key)'} ({self._again[key]})"
             self.facts.unmapped[name] = (left, node.line)
 
 

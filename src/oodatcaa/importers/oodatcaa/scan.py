@@ -206,7 +206,7 @@ class _Reader:
         node = Node(self._line(start))
         closed = len(raw) > 1 and raw.endswith('"')
         if not closed:
-            node.damaged, node.scalar = True, _clean(raw[1:])
+            node.damaged, node.scalar = True, without_surrogates(raw[1:])
             self._note(start, "json.string", "a string that does not end", raw)
             return node
         try:
@@ -216,7 +216,7 @@ class _Reader:
             self._note(start, "json.string", f"unreadable string: {error}", raw)
             return node
         if _SURROGATE.search(node.scalar):
-            node.scalar = _clean(node.scalar)
+            node.scalar = without_surrogates(node.scalar)
             self._note(start, "json.string", "half a surrogate pair, replaced", raw)
         return node
 
@@ -233,7 +233,7 @@ class _Reader:
         elif _NUMBER.fullmatch(raw) and len(raw) < 4000:
             node.scalar = float(raw) if any(c in raw for c in ".eE") else int(raw)
         else:
-            node.damaged, node.scalar = True, _clean(raw)
+            node.damaged, node.scalar = True, without_surrogates(raw)
             self._note(start, "json.junk", f"{raw[:40]!r} is no JSON value", raw)
         return node
 
@@ -357,5 +357,6 @@ class _Reader:
         return node
 
 
-def _clean(text: str) -> str:
+def without_surrogates(text: str) -> str:
+    """`text` as it can be stored: an escape such as `\\ud800` alone is half a character."""
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
