@@ -11,6 +11,7 @@ import pytest
 
 import crew_projects
 from oodatcaa.app import people
+from oodatcaa.app.accepted import accepted_plan
 from oodatcaa.app.allowing import is_known_check
 from oodatcaa.app.project import Project
 from oodatcaa.domain.task import Role, Story
@@ -123,3 +124,16 @@ def test_an_agents_own_plan_waits_too(tmp_path: Path) -> None:
 )
 def test_known_checks_run_unasked(command: str, known: bool) -> None:
     assert is_known_check(command) is known
+
+
+def test_a_plan_file_that_was_changed_after_its_acceptance_decides_nothing(
+    project: Project,
+) -> None:
+    hand_in(project, plan_values())
+    story = project.board().story_by_id["T001"]
+    assert accepted_plan(project, story).version == 1
+    path = project.plans.folder("T001") / "plan-v1.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("== 'Hello", "!= 'Hello"))
+    with pytest.raises(OodatcaaError) as refused:
+        accepted_plan(project, story)
+    assert refused.value.code == "plan.changed"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
+from oodatcaa.app.accepted import accepted_plan
 from oodatcaa.app.checking import Checker, story_gates
 from oodatcaa.app.exporting import HISTORY, export_records
 from oodatcaa.app.ground_rules import asked_gates, said
@@ -115,7 +116,7 @@ def _others(claimed: Claimed, held: Merged) -> list[Merged]:
         if not ready or story.id == held.story.id:
             continue
         try:
-            plan = project.plans.load(story.id, story.plan_version)
+            plan = accepted_plan(project, story)
             tested = tested_commit(project, story, plan.branch)
             rules = asked_gates(project, tested, project.sprint().target_branch)
         except OodatcaaError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
+from oodatcaa.app.accepted import accepted_plan
 from oodatcaa.app.activity import Broadcast
 from oodatcaa.app.allowing import only_allowed, unapproved
 from oodatcaa.app.checking import Checker, story_gates
@@ -68,7 +69,7 @@ class Claimed:
 
     def plan(self) -> Plan:
         story = self.story()
-        return self.project.plans.load(story.id, story.plan_version)
+        return accepted_plan(self.project, story)
 
     def composed(
         self,

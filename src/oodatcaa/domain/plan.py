@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from enum import StrEnum
 from typing import Literal
@@ -239,6 +240,11 @@ class Plan(Record):
     @property
     def estimate_minutes(self) -> int:
         return sum(subtask.estimate_minutes for subtask in self.subtasks)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything in it: the history keeps it, so that a changed file is noticed."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def commands(self) -> tuple[str, ...]:

@@ -83,6 +83,15 @@ def _asks(story: Story, plan: Plan, unapproved: tuple[str, ...]) -> str:
     )
 
 
+def fingerprint_line(plan: Plan) -> str:
+    """How the history says which plan was accepted."""
+    return f"{fingerprint_start(plan)}{plan.fingerprint}"
+
+
+def fingerprint_start(plan: Plan) -> str:
+    return f"plan v{plan.version} is sha256 "
+
+
 def plan_fit(board: Board, story: Story, plan: Plan) -> list[str]:
     """Why `submit_plan` would refuse this plan for the story as it stands; empty = it fits."""
     try:
@@ -253,6 +262,7 @@ def _planned_event(
     details = [f"{item.id} {item.title} ({item.estimate_minutes} min)" for item in plan.subtasks]
     details += [f"keeps {kept}" for kept in plan.keeps]
     details += [f"not approved yet: {line}" for line in unapproved]
+    details.append(fingerprint_line(plan))
     if note is not None:
         text = f"adaptation round {after.adapt_round}: {note.trigger}; {text}"
         details = [*note.rungs, *details]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 from oodatcaa.domain.evidence import Baseline, GateSpec
 from oodatcaa.errors import OodatcaaError
@@ -45,11 +46,11 @@ class Baselines:
             path.with_suffix(".lock"), code="gates.baseline_busy", what=f"baseline of {gate.id}"
         )
         with closing(lock), lock.held(LOCK_PATIENCE_S):
-            try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
-                return Baseline(branch=branch, commit=commit, findings=kept["findings"]), ""
-            except (FileNotFoundError, ValueError, KeyError, TypeError):
-                found, problem = count(gate, request.evolve(commit=commit))
+            # Before a merge nothing is taken from a file that anybody could have written.
+            kept = _kept(path) if request.task != request.story else None
+            if kept is not None:
+                return Baseline(branch=branch, commit=commit, findings=kept), ""
+            found, problem = count(gate, request.evolve(commit=commit))
             if found is None:
                 return None, problem
             write_atomic(path, json.dumps({"findings": found, "gate": gate.id, "commit": commit}))
@@ -60,3 +61,10 @@ class Baselines:
         where = (self._config.python, *self._config.setup)
         parts = (gate.command, gate.preset, commit, versions, *where)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _kept(path: Path) -> float | None:
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["findings"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
