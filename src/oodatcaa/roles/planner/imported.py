@@ -63,11 +63,9 @@ def design(inputs: PlanInputs, draft: DraftStory) -> Design:
     """Raises OodatcaaError when nothing in draft or project would decide the work."""
     refuse_unapproved(inputs.story)
     gates = {gate.id: gate for gate in draft.gates}
-    decisive = tuple(
-        gate
-        for gate in draft.gates
-        if gate.expect == "success" and not ends_well_anyway(gate.command)
-    )
+    wanted = tuple(gate for gate in draft.gates if gate.expect == "success")
+    # A check that can not fail was named at the import: alone, it is what the person approved.
+    decisive = tuple(gate for gate in wanted if not ends_well_anyway(gate.command)) or wanted
     if not decisive and not inputs.quality_gates and not draft.goals.artifacts:
         raise OodatcaaError(
             "plan.nothing_decides",
