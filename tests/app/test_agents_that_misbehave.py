@@ -65,8 +65,11 @@ def test_a_subtasks_budget_means_a_start_over_with_a_lesson(tmp_path: Path) -> N
     root = crew(
         tmp_path,
         [{"usage": [900, 200]}, {"sleep": 100}],
-        GOOD_TURN,
-        planner=[[{"done": plan_answer()}], [{"done": plan_answer(**second)}]],
+        [{"usage": [1, 1]}, *GOOD_TURN],
+        planner=[
+            [{"usage": [1, 1]}, {"done": plan_answer()}],
+            [{"usage": [1, 1]}, {"done": plan_answer(**second)}],
+        ],
         config={"budgets": {"subtask": {"tokens": 1000}}},
     )
     assert work(root) == "done"

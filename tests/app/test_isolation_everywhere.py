@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from oodatcaa.app.isolation import look, trespasses
 from oodatcaa.app.ledger import Ledger
 from oodatcaa.app.project import Project
 from oodatcaa.domain.agents import Call, Ending, Usage
-from oodatcaa.domain.task import Role
+from oodatcaa.domain.task import Role, Story
 from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.files import write_atomic
 from real_project import build, git, make_project, plan, type_command
@@ -160,3 +161,43 @@ def test_a_claim_by_command_is_held_to_its_worktree(project: Project) -> None:
     task = project.board().find("T001-B02")
     assert task is not None
     assert task.status.value == "needs_adapt"
+
+
+def test_an_agent_decides_nothing_for_a_person(tmp_path: Path) -> None:
+    """Neither under a made-up name, nor without the marks in its environment."""
+    said = tmp_path / "said"
+    type_it = f"{sys.executable} -m oodatcaa"
+    bare = "env -u OODATCAA_AGENT_CALL -u OODATCAA_REHEARSAL -u OODATCAA_REHEARSAL_OF"
+    waive = f"waive T001 X1 --as ada --why it --hours 9 >> {said} 2>&1"
+    cancel = f"cancel T001 --as ada --why it >> {said} 2>&1"
+    lines = [f"{type_it} {waive}", f"{type_it} {cancel}", f"{bare} {type_it} {waive}"]
+    lines.append(f"{bare} {type_it} {cancel}")
+    root = crew_projects.crew(tmp_path, [*({"run": line} for line in lines), *GOOD])
+    assert crew_projects.work(root) == "done"
+    text = said.read_text()
+    assert text.count("only a person can waive") == 2, text
+    assert text.count("only a person can cancel") == 2, text
+    assert "the agent's call T001-B01-a1-1-builder-s" in text
+    assert "builder-s-A, which works on T001-B01" in text
+    story = crew_projects.task(root, "T001")
+    assert isinstance(story, Story)
+    assert story.waivers == ()
+
+
+def test_an_agent_sees_a_copy_of_the_queue(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m oodatcaa claim T001 --role planner --as hermes; true"
+    note = f"{sys.executable} -m oodatcaa release T001-B01 --as builder-s-A"
+    root = crew_projects.crew(tmp_path, [{"run": line}, {"run": note}, *GOOD])
+    assert crew_projects.work(root) == "done"
+    assert crew_projects.task(root, "T001-B01").attempt == 1
+
+
+@pytest.mark.parametrize(("setting", "outcome"), [("stop", "needs_human"), ("warn", "done")])
+def test_an_agent_that_says_no_usage_escapes_no_budget(
+    tmp_path: Path, setting: str, outcome: str
+) -> None:
+    budgets = {"story": {"tokens": 100_000}, "unknown_usage": setting}
+    root = crew_projects.crew(tmp_path, GOOD, config={"budgets": budgets})
+    assert crew_projects.work(root) == outcome
+    assert "the call did not say its tokens" in crew_projects.log(root)
+    assert "tokens unknown" in crew_projects.log(root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,23 @@ def test_a_flood_is_bounded_and_what_comes_after_it_is_understood(
     assert turn.ok
     assert turn.usage.tokens == 3
     assert (tmp_path / "call/events.log").stat().st_size < 3_000_000
+
+
+def test_a_flood_of_errors_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oodatcaa.runners.command.LOG_BYTES", 2_000_000)
+    write = f"{sys.executable} -c \"print('x' * 20_000_000)\" 1>&2"
+    assert run(tmp_path, {"run": write}, DONE).ok
+    kept = (tmp_path / "call/stderr.log").read_bytes()
+    assert len(kept) < 3_000_000
+    assert b"bytes left out" in kept
+
+
+@pytest.mark.parametrize("odd", [-5, 1e300, float("nan"), float("inf"), "many", [1], True, 10**400])
+def test_usage_that_nobody_can_have_used_is_unknown(tmp_path: Path, odd: object) -> None:
+    turn = run(tmp_path, {"usage": [odd, odd, odd]}, DONE)
+    assert turn.ok
+    assert (turn.usage.tokens, turn.usage.cost_usd) == (None, None)
+    assert turn.usage.unknown_tokens == 1
 
 
 def test_a_budget_ends_the_call_while_it_runs(tmp_path: Path) -> None:

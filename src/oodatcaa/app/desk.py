@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from oodatcaa.app.activity import Broadcast
@@ -20,6 +20,8 @@ from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.config import QualityGate
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.machine import describe_machine
+from oodatcaa.kit.process import Limits
+from oodatcaa.kit.rehearsal import rehearse
 from oodatcaa.roles.desk import Agents, Desk, ModelPlace
 from oodatcaa.training import datasets
 from oodatcaa.training.backend import ChildBackend
@@ -227,6 +229,7 @@ class Workshop:
         agents: Agents | None = None,
     ) -> Desk:
         project = self.project
+        used = project.config.gates.limits
         say = broadcast.say if broadcast else (lambda _: None)
         shelf = ModelShelf(say, project.root)
         backends = self.backends(shelf, objective)
@@ -258,6 +261,12 @@ class Workshop:
             can_plot=can_plot(),
             pins=pins,
             agents=agents,
+            command_limits=Limits(
+                memory_bytes=used.memory_bytes,
+                cpu_seconds=used.cpu_seconds,
+                file_bytes=used.file_bytes,
+            ),
+            rehearsal=partial(rehearse, project.root, project.work),
         )
 
     def newest_plan(self, story_id: str) -> Plan | None:

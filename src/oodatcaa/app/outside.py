@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from oodatcaa.app.ledger import Ledger
 from oodatcaa.app.project import Project
@@ -22,10 +23,12 @@ from oodatcaa.domain.agents import (
     Usage,
 )
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
-from oodatcaa.domain.budgets import Budgets, Spent, over, reached, spent
+from oodatcaa.domain.budgets import Budgets, Spent, over, reached, spent, unsaid
 from oodatcaa.domain.retry import pause_before_retry, session_for_retry
+from oodatcaa.domain.rungs import UNKNOWN
 from oodatcaa.domain.task import Role, Task, story_of
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.rehearsal import rehearse
 from oodatcaa.runners.ports import Runner, Watch
 
 BUSY_SECONDS = 5.0
@@ -186,9 +189,12 @@ class OutsideAgents:
                 note=lambda text: self.note(f"{definition.name} asked: {text}"),
             )
             self._say(f"{self._task.id} {definition.name} works ({definition.runner})")
-            turn = runner.run(order, watch)
+            with TemporaryDirectory(prefix="oodatcaa-agent-") as folder:
+                env = rehearse(self._project.root, self._project.work, Path(folder) / "work")
+                turn = runner.run(order.evolve(env=env), watch)
+            turn = self._counted(definition, turn)
             self.ledger.put(_ended(call, turn))
-            turn = turn.evolve(circle=self._circle(turn))
+            turn = turn.evolve(circle=turn.circle or self._circle(turn))
         what = turn.ending.value + (f": {turn.detail}" if turn.detail else "")
         self.note(
             f"{definition.name} {what}; {turn.usage.describe()}",
@@ -244,6 +250,16 @@ class OutsideAgents:
 
     def _over(self) -> tuple[str, str] | None:
         return over(self.budgets, self.spent())
+
+    def _counted(self, definition: AgentDefinition, turn: Turn) -> Turn:
+        """A call that did not say what it used escapes no budget: what it did is not taken."""
+        why = unsaid(self.budgets, definition.limits, turn.usage)
+        if not why or turn.ending not in (Ending.FINISHED, Ending.DENIED):
+            return turn
+        if self.budgets.unknown_usage == "warn":
+            self.note(f"{definition.name}: {why}")
+            return turn
+        return turn.evolve(ending=Ending.BUDGET, detail=why, circle=UNKNOWN)
 
     def _circle(self, turn: Turn) -> str:
         """Whose budget ended the call; its own limits when no wider one is reached."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oodatcaa.app import claims
 from oodatcaa.app.activity import Broadcast
+from oodatcaa.app.hands import refuse_agents_hands
 from oodatcaa.app.isolation import keep_look, kept_look, look, refuse_trespass
 from oodatcaa.app.project import Project
 from oodatcaa.domain import people, submission
@@ -275,6 +276,7 @@ def waive_gate(project: Project, story: str, gate: str, by: str, why: str, hours
 
 def _no_agent(project: Project, name: str, verb: str) -> None:
     """Whoever works as a process of the crew can not decide for a person."""
+    refuse_agents_hands(project, verb, "person.needed")
     held = [
         task.id
         for task in tasks_of(project.board())
@@ -298,6 +300,7 @@ def _is_crew(project: Project, name: str) -> bool:
 
 def _must_be_a_person(project: Project, name: str) -> None:
     """An agent of the crew, or whoever holds a task under that name, can not waive."""
+    refuse_agents_hands(project, "waive", "waive.not_a_person")
     holds = [
         task.id
         for task in tasks_of(project.board())

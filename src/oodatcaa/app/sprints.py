@@ -16,8 +16,12 @@ from oodatcaa.domain.task import Story
 from oodatcaa.errors import RefusedError
 
 
-def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) -> Board:
+def new_sprint(
+    project: Project, say: Callable[[str], None] = lambda _: None, *, by: str = "negotiator"
+) -> Board:
     """Turn OBJECTIVE.md, or what the last sprint left unfinished, into a sprint's stories.
+
+    `by` is who typed it, for the history.
 
     Raises OodatcaaError when it can not begin: an invalid objective, configuration or agent, no
     commits, a detached or dirty main checkout, a sprint still open or closed half way, bad data, a
@@ -55,6 +59,7 @@ def new_sprint(project: Project, say: Callable[[str], None] = lambda _: None) ->
             if carried.unfinished
             else stories_for(objective, at, project.config.approval, first=first),
             subtasks=carried.subtasks if carried.unfinished else (),
+            by=by,
         )
     )
     (project.work / CARRIED).unlink(missing_ok=True)

@@ -66,10 +66,11 @@ def doctor(
 @sprint_app.command("new")
 def sprint_new() -> None:
     """Turn OBJECTIVE.md into stories."""
+    from oodatcaa.app.people import me
     from oodatcaa.app.project import open_project
     from oodatcaa.app.sprints import new_sprint
 
-    board = new_sprint(open_project(), say)
+    board = new_sprint(open_project(), say, by=me())
     assert board.sprint is not None
     say(f"sprint {board.sprint.number}: {board.sprint.title}")
     for story in board.stories:

@@ -212,7 +212,10 @@ def waive(
     from oodatcaa.app.people import waive_gate
     from oodatcaa.app.project import open_project
 
-    _told(waive_gate(open_project(), story, gate, _who(owner), why, hours))
+    who = _who(owner)
+    waived = waive_gate(open_project(), story, gate, who, why, hours)
+    until = next(item.until for item in waived.waivers if item.gate_id == gate)
+    say(f"{gate} of {story} is waived by {who} until {until:%Y-%m-%d %H:%M} UTC: {why}")
     following("oodatcaa run")
 
 

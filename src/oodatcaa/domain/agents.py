@@ -297,6 +297,7 @@ class Order(Record):
     silence_seconds: PositiveFloat = 900.0
     allowed_paths: tuple[str, ...] = Field(default=(), description="acp: below these it may write")
     allowed_commands: tuple[str, ...] = Field(default=(), description="acp: patterns of commands")
+    env: dict[str, str] = Field(default_factory=dict, description="set for the agent")
 
 
 class Call(Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import Field
 
@@ -17,6 +18,11 @@ class Budgets(Record):
     subtask: Limits = Field(default=Limits(), description="for one subtask")
     story: Limits = Field(default=Limits(), description="for one story with its subtasks")
     sprint: Limits = Field(default=Limits(), description="for the whole sprint")
+    unknown_usage: Literal["stop", "warn"] = Field(
+        default="stop",
+        description="an agent's call that did not say what it used of a token or cost budget: "
+        "to a person, or only written down",
+    )
 
     @property
     def counts_tokens(self) -> bool:
@@ -76,3 +82,15 @@ def unmeasurable(budgets: Budgets, own: Limits, spec: RunnerSpec) -> str:
     if (budgets.counts_cost or own.cost_usd is not None) and not spec.reports_cost:
         return "there is a cost budget, but this agent reports no cost and has no prices"
     return ""
+
+
+def unsaid(budgets: Budgets, own: Limits, used: Usage) -> str:
+    """Which budget a call that is over can not be held to, for it did not say what it used."""
+    missing = []
+    if (budgets.counts_tokens or own.tokens is not None) and used.tokens is None:
+        missing.append("tokens")
+    if (budgets.counts_cost or own.cost_usd is not None) and used.cost_usd is None:
+        missing.append("cost")
+    if not missing:
+        return ""
+    return f"there is a budget, but the call did not say its {' and '.join(missing)}"

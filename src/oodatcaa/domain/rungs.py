@@ -72,10 +72,14 @@ KINDS: dict[str, FailureClass] = {
 """Kinds of `Failure`; every other kind is a crash."""
 
 
+UNKNOWN = "unknown usage"
+"""The circle of a call that did not say what it used."""
+
+
 def classify(failure: Failure) -> FailureClass:
     """The class of a failure. A used-up budget of a story or sprint is a person's business: a new
-    plan would have none of it left."""
-    if failure.kind == "budget" and failure.layer in ("story", "sprint"):
+    plan would have none of it left. So is one that nobody can hold an agent to."""
+    if failure.kind == "budget" and failure.layer in ("story", "sprint", UNKNOWN):
         return FailureClass.PERSON
     return KINDS.get(failure.kind, FailureClass.CRASHED)
 

@@ -36,6 +36,7 @@ def open_sprint(
     sprint: Sprint,
     stories: tuple[Story, ...],
     subtasks: tuple[Subtask, ...] = (),
+    by: str = "negotiator",
 ) -> Decision[Sprint]:
     """A board with `sprint` and `stories`. Raises RefusedError: sprint.open, sprint.no_stories,
     sprint.invalid (everything that is wrong with the stories, at once).
@@ -70,7 +71,7 @@ def open_sprint(
     event = Event(
         kind=EventKind.SPRINT,
         at=now,
-        actor="negotiator",
+        actor=by,
         subject="sprint",
         text=f"sprint {sprint.number} is open: {sprint.title}",
         details=tuple(

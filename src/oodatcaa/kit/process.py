@@ -275,6 +275,45 @@ class BoundedOutput:
             self._file.write(data)
 
 
+class BoundedSink:
+    """A write end for a child's stderr, of which at most about `limit` bytes are kept in a file.
+
+    Use it as a context manager around the child, and call `started` once the child has the pipe.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._read, self.pipe = os.pipe()
+        self._output = BoundedOutput(path, limit)
+        self._open = True
+        self._thread = threading.Thread(target=self._drain, name="stderr", daemon=True)
+
+    def started(self) -> None:
+        self._close_ours()
+        self._thread.start()
+
+    def _close_ours(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self.pipe)
+
+    def _drain(self) -> None:
+        with contextlib.suppress(OSError), os.fdopen(self._read, "rb", buffering=0) as file:
+            while chunk := file.read(1 << 16):
+                self._output.add(chunk)
+        self._output.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_ours()
+        if self._thread.ident is None:
+            os.close(self._read)
+            self._output.close()
+        else:
+            self._thread.join(SWEEP_SECONDS)  # the tree is dead: its ends are closed
+
+
 def run_command(
     command: str | Sequence[str],
     *,

@@ -27,6 +27,11 @@ def work_dir(root: Path, live: Path) -> Path:
     return Path(copy) if copy and os.environ.get(ROOT) == str(root) else live
 
 
+def is_copy(root: Path) -> bool:
+    """Whether this process sees a copy of the queue of the project at `root`."""
+    return bool(os.environ.get(COPY)) and os.environ.get(ROOT) == str(root)
+
+
 def rehearse(root: Path, live: Path, copy: Path) -> dict[str, str]:
     """Copy the state of a sprint; the variables under which it stands for the live one."""
     copy.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from oodatcaa.domain.training import (
     TrainSpec,
 )
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.process import NO_LIMITS, Limits
 
 R = TypeVar("R", bound=Record)
 
@@ -160,6 +161,10 @@ def _never() -> bool:
     return False
 
 
+def _no_rehearsal(_: Path) -> dict[str, str]:
+    return {}
+
+
 def _no_checkout() -> Path:
     raise OodatcaaError(
         "desk.no_checkout", "there is no checkout in which an agent may look around"
@@ -198,6 +203,9 @@ class Desk:
     agents: Agents | None = None
     checkout: Callable[[], Path] = _no_checkout
     """Where agents that only look may work: a checkout of the target branch of their own."""
+    command_limits: Limits = NO_LIMITS
+    rehearsal: Callable[[Path], dict[str, str]] = _no_rehearsal
+    """Copies the queue to a folder; the variables under which it stands for the live one."""
 
 
 @dataclass(frozen=True)

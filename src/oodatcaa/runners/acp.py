@@ -14,9 +14,9 @@ from acp import schema
 
 from oodatcaa.domain.agents import AcpSpec, CommandSpec, Ending, Order, Turn
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.kit.process import Child
+from oodatcaa.kit.process import BoundedSink, Child
 from oodatcaa.runners.acp_client import PolicyClient
-from oodatcaa.runners.command import GRACE_SECONDS, environment, fill, link_config
+from oodatcaa.runners.command import GRACE_SECONDS, LOG_BYTES, environment, fill, link_config
 from oodatcaa.runners.ports import Watch
 
 TICK_SECONDS = 0.25
@@ -43,7 +43,7 @@ class AcpRunner:
         link_config(self._as_command(), Path(order.config_dir))
         started = time.monotonic()
         with ExitStack() as stack:
-            errors = stack.enter_context((folder / "stderr.log").open("wb"))
+            errors = stack.enter_context(BoundedSink(folder / "stderr.log", LOG_BYTES))
             words = {"cwd": order.cwd, "config_dir": order.config_dir}
             child = Child.start(
                 [fill(word, words) for word in self._spec.argv],
@@ -51,9 +51,10 @@ class AcpRunner:
                 env=environment(self._as_command(), order),
                 output=subprocess.PIPE,
                 stdin=subprocess.PIPE,
-                stderr=errors,
+                stderr=errors.pipe,
             )
             stack.enter_context(child)
+            errors.started()
             client = PolicyClient(order, watch, self._spec)
             ending, detail = asyncio.run(_converse(child, client, order, watch, started))
             child.terminate(GRACE_SECONDS if ending is not Ending.FINISHED else 1.0)

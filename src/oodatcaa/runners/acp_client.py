@@ -13,9 +13,11 @@ from oodatcaa.domain.agents import AcpSpec, Order, Usage
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.runners.policy import answer, inside
 from oodatcaa.runners.ports import Watch
-from oodatcaa.runners.stream import TEXT_LIMIT
+from oodatcaa.runners.stream import TEXT_LIMIT, number
 
 READ_LIMIT = 2_000_000
+PATH_KEYS = ("path", "paths", "file_path", "filePath", "file", "files", "destination", "new_path")
+COMMAND_KEYS = ("command", "cmd", "script", "code")
 
 
 class PolicyClient:
@@ -63,7 +65,7 @@ class PolicyClient:
         if kind == "agent_message_chunk" and getattr(update.content, "type", "") == "text":
             self.text = (self.text + update.content.text)[-TEXT_LIMIT:]
         elif kind == "usage_update" and update.cost is not None and update.cost.currency == "USD":
-            self.usage = self.usage.evolve(cost_usd=update.cost.amount)
+            self.usage = self.usage.evolve(cost_usd=number(update.cost.amount))
 
     async def read_text_file(
         self,
@@ -100,15 +102,18 @@ class PolicyClient:
         return schema.WriteTextFileResponse()
 
     def count(self, used: Any) -> None:
-        """The turn's own count; what the agent does not say stays unknown."""
+        """The turn's own count; what the agent does not say, or can not mean, stays unknown."""
         if used is None:
             return
         prices = self._spec.prices
         cost = self.usage.cost_usd
-        if cost is None and prices is not None:
-            cost = (used.input_tokens * prices.input + used.output_tokens * prices.output) / 1e6
+        given, made = number(used.input_tokens), number(used.output_tokens)
+        if cost is None and prices is not None and given is not None and made is not None:
+            cost = (given * prices.input + made * prices.output) / 1e6
         self.usage = Usage(
-            input_tokens=used.input_tokens, output_tokens=used.output_tokens, cost_usd=cost
+            input_tokens=None if given is None else round(given),
+            output_tokens=None if made is None else round(made),
+            cost_usd=cost,
         )
 
     def _note(self, allowed: bool, what: str, why: str) -> None:
@@ -123,10 +128,10 @@ def _asked(tool_call: Any) -> tuple[str, list[str], str]:
     paths = [item.path for item in tool_call.locations or ()]
     paths += [item.path for item in tool_call.content or () if getattr(item, "type", "") == "diff"]
     raw = tool_call.raw_input if isinstance(tool_call.raw_input, dict) else {}
-    for key in ("path", "file_path", "filePath"):
-        if isinstance(raw.get(key), str):
-            paths.append(raw[key])
-    command = raw.get("command", "")
-    if isinstance(command, list):
-        command = " ".join(map(str, command))
-    return tool_call.kind or "", paths, command if isinstance(command, str) else ""
+    for key in PATH_KEYS:
+        found = raw.get(key)
+        paths += [item for item in (found if isinstance(found, list) else [found]) if item]
+    said = [raw[key] for key in COMMAND_KEYS if raw.get(key)]
+    words = [" ".join(map(str, item)) if isinstance(item, list) else str(item) for item in said]
+    # Two commands in one call are compound, and so refused.
+    return tool_call.kind or "", [str(path) for path in paths], "\n".join(words)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO
 
 from oodatcaa.domain.agents import CommandSpec, Ending, Order, Turn, Usage
+from oodatcaa.kit.ancestry import MARK
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.kit.process import BoundedOutput, Child
+from oodatcaa.kit.process import BoundedOutput, BoundedSink, Child
 from oodatcaa.runners.ports import Watch
 from oodatcaa.runners.stream import Lines, Reader
 
@@ -60,7 +61,7 @@ class CommandRunner:
     ) -> tuple[Ending, str, int | None]:
         prompt_file = folder / "prompt.md"
         with ExitStack() as stack:
-            errors = stack.enter_context((folder / "stderr.log").open("wb"))
+            errors = stack.enter_context(BoundedSink(folder / "stderr.log", LOG_BYTES))
             stdin: IO[bytes] | int = subprocess.DEVNULL
             if self._spec.prompt == "stdin":
                 stdin = stack.enter_context(prompt_file.open("rb"))
@@ -70,9 +71,10 @@ class CommandRunner:
                 env=environment(self._spec, order),
                 output=subprocess.PIPE,
                 stdin=stdin,
-                stderr=errors,
+                stderr=errors.pipe,
             )
             stack.enter_context(child)
+            errors.started()
             log = BoundedOutput(folder / "events.log", LOG_BYTES)
             try:
                 talk = _Talk(child, order, watch, reader, log)
@@ -212,7 +214,8 @@ def fill(word: str, values: dict[str, str]) -> str:
 def environment(spec: CommandSpec, order: Order) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if name not in spec.unset}
     values = {"config_dir": order.config_dir, "cwd": order.cwd}
-    return {**env, **{name: fill(value, values) for name, value in spec.env.items()}}
+    own = {name: fill(value, values) for name, value in spec.env.items()}
+    return {**env, **own, **order.env, MARK: order.folder}
 
 
 def link_config(spec: CommandSpec, folder: Path) -> None:

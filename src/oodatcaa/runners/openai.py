@@ -21,7 +21,7 @@ import httpx
 from oodatcaa.domain.agents import Ending, OpenAISpec, Order, Turn, Usage
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.runners.ports import Watch
-from oodatcaa.runners.stream import TEXT_LIMIT
+from oodatcaa.runners.stream import TEXT_LIMIT, number
 
 CONVERSATION = "conversation.json"
 TICK_SECONDS = 0.25
@@ -173,11 +173,15 @@ class _Answer:
     def _count(self, used: Any) -> None:
         if not isinstance(used, dict):
             return
-        inputs, outputs = used.get("prompt_tokens"), used.get("completion_tokens")
+        inputs, outputs = number(used.get("prompt_tokens")), number(used.get("completion_tokens"))
         prices, cost = self._spec.prices, None
-        if prices is not None:
-            cost = ((inputs or 0) * prices.input + (outputs or 0) * prices.output) / 1e6
-        self.usage = Usage(input_tokens=inputs, output_tokens=outputs, cost_usd=cost)
+        if prices is not None and inputs is not None and outputs is not None:
+            cost = (inputs * prices.input + outputs * prices.output) / 1e6
+        self.usage = Usage(
+            input_tokens=None if inputs is None else round(inputs),
+            output_tokens=None if outputs is None else round(outputs),
+            cost_usd=cost,
+        )
 
 
 def _earlier(session: str) -> Messages:

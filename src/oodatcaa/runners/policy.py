@@ -39,21 +39,25 @@ def answer(
     allowed_paths: Iterable[str],
     allowed_commands: Iterable[str],
 ) -> Answer:
-    """Reading is allowed; changing files below `allowed_paths`; a command that as a whole matches
-    one of `allowed_commands`. Whatever is not understood is refused."""
+    """Reading below `allowed_paths` is allowed, and so is changing files there; a command that as a
+    whole matches one of `allowed_commands`. Whatever is not understood is refused.
+
+    The agent chooses `kind`, so it widens nothing: a call with a command in it is judged by that
+    command, and one with paths by every one of them.
+    """
     roots = tuple(allowed_paths)
     named = tuple(paths)
-    if kind in LOOKING:
-        return Answer(True, f"{kind} changes nothing")
     outside = [path for path in named if not inside(path, roots, cwd)]
     if outside:
         return Answer(False, f"{outside[0]} lies outside the story's worktree")
+    if command:
+        return _command(command, tuple(allowed_commands))
+    if kind in LOOKING:
+        return Answer(True, f"{kind} changes nothing")
     if kind in CHANGING:
         if not named:
             return Answer(False, f"{kind} without a path")
         return Answer(True, f"{kind} inside the story's worktree")
-    if command:
-        return _command(command, tuple(allowed_commands))
     return Answer(False, f"{kind or 'something'} is not known to be harmless")
 
 

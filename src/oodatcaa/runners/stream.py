@@ -11,6 +11,8 @@ TEXT_LIMIT = 400_000
 """Characters of the answer that are kept: enough for a plan, too little to fill the memory."""
 LINE_LIMIT = 4_000_000
 """A longer line is no event of any agent; it is passed over and counted."""
+MOST = 1e15
+"""More tokens or dollars than this are a mistake of whoever says so."""
 MISSING = object()
 
 
@@ -121,9 +123,9 @@ class Reader:
                 self.session = found
         self._answer(event)
         self._verdict(event)
-        for number, rule in enumerate(self._stream.usage):
+        for place, rule in enumerate(self._stream.usage):
             if matches(event, rule.when):
-                self._count(number, rule, event)
+                self._count(place, rule, event)
 
     def ending(self, exit_code: int | None) -> tuple[Ending, str]:
         """(how it ended, why) once the process is over by itself."""
@@ -132,8 +134,8 @@ class Reader:
         if self.errors:
             return Ending.ERROR, f"it reported an error (exit code {exit_code}): {self.errors[-1]}"
         if self.denied:
-            number = f"{len(self.denied)} permission{'s' if len(self.denied) != 1 else ''}"
-            return Ending.DENIED, f"it was refused {number}: " + "; ".join(self.denied[:3])
+            count = f"{len(self.denied)} permission{'s' if len(self.denied) != 1 else ''}"
+            return Ending.DENIED, f"it was refused {count}: " + "; ".join(self.denied[:3])
         if self._stream.format == "jsonl" and not self.succeeded:
             return Ending.ERROR, f"it ended (exit code {exit_code}) without an event of success"
         if exit_code != 0:
@@ -169,18 +171,18 @@ class Reader:
                 items = found if isinstance(found, list) else [found]
                 self.denied += [_short(item) for item in items[:20]]
 
-    def _count(self, number: int, rule: UsageAt, event: Any) -> None:
+    def _count(self, place: int, rule: UsageAt, event: Any) -> None:
         used = Usage(
             input_tokens=_sum(event, rule.input),
             output_tokens=_sum(event, rule.output),
-            cost_usd=_number(at(event, rule.cost)) if rule.cost else None,
+            cost_usd=number(at(event, rule.cost)) if rule.cost else None,
         )
         if rule.mode == "total":
             self._total = used
             return
         key = at(event, rule.key) if rule.key else MISSING
         name = str(key) if key is not MISSING else f"#{len(self._each)}"
-        self._each[number, name] = used
+        self._each[place, name] = used
 
 
 def _event(line: str) -> Any:
@@ -204,12 +206,14 @@ def _short(value: Any) -> str:
     return " ".join(text.split())[:300] or "no message"
 
 
-def _number(value: Any) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+def number(value: Any) -> float | None:
+    """A count or a cost; None = not known, as for whatever nobody can have used (negative, not
+    finite, beyond MOST, no number)."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
     return float(value) if good else None
 
 
 def _sum(event: Any, paths: tuple[str, ...]) -> int | None:
-    found = [_number(at(event, path)) for path in paths]
+    found = [number(at(event, path)) for path in paths]
     known = [value for value in found if value is not None]
     return round(sum(known)) if known else None

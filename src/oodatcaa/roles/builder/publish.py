@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from oodatcaa.domain.base import NonEmpty, Record, Sha256
 from oodatcaa.domain.task import Artefact, ArtefactKind, Failure, StoryKind
@@ -78,12 +81,32 @@ def document_publication(bench: Bench) -> StepOutcome:
 
 
 def command(bench: Bench) -> StepOutcome:
-    """Run a custom step's command in the worktree; what it changed is committed."""
+    """Run a custom step's command in the worktree; what it changed is committed.
+
+    It sees a copy of the queue, is held to the gates' limits, and ends when the crew stops.
+    """
     log = bench.desk.scratch / f"{bench.subtask.id}-step-{bench.step.number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    result = run_command(
-        bench.step.command, cwd=bench.workspace.path, timeout=COMMAND_TIMEOUT, output_path=log
-    )
+    desk = bench.desk
+    with TemporaryDirectory(prefix="oodatcaa-step-") as folder:
+        result = run_command(
+            bench.step.command,
+            cwd=bench.workspace.path,
+            env={**os.environ, **desk.rehearsal(Path(folder) / "work")},
+            timeout=COMMAND_TIMEOUT,
+            output_path=log,
+            should_stop=desk.should_stop,
+            limits=desk.command_limits,
+        )
+    if result.stopped:
+        return StepOutcome(
+            failure=Failure(
+                kind="stopped",
+                task=bench.subtask.id,
+                summary=f"{shlex.quote(bench.step.command)} was stopped",
+                at=desk.now(),
+            )
+        )
     if not result.ok:
         failure = Failure(
             kind="command",
