@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def builder() -> Iterator[subprocess.Popen[bytes]]:
 
 def project_of(folder: Path, kind: StoryKind, pid: int) -> Project:
     lease = ProcessLease(
-        kind="process", owner="builder-A", role=Role.BUILDER, host="here", attempt=1,
+        kind="process", owner="builder-A", role=Role.BUILDER, host=socket.gethostname(), attempt=1,
         ttl_seconds=60, claimed_at=START, heartbeat_at=START, pid=pid,
         process_started_at=process_identity(pid)[1],
     )  # fmt: skip

@@ -54,6 +54,8 @@ def test_runs_against_base_others_and_tasks(trained: tuple[Path, str, str], tmp_
     assert losses["per_example_adapter"] != other["losses"]["per_example_adapter"]
     none = {"exact_match": {"passed": 0, "total": 1}, "pass_at_1": {"passed": 0, "total": 1}}
     assert (run["tasks"], run["base_tasks"]) == (none, none)
+    twice = type_in(project, "evaluate", first, first, "--against", second)
+    assert "[evaluate.repeated]" in twice.text
     assert found["verdict"]["verdict"] == "inconclusive"
     assert "one seed" in found["verdict"]["reason"]
     text = type_in(project, "evaluate", first, "--examples", "2").out

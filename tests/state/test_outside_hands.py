@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -83,6 +84,19 @@ def test_a_legal_edit_is_an_audited_transaction(store: QueueStore, through: str)
     assert last.details == ('title: "Story 1" -> "Another title"',)
     assert rejected(store) == []
     assert intact((store.work_dir / QUEUE_FILE).read_bytes())
+
+
+def test_an_edit_that_puts_the_files_time_back_is_seen(store: QueueStore) -> None:
+    path = store.work_dir / QUEUE_FILE
+    before = path.stat()
+    time.sleep(1.1)
+    text = path.read_text()
+    assert '"title": "Story 1"' in text
+    with path.open("r+") as file:  # in place, and as long as before
+        file.write(text.replace('"title": "Story 1"', '"title": "Story X"'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with QueueStore(store.work_dir) as other:
+        assert "Story X" in {task.title for task in other.read().stories}
 
 
 def test_only_the_layout_changed(store: QueueStore) -> None:

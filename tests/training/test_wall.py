@@ -158,7 +158,7 @@ def test_a_control_group_is_gone_when_its_tree_is() -> None:
             assert str(child.pid) not in group.entrance.read_text().split(), "only the command"
     assert not group.folder.exists()
     assert group.kills == 0
-    left = group.folder.with_name("oodatcaa-4194305-0")  # beyond the highest pid of Linux
+    left = group.folder.with_name("oodatcaa-4194305-0-abcdef")  # beyond the highest pid of Linux
     left.mkdir()
     with make_group(100 * MB) or group:
         assert not left.exists(), "its maker was killed before it could remove it"

@@ -20,7 +20,16 @@ from oodatcaa.kit.files import write_atomic
 
 FOLDER = "activity"
 PROGRESS_SECONDS = 0.25
-KEPT_LINES = 12
+KEPT_LINES = 40
+
+
+class Said(Record):
+    """One line of an agent. `life` tells its processes apart, `number` counts within one."""
+
+    life: int
+    number: int
+    at: Utc
+    text: str
 
 
 class Activity(Record):
@@ -28,9 +37,10 @@ class Activity(Record):
     role: Role
     task: str = ""
     text: str = ""
-    said: tuple[tuple[int, str], ...] = Field(
-        default=(), description="the newest lines, numbered, for who looks only now and then"
+    said: tuple[Said, ...] = Field(
+        default=(), description="the newest lines, for who looks only now and then"
     )
+    over: bool = Field(default=False, description="its process came to its end")
     progress: TrainProgress | None = None
     since: Utc = Field(description="when this task, or being idle, began")
     at: Utc
@@ -44,7 +54,9 @@ class Broadcast:
         self._agent, self._role, self._echo = agent, role, echo
         self._task = ""
         self._text = ""
-        self._said: deque[tuple[int, str]] = deque(maxlen=KEPT_LINES)
+        self._said: deque[Said] = deque(maxlen=KEPT_LINES)
+        self._life = time.time_ns()
+        self._over = False
         self._last = 0.0
         self._since = datetime.now(UTC)
 
@@ -54,8 +66,8 @@ class Broadcast:
 
     def say(self, text: str) -> None:
         self._text = text
-        # Numbered by the clock: those of a process started anew go on after the old one's.
-        self._said.append((max(time.time_ns(), self._said[-1][0] + 1 if self._said else 0), text))
+        number = self._said[-1].number + 1 if self._said else 1
+        self._said.append(Said(life=self._life, number=number, at=datetime.now(UTC), text=text))
         self._echo(text)
         self._write(None)
 
@@ -73,7 +85,9 @@ class Broadcast:
             self._write(progress)
 
     def close(self) -> None:
-        self._path.unlink(missing_ok=True)
+        """Its last lines stay for whoever has not looked yet; `forget` removes them."""
+        self._over = True
+        self._write(None)
 
     def _write(self, progress: TrainProgress | None) -> None:
         activity = Activity(
@@ -82,11 +96,23 @@ class Broadcast:
             task=self._task,
             text=self._text,
             said=tuple(self._said),
+            over=self._over,
             progress=progress,
             since=self._since,
             at=datetime.now(UTC),
         )
         write_atomic(self._path, activity.model_dump_json() + "\n")
+
+
+def forget(work: Path) -> None:
+    """Remove what agents left whose process came to its end."""
+    for path in (work / FOLDER).glob("*.json"):
+        try:
+            over = Activity.model_validate_json(path.read_bytes()).over
+        except (OSError, ValidationError):
+            continue
+        if over:
+            path.unlink(missing_ok=True)
 
 
 def read_activities(work: Path) -> tuple[Activity, ...]:

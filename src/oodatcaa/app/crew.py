@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from oodatcaa.app.activity import forget
 from oodatcaa.app.claims import run_negotiation, take_from_the_dead
 from oodatcaa.app.notify import Notifier
 from oodatcaa.app.project import Project
@@ -66,6 +67,8 @@ class Crew:
 
     project: Project
     on_tick: Callable[[str], None] = lambda _: None
+    also: Callable[[str], None] = lambda _: None
+    """Called after `on_tick`; an error of it is a problem to tell, not the crew's end."""
     members: list[Member] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     _stopping: bool = False
@@ -94,6 +97,7 @@ class Crew:
             lock.release()
             raise
         handlers = self._catch_signals()
+        forget(self.project.work)
         try:
             self.problems += reclaim(self.project, "crew")
             self._recover_runs()
@@ -148,6 +152,11 @@ class Crew:
         except OSError as error:
             self.problems.append(f"nobody could be told any more: {error}")
             self.on_tick = lambda _: None
+        try:
+            self.also(state)
+        except (OSError, OodatcaaError) as error:
+            self.problems.append(str(error))
+            self.also = lambda _: None
 
     def _enlist(self) -> None:
         sizes = self.project.config.crew

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -54,16 +55,22 @@ class DeliberateKill:
     def _strike(self, task: str, progress: TrainProgress) -> None:
         held = self.project.store.read().find(task)
         lease = held.lease if held is not None else None
-        if not isinstance(lease, ProcessLease) or not is_alive(lease.pid, lease.process_started_at):
+        if not isinstance(lease, ProcessLease) or lease.host != socket.gethostname():
             return
+        if not is_alive(lease.pid, lease.process_started_at):
+            return
+        try:
+            os.kill(lease.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # it came to its end in this very moment
 
         def note(board: Board, now: datetime) -> Decision[None]:
             text = (
-                f"kills {lease.owner} (process {lease.pid}) with SIGKILL, on purpose, in iteration "
-                f"{progress.iteration} of {progress.iters}: another one goes on from the checkpoint"
+                f"killed {lease.owner} (process {lease.pid}) with SIGKILL, on purpose, in "
+                f"iteration {progress.iteration} of {progress.iters}: another one goes on from "
+                "the checkpoint"
             )
             event = Event(kind=EventKind.NOTE, at=now, actor=ACTOR, subject=task, text=text)
             return Decision(board, None, (event,))
 
         self.project.store.transact(note)
-        os.kill(lease.pid, signal.SIGKILL)

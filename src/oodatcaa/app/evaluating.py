@@ -77,9 +77,13 @@ def evaluate_runs(
     have the same held-out examples, `tasks.invalid` with every bad line at once.
     """
     asked = read_tasks(tasks) if tasks is not None else ()
+    _refuse_repeated(runs, against)
     workshop = Workshop(project)
+    workshop.runs.recover()
     records = {name: _finished(workshop, name) for name in dict.fromkeys((*runs, *against))}
     _refuse_different(tuple(records.values()))
+    if against:
+        _refuse_incomparable([records[name] for name in runs], [records[n] for n in against])
     shelf = ModelShelf(say, project.root)
     backends = workshop.backends(shelf, project.objective())
     found: dict[str, RunEvaluation] = {}
@@ -116,7 +120,7 @@ def read_tasks(path: Path) -> tuple[GenerationTask, ...]:
                 f"{path} has more than {MAX_TASK_BYTES // 10**6} MB",
                 hint="split it",
             )
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a string may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise OodatcaaError(
             "tasks.unreadable", f"{path} can not be read: {error}", hint="name a JSONL file"
@@ -140,7 +144,7 @@ def read_tasks(path: Path) -> tuple[GenerationTask, ...]:
     if problems:
         raise OodatcaaError(
             "tasks.invalid",
-            f"{path}: {len(problems)} problems",
+            f"{path}: {problems[0]}" if len(problems) == 1 else f"{path}: {len(problems)} problems",
             hint='a line is {"prompt": …, "expected": …} or {"prompt": …, "test": …}',
             details=tuple(problems),
         )
@@ -154,10 +158,11 @@ def _finished(workshop: Workshop, name: str) -> RunRecord:
             "run.unknown", f"there is no run {name}", hint="oodatcaa runs lists them"
         )
     if run.status is not RunStatus.FINISHED:
+        running = run.status is RunStatus.RUNNING
         raise OodatcaaError(
             "evaluate.unfinished",
             f"run {name} is {run.status.value}: it has no adapter to judge",
-            hint=f"oodatcaa resume {name}",
+            hint="wait for its end: oodatcaa runs" if running else f"oodatcaa resume {name}",
         )
     return run
 
@@ -169,6 +174,44 @@ def _refuse_different(runs: tuple[RunRecord, ...]) -> None:
             "the runs were trained on different data: their held-out examples differ",
             hint="oodatcaa runs --json shows each run's data_sha256",
             details=tuple(f"{run.run_id}: {run.data_sha256[:12]}" for run in runs),
+        )
+
+
+def _refuse_repeated(runs: Sequence[str], against: Sequence[str]) -> None:
+    named = [*runs, *against]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise OodatcaaError(
+            "evaluate.repeated",
+            f"named more than once: {', '.join(twice)}; a run counts as one seed",
+            hint="oodatcaa runs lists them",
+        )
+
+
+def _refuse_incomparable(ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> None:
+    """A verdict is about two configurations on one model, with another seed for each run."""
+    problems: list[str] = []
+    everyone = (*ours, *theirs)
+    if len({run.model_sha256 for run in everyone}) > 1:
+        problems.append("the base models differ")
+    reads = {
+        (run.params.max_seq_length, run.params.mask_prompt, run.params.quantize_bits)
+        for run in everyone
+    }
+    if len(reads) > 1:
+        problems.append("max_seq_length, mask_prompt or quantize_bits differ")
+    for side in (ours, theirs):
+        seeds = [run.params.seed for run in side]
+        if len(set(seeds)) < len(seeds):
+            problems.append(f"seeds are repeated: {', '.join(map(str, seeds))}")
+        if len({run.params.evolve(seed=0).model_dump_json() for run in side}) > 1:
+            problems.append(f"{', '.join(run.run_id for run in side)} differ in more than the seed")
+    if problems:
+        raise OodatcaaError(
+            "evaluate.not_comparable",
+            f"no verdict is possible: {problems[0]}",
+            hint="oodatcaa evaluate them without --against",
+            details=tuple(problems),
         )
 
 
@@ -195,7 +238,9 @@ def _answered(
     max_tokens: int,
 ) -> TaskScores:
     prompts = tuple(task.prompt for task in tasks)
-    probes = backend.infer(run.model, adapter, prompts, max_tokens)
+    probes = backend.infer(
+        run.model, adapter, prompts, max_tokens, memory_limit_bytes=run.memory_limit_bytes
+    )
     texts = [probe.generation.text for probe in probes]
     exact = [
         exact_match(text, task.expected)
@@ -214,6 +259,8 @@ def _answered(
 def _verdict(a: tuple[RunEvaluation, ...], b: tuple[RunEvaluation, ...]) -> Comparison:
     tokens = b[0].losses.per_example_tokens
     try:
+        if any(one.losses.per_example_tokens != tokens for one in (*a, *b)):
+            raise ValueError("the runs do not count the same target tokens")
         return compare(
             [one.losses.per_example_adapter for one in a],
             [one.losses.per_example_adapter for one in b],

@@ -89,8 +89,11 @@ def demo(
     say(f"{'project' if project is None else 'going on with the project'}: {folder}")
     there = f"cd {shlex.quote(str(into))} && oodatcaa"
     project = project or make_demo_project(folder)
-    also = DeliberateKill(project).tick if kill else None
-    _run(project, plain=plain, again=f"{there} run", also=also)
+    again = f"{there} run"
+    if kill:
+        _run(project, plain=plain, again=again, also=DeliberateKill(project).tick)
+    else:
+        _run(project, plain=plain, again=again)
     following(f"{there} status")
 
 
@@ -104,10 +107,15 @@ def report() -> None:
 
 
 def _run(
-    project: Project, *, plain: bool, again: str, also: Callable[[str], None] | None = None
+    project: Project,
+    *,
+    plain: bool,
+    again: str,
+    also: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run the crew and tell how it ended; `again` is what goes on after a stop, `also` is called
     with every tick."""
+    from oodatcaa.app.activity import forget
     from oodatcaa.app.closing import write_sprint_report
     from oodatcaa.app.crew import Crew, explain
     from oodatcaa.cli.ending import tell_ending
@@ -115,14 +123,9 @@ def _run(
     from oodatcaa.views.units import duration
 
     with watching(project, plain=plain) as watch:
-
-        def tick(state: str) -> None:
-            watch.tick(state)
-            if also is not None:
-                also(state)
-
-        outcome = Crew(project, on_tick=tick).run()
+        outcome = Crew(project, on_tick=watch.tick, also=also).run()
         watch.tick("running")
+    forget(project.work)
     write_sprint_report(project)
     for problem in outcome.problems:
         say(f"note: {problem}")

@@ -55,7 +55,7 @@ def evaluate(
         as_json(found)
         return
     say(evaluation_text(found))
-    following(f"oodatcaa models list, or oodatcaa evaluate … --against {found.runs[0].run_id}")
+    following("oodatcaa models list")
 
 
 def evaluation_text(found: Evaluation) -> str:
@@ -80,7 +80,7 @@ def _run(one: RunEvaluation) -> list[str]:
     losses = one.losses
     lines = [f"{one.run_id}: {losses.examples} examples, {losses.target_tokens} target tokens"]
     for label, loss in (("base", losses.base_loss), ("adapter", losses.adapter_loss)):
-        text = "not finite" if loss is None else f"{loss:.4f}, perplexity {math.exp(loss):.3f}"
+        text = "not finite" if loss is None else f"{loss:.4f}, perplexity {_perplexity(loss)}"
         lines.append(f"  {label:<8} loss {text}")
     if losses.drop is not None:
         interval = _interval(losses.drop_low, losses.drop_high)
@@ -88,6 +88,10 @@ def _run(one: RunEvaluation) -> list[str]:
     if one.tasks is not None and one.base_tasks is not None:
         lines += _tasks(one.base_tasks, one.tasks)
     return lines
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.3f}" if loss < 700 else "beyond 1e304"
 
 
 def _tasks(base: TaskScores, tuned: TaskScores) -> list[str]:

@@ -59,8 +59,19 @@ def main() -> None:
         gc.freeze()  # or the interpreter's last collection looks at every class again
 
 
+QUICK = frozenset(
+    ("negotiate", "status", "show", "claim", "heartbeat", "release", "approve", "cancel", "waive")
+    + ("log", "metrics", "schema", "--help")
+)
+"""What is over in a moment keeps the rare collections of `cli/__init__.py`; others may hold
+gigabytes for hours."""
+NORMAL_COLLECTIONS = (700, 10, 10)
+
+
 def _run(words: list[str]) -> None:
     """A plain command runs alone: to read the signatures of all others takes noticeable time."""
+    if not words or words[0] not in QUICK:
+        gc.set_threshold(*NORMAL_COLLECTIONS)
     named = [item for item in app.registered_commands if words and item.name == words[0]]
     if not named:
         app(words, prog_name=PROGRAM)

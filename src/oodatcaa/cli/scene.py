@@ -83,7 +83,7 @@ class Observer:
         now = datetime.now(UTC)
         board = self.project.store.read()
         self._read_news(board)
-        agents = self.activities()
+        agents = tuple(item for item in self.activities() if not item.over)
         sprint = board.sprint
         return Scene(
             at=now,

@@ -36,7 +36,7 @@ class Lines:
     def __init__(self, project: Project) -> None:
         self._observer = Observer(project)
         self._observer.fresh()
-        self._seen: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
         self._steps: dict[str, tuple[str, int]] = {}
         self._state = ""
 
@@ -46,14 +46,26 @@ class Lines:
             say(state)
         for event in self._observer.fresh():
             echo = event.text.startswith(f"{event.subject}-")  # a story's word for its subtask's
-            if event.kind not in ROUTINE and event.actor != NEGOTIATOR and not echo:
+            unblocked = event.kind is EventKind.TRANSITION and event.actor == NEGOTIATOR
+            if event.kind not in ROUTINE and not unblocked and not echo:
                 say(f"{event.at:%H:%M:%S}Z {event.actor:<13} {told(event)}")
         for activity in self._observer.activities():
-            for number, text in activity.said:
-                if number > self._seen.get(activity.agent, 0):
-                    self._seen[activity.agent] = number
-                    say(f"{activity.at:%H:%M:%S}Z {activity.agent:<13} {text}")
+            self._lines(activity)
             self._training(activity)
+
+    def _lines(self, activity: Activity) -> None:
+        for said in activity.said:
+            if said.at < self._observer.since:
+                continue
+            life, number = self._seen.get(activity.agent, (said.life, said.number - 1))
+            missed = said.number - (number if said.life == life else 0) - 1
+            if said.life < life or missed < 0:
+                continue
+            head = f"{said.at:%H:%M:%S}Z {activity.agent:<13}"
+            if missed:
+                say(f"{head} … {missed} lines left out; they are in agents/{activity.agent}.log")
+            self._seen[activity.agent] = (said.life, said.number)
+            say(f"{head} {said.text}")
 
     def _training(self, activity: Activity) -> None:
         progress = activity.progress

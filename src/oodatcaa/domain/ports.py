@@ -88,5 +88,11 @@ class TrainingBackend(Protocol):
     def evaluate(self, request: EvalRequest) -> EvalResult: ...
 
     def infer(
-        self, model: str, adapter_dir: str | None, prompts: Sequence[str], max_tokens: int
+        self,
+        model: str,
+        adapter_dir: str | None,
+        prompts: Sequence[str],
+        max_tokens: int,
+        *,
+        memory_limit_bytes: int | None = None,
     ) -> tuple[InferenceProbe, ...]: ...

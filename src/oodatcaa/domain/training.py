@@ -333,6 +333,9 @@ class RunRecord(Record):
     )
     mlx_peak_bytes: int | None = None
     process_peak_bytes: int | None = None
+    control_group: bool = Field(
+        default=False, description="whether the kernel held the run at exactly its limit"
+    )
     trained_tokens: int | None = None
     tokens_per_second: float | None = None
     iterations_done: int = 0

@@ -1,8 +1,9 @@
 """A control group of its own for one process tree: the kernel's exact memory limit, on Linux.
 
-Version 2 (`memory.max`) where the group above lets us make one, as systemd does for a user's
-sessions and services, or version 1 (`memory.limit_in_bytes`) as root in older containers. Where
-neither is allowed there is none, and the other layers of the memory gate remain.
+Version 2 (`memory.max`) where the group above lets us make one, as it does below systemd's
+`user@.service`, or version 1 (`memory.limit_in_bytes`) as root in older containers. Where neither
+is allowed there is none, and the other layers of the memory gate remain. There is none either
+where our own version 2 group has a limit: a new group would lie beside it, and so outside of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 import sys
 import time
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
-V1_ROOT = Path("/sys/fs/cgroup/memory")
+ROOTS = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+V1_ROOT = "sys/fs/cgroup/memory"
+LIMITS = ("memory.max", "memory.high", "memory.swap.max")
 EMPTY_SECONDS = 2.0
 _numbers = itertools.count()
 
@@ -35,6 +38,11 @@ class MemoryGroup:
     @property
     def entrance(self) -> Path:
         return self.folder / "cgroup.procs"
+
+    @property
+    def occupied(self) -> bool:
+        """Whether a process is in it now."""
+        return bool(_lines(self.entrance))
 
     @property
     def kills(self) -> int:
@@ -74,12 +82,15 @@ class MemoryGroup:
         self.close()
 
 
-def make_group(limit: int) -> MemoryGroup | None:
-    """A new group with this limit in bytes; None where this process may not make one."""
+def make_group(limit: int, system: Path = Path("/")) -> MemoryGroup | None:
+    """A new group with this limit in bytes; None where this process may not make one.
+
+    `system` is where /proc and /sys are.
+    """
     if not sys.platform.startswith("linux"):
         return None
-    name = f"oodatcaa-{os.getpid()}-{next(_numbers)}"
-    for parent, settings in _places(limit):
+    name = f"oodatcaa-{os.getpid()}-{next(_numbers)}-{secrets.token_hex(3)}"
+    for parent, settings in _places(limit, system):
         _sweep(parent)
         folder = parent / name
         try:
@@ -101,16 +112,21 @@ Setting = tuple[str, str, bool]
 """File, value, and whether the group is worth nothing without it."""
 
 
-def _places(limit: int) -> list[tuple[Path, tuple[Setting, ...]]]:
+def _places(limit: int, system: Path) -> list[tuple[Path, tuple[Setting, ...]]]:
     """Folders where a group could be made, with what makes it a limit there."""
     found: list[tuple[Path, tuple[Setting, ...]]] = []
     ours = dict(
-        line.split(":", 2)[1:] for line in _lines(Path("/proc/self/cgroup")) if line.count(":") >= 2
+        line.split(":", 2)[1:]
+        for line in _lines(system / "proc/self/cgroup")
+        if line.count(":") >= 2
     )
     if (path := ours.get("")) is not None:
-        for root in ROOTS:
+        for root in (system / name for name in ROOTS):
             # Beside our own group: one with processes in it may not hand its memory on (v2's rule).
-            parent = (root / path.lstrip("/")).parent if path != "/" else root
+            own = root / path.lstrip("/")
+            parent = own.parent if path != "/" else root
+            if any(_limited(own / name) for name in LIMITS):
+                continue
             if "memory" in " ".join(_lines(parent / "cgroup.subtree_control")).split():
                 swap = ("memory.swap.max", "0", False)
                 whole = ("memory.oom.group", "1", False)
@@ -120,13 +136,17 @@ def _places(limit: int) -> list[tuple[Path, tuple[Setting, ...]]]:
             bytes_ = str(limit)
             memory = ("memory.limit_in_bytes", bytes_, True)
             swap = ("memory.memsw.limit_in_bytes", bytes_, False)
-            found.append((V1_ROOT / path.lstrip("/"), (memory, swap)))
+            found.append((system / V1_ROOT / path.lstrip("/"), (memory, swap)))
     return found
+
+
+def _limited(path: Path) -> bool:
+    return any(line.strip() not in ("", "max") for line in _lines(path))
 
 
 def _sweep(parent: Path) -> None:
     """Remove groups whose makers were killed; one that still has processes refuses to go."""
-    for folder in parent.glob("oodatcaa-*-*"):
+    for folder in parent.glob("oodatcaa-*-*-*"):
         maker = folder.name.split("-")[1]
         if not Path("/proc", maker).exists():
             with contextlib.suppress(OSError):

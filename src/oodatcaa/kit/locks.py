@@ -107,7 +107,8 @@ class FileLock:
     def release(self) -> None:
         with contextlib.suppress(OSError):  # the note is a courtesy; releasing must not fail
             os.pwrite(self._note, b"-", 0)
-        fcntl.flock(self._handle, fcntl.LOCK_UN)
+        if self._handle >= 0:  # a finalizer may have closed it a moment ago
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
 
     def holder(self) -> Holder | None:
         """Who noted that they hold it, if that process still lives; None = unknown."""
@@ -276,7 +277,8 @@ class BurstLock:
 
     def __init__(self, lock: FileLock) -> None:
         self.lock = lock
-        self._guard = threading.Lock()
+        # A garbage collection may end a store, and so close its lock, inside of these blocks.
+        self._guard = threading.RLock()
         self._taken_at = 0.0
         self._released_at = 0.0
         self._burst = False
@@ -341,7 +343,7 @@ class BurstLock:
     def begin_in_child(self) -> None:
         """After a fork: the parent's threads are gone, and what it held is the parent's."""
         self.lock.begin_in_child()
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
         self._lingering = False
         self._watch = None
 

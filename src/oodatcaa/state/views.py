@@ -26,6 +26,8 @@ from oodatcaa.state.snapshot import MADE_BY, QUEUE_FILE, SCHEMA_FILE, Renderer, 
 _Stat = tuple[int, int, int, int, int]
 _TICK_NS = 20_000_000
 """A file system's clock may stand still for so long: two writes can carry one time."""
+_RENAMED_NS = 1_000_000_000
+"""From a snapshot's last write to its rename: an fsync lies between."""
 QUIET_SECONDS = 0.1
 PATIENCE_SECONDS = 2.0
 
@@ -76,7 +78,7 @@ class QueueView:
             return False
         self._dealt_with = status
         newest = self._journal.markers[-1] if self._journal.markers else None
-        if newest is not None and newest.file == status[1:4] and not _ticking(status):
+        if newest is not None and newest.file == status[1:4] and _untouched(status):
             self._remember(status, newest.seq, newest.exact)
             return False
         data = self.path.read_bytes()
@@ -173,6 +175,13 @@ def _stat(path: Path) -> _Stat:
 def _ticking(status: _Stat) -> bool:
     """Whether another write in this moment could leave the file's times as they are."""
     return abs(time.time_ns() - status[2]) < _TICK_NS
+
+
+def _untouched(status: _Stat) -> bool:
+    """Whether nobody can have changed the content and put its time back: the last change of the
+    entry is our rename, and the file system keeps times finer than seconds."""
+    renamed = 0 <= status[4] - status[2] < _RENAMED_NS
+    return renamed and status[2] % 1_000_000_000 != 0 and not _ticking(status)
 
 
 def _is_json(data: bytes) -> bool:

@@ -231,16 +231,10 @@ class ChildBackend:
         """Losses of base and adapter in a child of its own, under the request's memory limit."""
         self.framework.must_be_installed()
         path = self.models.resolve(request.model)
-        need = estimate_evaluation(
-            read_shape(path),
-            max_seq_length=request.max_seq_length,
-            quantize_bits=request.quantize_bits,
-            device=self.framework.device(),
-            fast_cpu=self.settings.fast_cpu,
-        )
         limit = gate_limit(request.memory_limit_bytes)
+        need = self._forward_bytes(path, request.max_seq_length, request.quantize_bits)
         with self.reservations.reserve(
-            min(need.total_bytes, limit), limit, label="evaluation", on_wait=self.on_wait
+            min(need, limit), limit, label="evaluation", on_wait=self.on_wait
         ):
             result, ended = ask_child(
                 self.child("evaluate"),
@@ -260,18 +254,35 @@ class ChildBackend:
         *,
         memory_limit_bytes: int | None = None,
     ) -> tuple[InferenceProbe, ...]:
-        """One probe per prompt, from one child that loads the model once."""
+        """One probe per prompt, from one child that loads the model once, under the limit."""
         self.framework.must_be_installed()
+        path = self.models.resolve(model)
         limit = gate_limit(memory_limit_bytes or total_memory())
+        # A token is at least a byte of UTF-8.
+        longest = max((len(prompt.encode()) for prompt in prompts), default=1) + max_tokens
+        need = self._forward_bytes(path, longest, None)
         request = InferRequest(
-            model=str(self.models.resolve(model)),
+            model=str(path),
             adapter_dir=adapter_dir,
             prompts=tuple(prompts),
             max_tokens=max_tokens,
             memory_limit_bytes=limit,
         )
-        result, _ = ask_child(self.child("infer"), request, InferResult, limit, self.settings)
+        with self.reservations.reserve(
+            min(need, limit), limit, label="answers", on_wait=self.on_wait
+        ):
+            result, _ = ask_child(self.child("infer"), request, InferResult, limit, self.settings)
         return result.probes
+
+    def _forward_bytes(self, path: Path, length: int, quantize_bits: int | None) -> int:
+        """What a pass over one sequence is expected to need, without gradients."""
+        return estimate_evaluation(
+            read_shape(path),
+            max_seq_length=length,
+            quantize_bits=quantize_bits,
+            device=self.framework.device(),
+            fast_cpu=self.settings.fast_cpu,
+        ).total_bytes
 
     def _prepare(self, spec: TrainSpec) -> _Request:
         if spec.backend != self.name:
@@ -332,6 +343,7 @@ class ChildBackend:
         measured = merge_measured(run, folder)
         measured = measured.evolve(
             process_peak_bytes=peak(measured.process_peak_bytes, ended.peak_bytes),
+            control_group=ended.grouped,
             peak_memory_bytes=peak(measured.peak_memory_bytes, ended.peak_bytes),
         )
         measured, status, failure = judge(measured, folder, ended, request.limit)

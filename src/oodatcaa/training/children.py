@@ -127,10 +127,13 @@ def _watched(
         path=samples,
     )
     asked_at: float | None = None
+    grouped = False
     with child, watch:
         if on_start is not None:
             on_start(child.pid)
         while (code := child.wait(POLL_SECONDS)) is None:
+            # The entry may be refused, and then the other layers are all there is.
+            grouped = grouped or (group is not None and group.occupied)
             if on_tick is not None:
                 on_tick(watch.current_bytes)
             if allowance is not None:
@@ -150,6 +153,7 @@ def _watched(
         wall_note=_note(folder / WALL_FILE, WallNote),
         watch_error=None if watch.error is None else repr(watch.error),
         asked_to_stop=asked_at is not None,
+        grouped=grouped,
         group_kills=group.kills if group else 0,
     )
 

@@ -42,6 +42,8 @@ class Ended:
     wall_note: WallNote | None = None
     watch_error: str | None = None
     asked_to_stop: bool = False
+    grouped: bool = False
+    """Whether the tree was seen in a control group of its own."""
     group_kills: int = 0
     """Processes that the kernel killed at the limit of the tree's control group."""
 

@@ -65,8 +65,16 @@ def compare_generations(bench: Bench) -> StepOutcome:
     facts = evaluation_facts(bench, bench.story.id)
     backend = desk.backends[bench.plan.backend]
     model = bench.model().path
-    base = backend.infer(model, None, (prompt,), GENERATED_TOKENS)[0]
-    tuned = backend.infer(model, facts.adapter_dir, (prompt,), GENERATED_TOKENS)[0]
+    base, tuned = (
+        backend.infer(
+            model,
+            adapter,
+            (prompt,),
+            GENERATED_TOKENS,
+            memory_limit_bytes=bench.plan.memory_limit_bytes,
+        )[0]
+        for adapter in (None, facts.adapter_dir)
+    )
     made = records.GenerationFacts(prompt=prompt, base=base, tuned=tuned)
     desk.facts.put(bench.story.id, records.GENERATIONS, made)
     return StepOutcome(facts=("one held-out prompt answered by base and adapter",))
