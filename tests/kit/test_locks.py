@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import multiprocessing
 import os
 import signal
@@ -71,6 +72,16 @@ def test_a_waiter_gives_up_in_time_and_names_the_holder(
     assert f"process {pid} ({Path(sys.argv[0]).name}" in error.message
     assert " since 20" in error.message
     assert str(pid) in error.hint
+
+
+def test_a_holder_is_not_whoever_got_its_pid(path: Path) -> None:
+    lock = FileLock(path)
+    lock.acquire(20)
+    note = json.loads(lock.note_path.read_bytes().split(b"\n")[0])
+    note["started"] -= 100  # another process had this pid then
+    lock.note_path.write_text(json.dumps(note) + "\n", encoding="utf-8")
+    assert lock.holder() is None
+    lock.release()
 
 
 def test_a_killed_holder_gives_the_lock_back(path: Path, start: Callable[..., int]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from oodatcaa.errors import StateError
-from oodatcaa.kit.alive import is_stopped
+from oodatcaa.kit.alive import is_alive, is_stopped, process_identity
 from oodatcaa.kit.clock import utc_now
 
 NOTE_BYTES = 512
@@ -38,6 +39,11 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} ({self.command}) since {self.since:%Y-%m-%dT%H:%M:%SZ}"
+
+
+@functools.cache
+def _own_start(pid: int) -> float:
+    return process_identity(pid)[1]
 
 
 def _exists(pid: int) -> bool:
@@ -115,9 +121,14 @@ class FileLock:
         try:
             note = json.loads(self.note_path.read_bytes().split(b"\n", 1)[0])
             found = Holder(note["pid"], note["command"], datetime.fromisoformat(note["since"]))
+            float(note.get("started") or 0)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return found if _exists(found.pid) else None
+        started = note.get("started")
+        if started is None:  # a note of an older version
+            return found if _exists(found.pid) else None
+        # Another process may have got the pid since.
+        return found if is_alive(found.pid, float(started)) else None
 
     def close(self) -> None:
         """Give back the file handles, and with them the lock if it is held."""
@@ -180,7 +191,12 @@ class FileLock:
         return (ours.st_ino, ours.st_dev) == (named.st_ino, named.st_dev)
 
     def _write_note(self) -> None:
-        note = {"pid": os.getpid(), "command": self._command, "since": utc_now().isoformat()}
+        note = {
+            "pid": os.getpid(),
+            "started": _own_start(os.getpid()),
+            "command": self._command,
+            "since": utc_now().isoformat(),
+        }
         line = json.dumps(note).encode()[: NOTE_BYTES - 1] + b"\n"
         with contextlib.suppress(OSError):  # a courtesy for error messages only
             os.pwrite(self._note, line, 0)
