@@ -47,11 +47,18 @@ def known_task(project: Project, task_id: str) -> Task:
     return task
 
 
-def claim_task(project: Project, task_id: str | None, role: Role | None, owner: str) -> Task:
+def claim_task(
+    project: Project,
+    task_id: str | None,
+    role: Role | None,
+    owner: str,
+    *,
+    at_terminal: bool = False,
+) -> Task:
     """A manual lease on a named task, or on the first one offered to a role.
 
     For a subtask stock is taken of what lies outside of its worktree: `submit_task` refuses what
-    changed there meanwhile.
+    changed there meanwhile. Not for a person `at_terminal`, whose own checkout is theirs to edit.
     """
     if task_id is not None and role is None:
         board = project.board()
@@ -68,7 +75,7 @@ def claim_task(project: Project, task_id: str | None, role: Role | None, owner: 
     held = claims.claim(
         project.store, project.policy, role=role, owner=owner, task=task_id, manual=True
     )
-    if isinstance(held, Subtask):
+    if isinstance(held, Subtask) and not at_terminal:
         keep_look(project, look(project, held.id, held.attempt), owner)
     return held
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,7 +131,8 @@ def claim(
     from oodatcaa.app.people import claim_task
     from oodatcaa.app.project import open_project
 
-    held = claim_task(open_project(), task or None, role, _who(owner))
+    person = sys.stdin.isatty()
+    held = claim_task(open_project(), task or None, role, _who(owner), at_terminal=person)
     assert held.lease is not None
     if not json:
         say(f"attempt {held.lease.attempt}, for {held.lease.ttl_seconds // 60} minutes")
