@@ -326,3 +326,39 @@ def test_stories_of_the_sprint_can_be_exported(project: Project, tmp_path: Path)
     report = import_plans(project, [path])
     assert not report.changed
     assert len(report.adopted) == 5
+
+
+def test_work_done_elsewhere_is_told_and_never_counted(project: Project) -> None:
+    new_sprint(project)
+    queue = PLANS.parent / "flat.json"
+    dry = import_plans(project, [queue], dry_run=True)
+    told = [line for line in report_lines(dry) if "not proven here" in line]
+    assert len(told) == len(dry.files[0].done) > 0
+    title = next(s.title for s in dry.files[0].stories if s.id in dry.files[0].done)
+    assert any(title in line for line in told)
+    report = import_plans(project, [queue])
+    assert not [s for s in project.board().stories if s.status is StoryStatus.DONE]
+    noted = [
+        line for e in project.store.history() for line in e.event.details if "not proven" in line
+    ]
+    assert [line.strip() for line in told] == noted
+    assert import_plans(project, [queue]).changed is False
+    assert sum("not proven" in d for e in project.store.history() for d in e.event.details) == len(
+        noted
+    )
+    assert report.changed
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_file_that_gives_nothing_is_a_failure(
+    project: Project, tmp_path: Path, dry_run: bool
+) -> None:
+    scrap = plan_of('{"tasks": [{"name": }, 7]}', tmp_path, "scrap.json")
+    with pytest.raises(OodatcaaError) as caught:
+        import_plans(project, [POOL, scrap], kind=None, dry_run=dry_run)
+    assert caught.value.code == "import.nothing"
+    assert caught.value.exit_code != 0
+    assert "scrap.json" in caught.value.message
+    assert any("no task was found" in line for line in caught.value.details)
+    assert "--from" in (caught.value.hint or "")
+    assert not carried_stories(project)

@@ -43,6 +43,10 @@ class ImportReport(Record):
         """One line a file, then one a finding."""
         return tuple(line for item in self.files for line in item.lines())
 
+    def over(self) -> tuple[str, ...]:
+        """One line for each piece of work that a file says is finished or given up."""
+        return tuple(line for item in self.files for line in item.told)
+
     @property
     def findings(self) -> tuple[Finding, ...]:
         return tuple(finding for item in self.files for finding in item.findings)
@@ -85,6 +89,7 @@ def import_plans(
     maps = checked_maps(project, maps or {})
     now = datetime.now(UTC)
     read = [_read(path, now, kind, maps) for path in paths]
+    _refuse_empty(read)
     _refuse_outside(project, read)
     pairs = [(item, draft) for item in read for draft in item.drafts]
     allowed = project.config.imports.allow
@@ -179,6 +184,18 @@ def outside(root: Path, path: str) -> str:
     return ""
 
 
+def _refuse_empty(read: Sequence[Imported]) -> None:
+    """Raises OodatcaaError when a file gives no work at all: whoever named it expected some."""
+    for item in read:
+        if item.empty:
+            raise OodatcaaError(
+                "import.nothing",
+                f"{item.source}: nothing could be recovered from it as {item.kind.value}",
+                hint="mend what is listed, or name another format with --from",
+                details=item.lines()[1:],
+            )
+
+
 def _refuse_outside(project: Project, read: Sequence[Imported]) -> None:
     problems = [
         f"{item.source}: {draft.key}: {problem}"
@@ -238,7 +255,13 @@ def _take(
     def decide(board: Board, now: datetime) -> Decision[tuple[Adopted, ...]]:
         if live and board.sprint is None:
             raise RefusedError("sprint.none", "the sprint was closed meanwhile", hint="again")
-        decided = adopt(board, now, incoming=incoming, assume_done=settled)
+        decided = adopt(
+            board,
+            now,
+            incoming=incoming,
+            assume_done=settled,
+            past=tuple(line for item in read for line in item.told),
+        )
         refused = any(item.outcome is Outcome.REFUSED for item in decided.value)
         return Decision(board, decided.value) if refused else decided
 

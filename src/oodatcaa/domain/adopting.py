@@ -56,14 +56,20 @@ class _Work:
 
 
 def adopt(
-    board: Board, now: datetime, *, incoming: Sequence[Incoming], assume_done: frozenset[str]
+    board: Board,
+    now: datetime,
+    *,
+    incoming: Sequence[Incoming],
+    assume_done: frozenset[str],
+    past: Sequence[str] = (),
 ) -> Decision[tuple[Adopted, ...]]:
     """The board with these stories; the same ones a second time change nothing.
 
     A story is known again by its format and key. Edited since, it replaces the old one as long as
     no plan was made from that; afterwards it is refused. What a story needs is looked up among all
     imported stories; what is not there stays `unsettled` and blocks, unless it is in
-    `assume_done`. A circle of needs is cut where it closes, and stays unsettled too.
+    `assume_done`. What is over elsewhere (`past`) is told by the log beside the stories that it
+    came with. A circle of needs is cut where it closes, and stays unsettled too.
     """
     known = {_name(story.source): story.id for story in board.stories if story.source}
     known |= _same_content(board, incoming)
@@ -81,7 +87,10 @@ def adopt(
         actor="importer",
         subject="sprint",
         text=f"imported {len(changed)} of {len(incoming)} stories",
-        details=tuple(f"{item.story} {item.outcome.value}: {item.key}" for item in changed),
+        details=(
+            *(f"{item.story} {item.outcome.value}: {item.key}" for item in changed),
+            *(" ".join(line.split()) for line in past),
+        ),
     )
     return Decision(work.board, tuple(work.done), (event,))
 

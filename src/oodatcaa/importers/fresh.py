@@ -20,9 +20,24 @@ def as_drafts(imported: Imported) -> Imported:
     """
     if not imported.stories:
         return imported
-    done = tuple(story.id for story in imported.stories if story.status in _OVER)
+    over = [story for story in imported.stories if story.status in _OVER]
     drafts = tuple(_draft(imported, s) for s in imported.stories if s.status not in _OVER)
-    return imported.evolve(drafts=drafts, done=done)
+    return imported.evolve(
+        drafts=drafts,
+        done=tuple(story.id for story in over),
+        past=tuple(_past(imported, story) for story in over),
+    )
+
+
+def _past(imported: Imported, story: Story) -> str:
+    """One line on a story that the old process closed."""
+    old = {new: name for name, new in imported.renamed.items()}
+    parts = imported.board.subtasks_of(story.id)
+    facts = [story.status.value]
+    facts += [f"called {old[story.id]} there"] if old.get(story.id, story.id) != story.id else []
+    facts += [f"commit {story.commit}"] if story.commit else []
+    facts += [f"{part.id} {part.status.value}" for part in parts]
+    return f"{story.id} {story.title} ({', '.join(facts)})"
 
 
 def _draft(imported: Imported, story: Story) -> DraftStory:

@@ -60,6 +60,9 @@ class Imported(Record):
     done: tuple[str, ...] = Field(
         default=(), description="keys of work that the file says is finished or given up"
     )
+    past: tuple[str, ...] = Field(
+        default=(), description="what `done` is, one line each, as far as the file says"
+    )
     sprint: SprintFacts = SprintFacts()
     notes: tuple[Event, ...] = Field(default=(), description="the old history, oldest first")
     renamed: dict[str, str] = Field(
@@ -71,6 +74,17 @@ class Imported(Record):
     def board(self) -> Board:
         """The imported tasks as a board without a sprint; the caller adds that."""
         return Board(stories=self.stories, subtasks=self.subtasks)
+
+    @property
+    def empty(self) -> bool:
+        """Not one piece of work was found, neither open nor over."""
+        return not (self.stories or self.drafts or self.done)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What is over there. It comes in as a fact to be told, never as work done: no evidence
+        of this project stands behind it."""
+        return tuple(f"over in {self.source}, not proven here: {x}" for x in self.past or self.done)
 
     def count(self, severity: Severity) -> int:
         return sum(finding.severity is severity for finding in self.findings)

@@ -102,6 +102,7 @@ class Shown(Protocol):
     def drafts(self) -> Sequence[DraftStory]: ...
 
     def summaries(self) -> Iterable[str]: ...
+    def over(self) -> Iterable[str]: ...
 
 
 def report_lines(report: Shown) -> list[str]:
@@ -115,6 +116,8 @@ def report_lines(report: Shown) -> list[str]:
         lines.append(f"{_WORDS[report.dry_run][item.outcome]}{': ' + item.why if item.why else ''}")
         if story is not None and draft is not None:
             lines += draft_lines(story, draft)
+    over = [printable(line) for line in report.over()]
+    lines += ["", *over] if over else []
     if not report.sprint and report.adopted:
         lines += ["", "no sprint is open: the next one begins with these stories"]
     return lines
