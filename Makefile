@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture fuzz imported-runs
+.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ bench-real-size: $(STAMP) ## a random 7B model: forecast, probe and a training s
 
 bench-aa: $(STAMP) ## does the A/B verdict call a configuration better than itself, into docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_aa.py --write
+
+bench-train: $(STAMP) $(HF_STAMP) ## training speed and memory beside PEFT and stock mlx_lm, into docs/benchmarks.md
+	$(BIN)/python benchmarks/bench_train.py --write
 
 KILLS ?= 20
 bench-resume: $(STAMP) ## kill -9 at random moments, resume, compare the bits, into docs/benchmarks.md (KILLS=)
