@@ -60,3 +60,14 @@ def test_a_child_does_what_it_was_told(tmp_path: Path, tiny: tuple[Path, Path]) 
     assert "QuantizedLinear" in layers
     if guess_accelerator() == "cpu":
         assert "QuantizedLinear" not in seen[True][1]
+
+
+def test_auto_fit_measures_chooses_and_trains(project: Path) -> None:
+    path = project / "OBJECTIVE.md"
+    path.write_text(path.read_text().replace("batch_size: 2", "batch_size: 1"))
+    git(project, "commit", "-qam", "one row")  # two candidates: with and without checkpointing
+    answer = type_in(project, "train", "--auto-fit")
+    assert answer.code == 0, answer.text
+    assert "measuring " in answer.text
+    assert "the fastest that fits" in answer.text
+    assert json.loads(type_in(project, "runs", "--json").out)["runs"][-1]["status"] == "finished"

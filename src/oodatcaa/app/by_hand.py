@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
 from oodatcaa.app.project import Project
+from oodatcaa.domain.auto_fit import choose, to_measure
 from oodatcaa.domain.objective import Objective
+from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.training import RunRecord, TrainProgress, TrainSpec
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.machine import gate_limit
+from oodatcaa.training.backend import ChildBackend
 
 Say = Callable[[str], None]
 
@@ -29,9 +33,17 @@ def objective_spec(project: Project, objective: Objective, shelf: ModelShelf) ->
 
 
 def train_objective(
-    project: Project, say: Say, on_progress: Callable[[TrainProgress], None]
+    project: Project,
+    say: Say,
+    on_progress: Callable[[TrainProgress], None],
+    *,
+    auto_fit: bool = False,
 ) -> RunRecord:
-    """One run with the objective's parameters and data; a failed run is returned as such."""
+    """One run with the objective's parameters and data; a failed run is returned as such.
+
+    With `auto_fit` the effective batch is cut into the micro-batches that measured as fastest among
+    those that fit; raises OodatcaaError `train.nothing_fits`.
+    """
     objective = project.objective()
     shelf = ModelShelf(say, project.root)
     spec = objective_spec(project, objective, shelf)
@@ -40,7 +52,34 @@ def train_objective(
     )
     ready = spec.evolve(data_dir=data.path, data_sha256=data.sha256)
     backend = Workshop(project).backends(shelf, objective)[spec.backend]
+    if auto_fit:
+        ready = _fitted(backend, ready, say)
     return backend.train(ready, on_progress=on_progress)
+
+
+def _fitted(backend: TrainingBackend, spec: TrainSpec, say: Say) -> TrainSpec:
+    if not isinstance(backend, ChildBackend):
+        return spec
+    limit = gate_limit(spec.memory_limit_bytes)
+    measured = []
+    for one in to_measure(
+        spec.params, lambda params: backend.estimate(spec.evolve(params=params)), limit
+    ):
+        say(f"measuring {one.name}")
+        found, seconds = backend.time_step(spec.evolve(params=one.params))
+        step = None if seconds is None else seconds * one.params.grad_accumulation_steps
+        measured.append(one.evolve(need_bytes=found.total_bytes, source=found.source, seconds=step))
+    choice = choose(measured, limit)
+    for line in choice.lines:
+        say(line)
+    if choice.params is None:
+        raise OodatcaaError(
+            "train.nothing_fits",
+            f"no way to cut {spec.params.effective_batch} rows fits {limit / 1e9:.2f} GB",
+            hint="fewer num_layers, a shorter max_seq_length, or a higher memory_limit",
+            details=choice.lines,
+        )
+    return spec.evolve(params=choice.params)
 
 
 def resume_run(

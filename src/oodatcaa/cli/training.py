@@ -99,12 +99,16 @@ def estimate_lines(found: EstimateReport) -> str:
     return "\n".join(lines)
 
 
-def train() -> None:
+def train(
+    auto_fit: Annotated[
+        bool, typer.Option("--auto-fit", help="measure, and take the fastest batches that fit")
+    ] = False,
+) -> None:
     """One run with the objective's parameters and data, under the memory gate."""
     from oodatcaa.app.by_hand import train_objective
     from oodatcaa.app.project import open_project
 
-    _told(train_objective(open_project(), say, _progress))
+    _told(train_objective(open_project(), say, _progress, auto_fit=auto_fit))
 
 
 def resume(run: Annotated[str, typer.Argument(help="a run id, see `oodatcaa runs`")]) -> None:

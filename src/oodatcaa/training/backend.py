@@ -151,6 +151,24 @@ class ChildBackend:
         ):
             return asked.measure(budget)
 
+    def time_step(
+        self, spec: TrainSpec, *, budget: int = PROBE_TOKENS
+    ) -> tuple[MemoryEstimate, float | None]:
+        """The forecast, and the measured seconds of one micro-step at the worst batch.
+
+        Measures unless this very batch was measured before. None: the probe met the limit.
+        """
+        self.framework.must_be_installed()
+        asked = self._ask(spec, Path(self.models.resolve(spec.model)).resolve())
+        if asked.timed:
+            return asked.answer(), asked.step_seconds
+        need = max(1, min(asked.analytic.total_bytes, asked.limit))
+        with self.reservations.reserve(
+            need, asked.limit, label="memory probe", on_wait=self.on_wait
+        ):
+            found = asked.measure(budget)
+        return found, asked.step_seconds if asked.known else None
+
     def find_resumable(
         self, spec: TrainSpec, say: Callable[[str], None] = lambda _: None
     ) -> Resume | None:

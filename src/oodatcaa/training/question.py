@@ -22,7 +22,7 @@ from oodatcaa.training.forecast import (
 from oodatcaa.training.formulas import Size
 from oodatcaa.training.frameworks import MLX, Framework
 from oodatcaa.training.models import ModelStore
-from oodatcaa.training.protocol import ProbeRequest, ProbeResult
+from oodatcaa.training.protocol import ProbePoint, ProbeRequest, ProbeResult
 from oodatcaa.training.tokens import known_lengths
 
 MOST_ROWS = 4096
@@ -118,6 +118,29 @@ class Question:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Of one micro-step at the worst batch; scaled by tokens where a smaller one was measured,
+        None where nothing was."""
+        wanted = self.size
+        points = self.probed.points
+        if not points:
+            return None
+
+        def far(point: ProbePoint) -> tuple[bool, int]:
+            size = point.size
+            same = (size.batch, size.length) == (wanted.batch, wanted.length)
+            return not same, abs(size.batch * size.length - wanted.tokens)
+
+        nearest = min(points, key=far)
+        return nearest.step_seconds * wanted.tokens / (nearest.size.batch * nearest.size.length)
+
+    @property
+    def timed(self) -> bool:
+        """Whether this very batch was measured."""
+        sizes = {(point.size.batch, point.size.length) for point in self.probed.points}
+        return (self.size.batch, self.size.length) in sizes
 
     def measure(self, budget: int) -> MemoryEstimate:
         """The forecast from a probe run now, of batches of at most `budget` tokens.

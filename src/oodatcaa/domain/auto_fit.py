@@ -1,0 +1,102 @@
+"""Which way of training the same thing is the fastest that fits. Pure: the numbers are arguments.
+
+Candidates differ in how the effective batch is cut into micro-batches and in recomputing
+activations. Neither changes what is learned: the gradient of an optimizer step is that of the same
+examples, and the number of optimizer steps stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
+
+from oodatcaa.domain.base import Record
+from oodatcaa.domain.training import MemoryEstimate, QLoRA
+
+FEW = 3
+"""Candidates that are measured: a probe costs the time of a few steps."""
+
+
+class Candidate(Record):
+    """`seconds` is one measured optimizer step; None = not measured."""
+
+    params: QLoRA
+    need_bytes: int
+    source: str
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        p = self.params
+        checkpointing = ", checkpointed" if p.grad_checkpoint else ""
+        return f"{p.batch_size} x {p.grad_accumulation_steps} accumulated{checkpointing}"
+
+
+class Choice(Record):
+    """`lines` say why, for people; `params` is None when nothing fits."""
+
+    params: QLoRA | None
+    lines: tuple[str, ...] = Field(description="one for each candidate, then the decision")
+
+
+def variants(params: QLoRA) -> tuple[QLoRA, ...]:
+    """Every micro-batch that divides the effective batch, with and without checkpointing; the one
+    that was asked for first, then larger micro-batches before smaller ones."""
+    whole = params.effective_batch
+    steps = params.optimizer_steps
+    found = [params]
+    for batch in (n for n in range(whole, 0, -1) if whole % n == 0):
+        accumulate = whole // batch
+        same = params.steps_after(params.iters) * params.grad_accumulation_steps == params.iters
+        if not same and accumulate != params.grad_accumulation_steps:
+            continue  # a last group that is not full would become another one
+        for checkpoint in (False, True):
+            found.append(
+                params.evolve(
+                    batch_size=batch,
+                    grad_accumulation_steps=accumulate,
+                    iters=steps * accumulate if same else params.iters,
+                    grad_checkpoint=checkpoint,
+                    **_cadence(params, accumulate),
+                )
+            )
+    return tuple(dict.fromkeys(found))
+
+
+def _cadence(params: QLoRA, accumulate: int) -> dict[str, int]:
+    """Reports, validations and checkpoints at the same optimizer steps as before."""
+    was = params.grad_accumulation_steps
+    return {
+        name: max(1, round(getattr(params, name) * accumulate / was))
+        for name in ("steps_per_report", "steps_per_eval", "save_every")
+    }
+
+
+def to_measure(
+    params: QLoRA, estimate: Callable[[QLoRA], MemoryEstimate], limit: int
+) -> tuple[Candidate, ...]:
+    """The few of `variants` that are worth measuring: those expected to fit, without
+    recomputing before with it; none when nothing is expected to fit."""
+    known = []
+    for one in variants(params):
+        found = estimate(one)
+        known.append(Candidate(params=one, need_bytes=found.total_bytes, source=found.source))
+    fitting = [one for one in known if one.need_bytes <= limit]
+    return tuple(sorted(fitting, key=lambda one: one.params.grad_checkpoint)[:FEW])
+
+
+def choose(candidates: Sequence[Candidate], limit: int) -> Choice:
+    """The least seconds among those that fit and were measured; the first that fits otherwise."""
+    lines = []
+    for one in candidates:
+        speed = "not measured" if one.seconds is None else f"{one.seconds:.2f} s a step"
+        fits = "fits" if one.need_bytes <= limit else "does not fit"
+        lines.append(f"{one.name}: {one.need_bytes / 1e9:.2f} GB ({one.source}), {speed}: {fits}")
+    fitting = [one for one in candidates if one.need_bytes <= limit]
+    if not fitting:
+        return Choice(params=None, lines=(*lines, f"nothing fits {limit / 1e9:.2f} GB"))
+    timed = [one for one in fitting if one.seconds is not None]
+    best = min(timed, key=lambda one: one.seconds or 0.0) if timed else fitting[0]
+    why = "the fastest that fits" if timed else "the first that fits; no step was measured"
+    return Choice(params=best.params, lines=(*lines, f"chosen: {best.name}: {why}"))
