@@ -126,6 +126,8 @@ def disturbed(
             return run
         found = project.store.last_checkpoint(run)
         tally.resumed_at.append(found.iteration if found else 0)
+        done = sum(tally.kills.values())
+        print(f"kill {done} of {wanted}: from {tally.resumed_at[-1]}", file=sys.stderr, flush=True)
         words = ["resume", run.run_id]
 
 

@@ -92,6 +92,8 @@ def test_a_stop_and_a_kill_in_mid_training_lose_nothing(
     assert [run["status"] for run in found] == ["stopped", "failed", "finished"]
     assert [run["resumed_from"] for run in found] == [None, found[0]["run_id"], found[1]["run_id"]]
     assert found[2]["iterations_done"] == 160
+    peaks = [int(str(run["peak_memory_bytes"])) for run in found]
+    assert peaks[2] == max(peaks), "the peak of a training is that of all its runs"
     assert git(project, "tag").split() == ["T001-complete", "T002-complete", "T003-complete"]
     log = type_in(project, "log", "--task", LEARNING).out
     lost = [line for line in log.splitlines() if owner in line and "in_progress -> ready" in line]

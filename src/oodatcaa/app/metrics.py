@@ -176,7 +176,20 @@ class ArtefactMetrics:
     # -- training
 
     def _peak_memory(self, _: GateRequest) -> MetricValue:
-        return _peak_in(self._run_dir)
+        """Of the whole training: a run that went on from another one's checkpoint is its end."""
+        found = _peak_in(self._run_dir)
+        run = self._run
+        while run.resumed_from is not None and found.value is not None:
+            try:
+                run = self._desk.runs.read(run.resumed_from)
+            except OodatcaaError:
+                gone = f"{found.detail}; run {run.resumed_from}, which it went on from, is gone"
+                return found.evolve(detail=gone)
+            earlier = _peak_in(self._desk.runs.folder(run.run_id)).value
+            if earlier is not None and earlier > found.value:
+                detail = f"of run {run.run_id}; {self._run.run_id} went on from it"
+                found = found.evolve(value=earlier, detail=detail)
+        return found
 
     def _nonfinite_tensors(self, _: GateRequest) -> MetricValue:
         import numpy

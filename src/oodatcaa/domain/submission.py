@@ -211,7 +211,8 @@ def _passed(
         evidence=held.evidence + ids,
         failure=None,
     )
-    text = f"{held.id} is done: {len(ids)} gates passed at {commit[:12]}"
+    gates = "1 gate" if len(ids) == 1 else f"{len(ids)} gates"
+    text = f"{held.id} is done: {gates} passed at {commit[:12]}"
     event = moved_event(held, done, actor, now, text, evidence=ids)
     story = board.story_by_id[held.story]
     after = put(board, done, story.evolve(commit=commit))

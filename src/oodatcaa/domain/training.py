@@ -329,7 +329,9 @@ class RunRecord(Record):
     memory_limit_bytes: int
     estimated_peak_bytes: int | None = None
     peak_memory_bytes: int | None = Field(
-        default=None, description="largest of the process tree's samples and MLX's own peak"
+        default=None,
+        description="largest of the process tree's samples and MLX's own peak, in this run and in "
+        "those that it went on from",
     )
     mlx_peak_bytes: int | None = None
     process_peak_bytes: int | None = None

@@ -362,10 +362,23 @@ class ChildBackend:
         measured = measured.evolve(
             process_peak_bytes=peak(measured.process_peak_bytes, ended.peak_bytes),
             control_group=ended.grouped,
-            peak_memory_bytes=peak(measured.peak_memory_bytes, ended.peak_bytes),
+            peak_memory_bytes=peak(
+                measured.peak_memory_bytes, ended.peak_bytes, *self._earlier_peaks(run)
+            ),
         )
         measured, status, failure = judge(measured, folder, ended, request.limit)
         return self._finish(measured, status, failure)
+
+    def _earlier_peaks(self, run: RunRecord) -> tuple[int | None, ...]:
+        """Of the run that this one went on from, which holds its own predecessors' already."""
+        if run.resumed_from is None:
+            return ()
+        try:
+            return (self.runs.read(self.name, run.resumed_from).peak_memory_bytes,)
+        except (
+            OodatcaaError
+        ):  # somebody removed that folder meanwhile: this run is whole all the same
+            return ()
 
     def _finish(self, run: RunRecord, status: RunStatus, failure: RunFailure | None) -> RunRecord:
         final = run.evolve(status=status, failure=failure, finished_at=datetime.now(UTC))
