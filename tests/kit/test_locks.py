@@ -148,11 +148,16 @@ def test_an_abandoned_wait_that_a_fork_copied_does_not_keep_the_lock(
 def test_a_forked_child_does_not_keep_its_dead_parents_lock(path: Path) -> None:
     parent = context.Process(target=_hold_fork_and_die, args=(path,))
     parent.start()
-    parent.join(20)
+    note = path.with_name("child")
+    end = time.monotonic() + 20
+    while not (note.exists() and note.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
     try:
         FileLock(path).acquire(20)
     finally:
-        os.kill(int(path.with_name("child").read_text()), signal.SIGKILL)
+        os.kill(int(note.read_text()), signal.SIGKILL)
+        parent.join(20)  # before that its forked child keeps the pipe that join waits for
 
 
 def _hold_fork_and_die(path: Path) -> None:

@@ -285,7 +285,7 @@ def builder(root: Path, spec: TrainSpec, code: str = BUILDER) -> subprocess.Pope
 def test_kill_9_of_the_builder_leaves_no_child_and_another_goes_on(
     backend: MlxBackend, spec: TrainSpec, tmp_path: Path
 ) -> None:
-    params = SMALL.evolve(iters=120, steps_per_eval=1000, save_every=5)
+    params = SMALL.evolve(iters=60, steps_per_eval=1000, save_every=5)
     first = builder(tmp_path, spec.evolve(params=params))
     parent = tmp_path / "runs" / "mlx"
     try:
@@ -308,7 +308,7 @@ def test_kill_9_of_the_builder_leaves_no_child_and_another_goes_on(
     assert found is not None
     again = backend.train(found.apply(spec.evolve(params=params)))
     assert again.status is RunStatus.FINISHED
-    assert again.iterations_done == 120
+    assert again.iterations_done == 60
     assert again.resumed_from == dead.run_id
 
 
