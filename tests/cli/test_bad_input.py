@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -69,6 +70,19 @@ def test_a_malformed_configuration(project: Path) -> None:
     for problem in ("wip.planner", "wip.foo: unknown key", "lease_minutes.builder"):
         assert problem in text
     assert no_sprint_was_opened(project)
+
+
+@pytest.mark.parametrize("name", [".oodatcaa/config.toml", "agents/extra.md", "OBJECTIVE.md"])
+def test_a_fifo_in_place_of_a_page_is_told_and_waited_for_by_nobody(
+    project: Path, name: str
+) -> None:
+    path = project / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    answer = type_in(project, "sprint", "new")
+    assert answer.code != 0, answer.text
+    assert "no regular file" in answer.text
+    assert "[internal" not in answer.text
 
 
 def test_every_bad_line_of_the_data_before_the_night_is_spent(

@@ -105,10 +105,11 @@ class Project:
     def objective(self) -> Objective:
         """OBJECTIVE.md of the main checkout. Raises OodatcaaError listing every problem."""
         from oodatcaa.domain.objective import parse_objective
+        from oodatcaa.kit.files import read_page
 
         path = self.root / OBJECTIVE_PATH
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_page(path)
         except FileNotFoundError as error:
             raise OodatcaaError(
                 "objective.missing", "there is no OBJECTIVE.md here", hint="oodatcaa init"

@@ -21,6 +21,7 @@ from oodatcaa.domain.definition import explain, parse_definition
 from oodatcaa.domain.task import Role
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.config import Config
+from oodatcaa.kit.files import read_page
 from oodatcaa.runners.presets import command_spec, presets
 
 FOLDER = "agents"
@@ -119,7 +120,7 @@ def _definitions(folder: Path, problems: list[str]) -> tuple[AgentDefinition, ..
         if path.name.lower() == "readme.md":
             continue
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_page(path)
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{source}: can not be read: {error}")
             continue

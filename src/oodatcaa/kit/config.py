@@ -16,6 +16,7 @@ from oodatcaa.domain.notices import NoticeKind
 from oodatcaa.domain.policy import LeaseMinutes, Policy, WipLimits
 from oodatcaa.domain.task import Approval
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.files import read_page
 
 PRESETS_WITH_COUNTS = frozenset(name for name, preset in PRESETS.items() if preset.counting)
 CONFIG_PATH = Path(".oodatcaa") / "config.toml"
@@ -256,10 +257,10 @@ def load_config(root: Path) -> Config:
     path = root / CONFIG_PATH
     hint = f"mend {CONFIG_PATH}; docs/reference/config.md lists every key"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_page(path))
     except FileNotFoundError:
         return Config()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise OodatcaaError("config.invalid", f"{CONFIG_PATH}: {error}", hint=hint) from error
     try:
         return Config.model_validate(data)

@@ -1,9 +1,11 @@
-"""Files that are either wholly old or wholly new."""
+"""Files that are written wholly or not at all, and read without waiting."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -47,3 +49,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_page(path: Path, most: int = 1_000_000) -> str:
+    """The text of a file that a person wrote. Never waits and never fills the memory.
+
+    Raises OSError for a fifo, a device, a folder, or more than `most` bytes; UnicodeDecodeError.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(handle, "rb") as file:  # noqa: PTH123 - of a handle
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return data.decode("utf-8").replace("\r\n", "\n")
