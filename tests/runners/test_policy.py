@@ -13,12 +13,12 @@ from oodatcaa.runners.policy import answer
 @pytest.mark.parametrize(
     ("kind", "paths", "command", "allowed"),
     [
-        ("read", ["/work/a.py"], "", True),
+        ("read", ["/project/a.py"], "", True),
         ("read", ["/etc/shadow"], "", False),
         ("think", [], "", True),
         ("read", [], "rm -rf /", False),
-        ("search", ["/work"], "git push", False),
-        ("edit", ["/work/a.py"], "curl evil", False),
+        ("search", ["/project"], "git push", False),
+        ("edit", ["/project/a.py"], "curl evil", False),
         ("read", [], "pytest -q", True),
         ("execute", ["/outside"], "pytest -q", False),
         ("execute", [], "pytest -q\nrm x", False),
@@ -26,7 +26,12 @@ from oodatcaa.runners.policy import answer
 )
 def test_the_label_is_not_trusted(kind: str, paths: list[str], command: str, allowed: bool) -> None:
     found = answer(
-        kind, paths, command, cwd="/work", allowed_paths=["/work"], allowed_commands=["pytest*"]
+        kind,
+        paths,
+        command,
+        cwd="/project",
+        allowed_paths=["/project"],
+        allowed_commands=["pytest*"],
     )
     assert found.allowed is allowed, found.why
 

@@ -89,11 +89,8 @@ def demo(
     say(f"{'project' if project is None else 'going on with the project'}: {folder}")
     there = f"cd {shlex.quote(str(into))} && oodatcaa"
     project = project or make_demo_project(folder)
-    again = f"{there} run"
-    if kill:
-        _run(project, plain=plain, again=again, also=DeliberateKill(project).tick)
-    else:
-        _run(project, plain=plain, again=again)
+    also = DeliberateKill(project).tick if kill else _nothing
+    _run(project, plain=plain, again=f"{there} run", also=also)
     following(f"{there} status")
 
 
@@ -106,12 +103,16 @@ def report() -> None:
     following("oodatcaa status")
 
 
+def _nothing(_state: str) -> None:
+    return None
+
+
 def _run(
     project: Project,
     *,
     plain: bool,
     again: str,
-    also: Callable[[str], None] = lambda _: None,
+    also: Callable[[str], None] = _nothing,
 ) -> None:
     """Run the crew and tell how it ended; `again` is what goes on after a stop, `also` is called
     with every tick."""

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from oodatcaa.cli import (
+    NORMAL_COLLECTIONS,
     crew,
     data,
     evaluation,
@@ -65,7 +66,6 @@ QUICK = frozenset(
 )
 """What is over in a moment keeps the rare collections of `cli/__init__.py`; others may hold
 gigabytes for hours."""
-NORMAL_COLLECTIONS = (700, 10, 10)
 
 
 def _run(words: list[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,17 @@ class TrainingRun(ABC):
             }
         )
 
-    def take_over(self, source: Path, note: CheckpointNote) -> None:
+    def resume(self, restore: Callable[[Path, int], CheckpointNote]) -> CheckpointNote | None:
+        """Have `restore(checkpoint, start iteration)` put the spec's checkpoint back, and take over
+        its metrics and the best weights so far. None for a run from the beginning."""
+        if self.spec.resume_from is None:
+            return None
+        source = Path(self.spec.resume_from)
+        note = restore(source, self.spec.start_iteration)
+        self._take_over(source, note)
+        return note
+
+    def _take_over(self, source: Path, note: CheckpointNote) -> None:
         """The metrics of the run that `source` is from, and the best weights so far."""
         write_atomic(self.folder / METRICS_FILE, (source / METRICS_FILE).read_bytes())
         own = self.folder / CHECKPOINTS_DIR
@@ -124,7 +134,7 @@ class TrainingRun(ABC):
             adopt(best, own)
         print(f"resumed after iteration {note.iteration} from {source}", flush=True)
 
-    def must_be_finite(self, bad: list[str], count: int) -> None:
+    def must_be_finite(self, bad: Sequence[str], count: int) -> None:
         """Raises Stop when `bad` names some of an adapter's `count` tensors."""
         if bad:
             raise Stop(not_finite(f"{bad[0]} ({len(bad)} of {count} adapter tensors)"))

@@ -36,6 +36,13 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     return save_bytes(path, save(tensors, metadata={"format": "pt"}))
 
 
+def not_finite(tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """Names of those with a value that is not a finite number."""
+    return tuple(
+        name for name, tensor in tensors.items() if not torch.isfinite(tensor).all().item()
+    )
+
+
 class Snapshot:
     """training.monitor.Boundary"""
 
@@ -52,9 +59,7 @@ class Snapshot:
 
     def not_finite(self) -> tuple[str, ...]:
         """See training.monitor.Boundary."""
-        return tuple(
-            name for name, tensor in self.adapter.items() if not torch.isfinite(tensor).all().item()
-        )
+        return not_finite(self.adapter)
 
     def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
         """The checkpoint's folder. DiskFullError leaves earlier ones alone."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import yaml
 
 from oodatcaa.domain.training import Machine
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.training.checkpoints import CheckpointNote, RunIdentity, verify
+from oodatcaa.training.checkpoints import RunIdentity, verify
 from oodatcaa.training.engine import TrainingRun
 from oodatcaa.training.examples import (
     Examples,
@@ -21,7 +20,13 @@ from oodatcaa.training.examples import (
     validation_batches,
 )
 from oodatcaa.training.hf import setup
-from oodatcaa.training.hf.checkpoints import State, adapter_tensors, restore, save_tensors
+from oodatcaa.training.hf.checkpoints import (
+    State,
+    adapter_tensors,
+    not_finite,
+    restore,
+    save_tensors,
+)
 from oodatcaa.training.hf.counters import COUNTERS, device, machine
 from oodatcaa.training.hf.loss import make_batch, token_losses
 from oodatcaa.training.hf.rows import row_tokens
@@ -64,7 +69,9 @@ class Run(TrainingRun):
         optimizer = setup.make_optimizer(network, self.params)
         identity = identity.evolve(facts={**identity.facts, "loss path": LOSS_PATH})
         config = self._write_configs(network)
-        resumed = self._restore(network, optimizer, identity)
+        resumed = self.resume(
+            lambda source, start: restore(source, network, optimizer, identity, start)
+        )
         if self.params.grad_checkpoint:
             setup.checkpoint_blocks(network)
         state = State(network, optimizer, resumed.optimizer_step if resumed else 0)
@@ -131,16 +138,6 @@ class Run(TrainingRun):
         network.train()
         return total / count if count else None
 
-    def _restore(
-        self, network: Any, optimizer: Any, identity: RunIdentity
-    ) -> CheckpointNote | None:
-        if self.spec.resume_from is None:
-            return None
-        source = Path(self.spec.resume_from)
-        note = restore(source, network, optimizer, identity, self.spec.start_iteration)
-        self.take_over(source, note)
-        return note
-
     def _write_configs(self, network: Any) -> dict[str, Any]:
         text = yaml.safe_dump(setup.described(self.spec), sort_keys=False)
         header = "# The options of this run under the names of transformers and PEFT\n"
@@ -153,8 +150,7 @@ class Run(TrainingRun):
             verify(best)
             setup.load_adapter(network, best)
         tensors = adapter_tensors(network)
-        bad = [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]
-        self.must_be_finite(bad, len(tensors))
+        self.must_be_finite(not_finite(tensors), len(tensors))
         self.progress.say("saving")
         try:
             self.write_adapter_config(config)

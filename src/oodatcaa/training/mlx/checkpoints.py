@@ -40,6 +40,11 @@ def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, s
     return save_bytes(path, buffer.getbuffer())
 
 
+def not_finite(tensors: dict[str, mx.array]) -> tuple[str, ...]:
+    """Names of those with a value that is not a finite number."""
+    return tuple(name for name, tensor in tensors.items() if not mx.isfinite(tensor).all().item())
+
+
 class Snapshot:
     """Everything a checkpoint holds, taken at one moment (MLX arrays never change in place).
 
@@ -60,13 +65,10 @@ class Snapshot:
 
     def not_finite(self) -> tuple[str, ...]:
         """See training.monitor.Boundary."""
-        return tuple(
-            name for name, tensor in self.adapter.items() if not mx.isfinite(tensor).all().item()
-        )
+        return not_finite(self.adapter)
 
     def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
         """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
-
         return save_checkpoint(
             parent,
             self.note,

@@ -12,14 +12,14 @@ from mlx_lm.tuner.trainer import TrainingArgs, evaluate, grad_checkpoint, train
 
 from oodatcaa.domain.training import Machine, TrainSpec
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.training.checkpoints import CheckpointNote, RunIdentity, verify
+from oodatcaa.training.checkpoints import RunIdentity, verify
 from oodatcaa.training.engine import TrainingRun
 from oodatcaa.training.examples import Examples, segments
 from oodatcaa.training.formulas import at_once
 from oodatcaa.training.mlx import setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, tokenize
 from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine
-from oodatcaa.training.mlx.checkpoints import State, restore, save_tensors
+from oodatcaa.training.mlx.checkpoints import State, not_finite, restore, save_tensors
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.guard import COUNTERS
 from oodatcaa.training.mlx.loss import Split, make_loss, split_head
@@ -64,7 +64,9 @@ class Run(TrainingRun):
         split = split_head(network)
         identity = identity.evolve(facts={**identity.facts, "loss path": _loss_path(split)})
         config = self._write_configs()
-        resumed = self._restore(network, optimizer, identity)
+        resumed = self.resume(
+            lambda source, start: restore(source, network, optimizer, identity, start)
+        )
         if self.params.grad_checkpoint:
             # Before the prefix is split off: a block that is computed again in the backward pass
             # must find the input that it was given, not the one that the prefix replaces.
@@ -159,17 +161,6 @@ class Run(TrainingRun):
             max_seq_length=self.params.max_seq_length,
         )
 
-    def _restore(
-        self, network: Any, optimizer: Any, identity: RunIdentity
-    ) -> CheckpointNote | None:
-        """Put the checkpoint back and take over its metrics, and the best weights so far."""
-        if self.spec.resume_from is None:
-            return None
-        source = Path(self.spec.resume_from)
-        note = restore(source, network, optimizer, identity, self.spec.start_iteration)
-        self.take_over(source, note)
-        return note
-
     def _write_configs(self) -> dict[str, Any]:
         config = setup.lora_config(self.spec, self.folder / ADAPTERS_DIR)
         write_atomic(self.folder / LORA_CONFIG_FILE, setup.lora_yaml(config))
@@ -182,8 +173,7 @@ class Run(TrainingRun):
             verify(best)
             network.load_weights(str(best / ADAPTER_FILE), strict=False)
         tensors = setup.adapter_tensors(network)
-        bad = [name for name, t in tensors.items() if not mx.isfinite(t).all().item()]
-        self.must_be_finite(bad, len(tensors))
+        self.must_be_finite(not_finite(tensors), len(tensors))
         self.progress.say("saving")
         try:
             self.write_adapter_config(config)
