@@ -10,12 +10,12 @@ import json
 import re
 import signal
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from oodatcaa.domain.evidence import Baseline, GateSpec, Verdict
 from oodatcaa.domain.gate_presets import UNREACHABLE, Counting, GatePreset, preset_for
 from oodatcaa.gates import tools
 from oodatcaa.gates.judging import Judgement, crashed, failed, not_run, one_line, passed, with_note
+from oodatcaa.gates.pytest_runs import Asked
 from oodatcaa.kit.process import CommandResult
 
 NO_TESTS_RAN = 5
@@ -125,16 +125,16 @@ def _read_tool(preset: GatePreset, code: int, text: str, said: str, *, strict: b
 
 
 def confirmed(
-    reading: Reading, preset: GatePreset | None, command: str, text: str, report: Path | None
+    reading: Reading, preset: GatePreset | None, command: str, text: str, asked: Asked | None
 ) -> Reading:
-    """The reading, if the tool left what only a finished run leaves; `report` is where pytest had
-    to write, None = nothing was asked of it."""
+    """The reading, if the tool left what only a finished run leaves; `asked` is what pytest had to
+    leave, None = nothing was asked of it."""
     verdict = reading.judgement.verdict
     if verdict is Verdict.PASSED and tools.mypy_said_nothing(preset, command, text):
         return Reading(crashed("exit code 0, but mypy does not say what it checked"))
-    if report is None or not (verdict is Verdict.PASSED or reading.comparable):
+    if asked is None or not (verdict is Verdict.PASSED or reading.comparable):
         return reading
-    found = tools.read_report(report)
+    found = asked.read()
     if isinstance(found, str):
         return Reading(crashed(f"{reading.judgement.detail}, but {found}"))
     if found.tests <= found.skipped:
@@ -142,6 +142,8 @@ def confirmed(
     if found.failed and verdict is Verdict.PASSED:
         count = f"{found.failed} of {found.tests} tests"
         return Reading(crashed(f"{reading.judgement.detail}, but its report says {count} failed"))
+    if found.note:
+        reading = replace(reading, judgement=with_note(reading.judgement, found.note))
     if preset is not None and preset.name == "pytest":
         return replace(reading, findings=float(found.failed))
     return reading

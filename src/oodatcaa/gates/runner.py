@@ -28,6 +28,7 @@ from oodatcaa.gates.judging import (
     with_note,
 )
 from oodatcaa.gates.ports import Checkouts, GateRequest, MetricSource
+from oodatcaa.gates.pytest_runs import ask
 from oodatcaa.gates.reading import Reading, compare, confirmed, read_command
 from oodatcaa.gates.store import EvidenceStore
 from oodatcaa.gates.variables import UnknownVariables, fill
@@ -173,16 +174,16 @@ class GateRunner:
             return _Seen(crashed(why), facts)
         seconds, limits = bounded(gate, self._config)
         env = tools.without_project(preset, bench.env, bench.worktree)
-        report = tools.new_report(command, bench.reports) if bench.reports else None
-        if report is not None:
-            env = tools.asking_for(report, env)
+        asked = ask(command, bench.reports) if bench.reports else None
+        if asked is not None:
+            env = asked.environment(env)
         result = self._benches.execute(line, bench, output, seconds, limits, env)
         if isinstance(result, str):
             return _Seen(crashed(result), facts)
         text = output.read_text(encoding="utf-8", errors="replace")
         reading = read_command(gate.evolve(timeout_seconds=seconds), line, result, text)
         if gate.expect == "success":
-            reading = confirmed(reading, preset, command, text, report)
+            reading = confirmed(reading, preset, command, text, asked)
         facts |= {
             "exit_code": result.exit_code,
             "output_sha256": result.output_sha256,
