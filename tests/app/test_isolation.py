@@ -73,6 +73,8 @@ def test_every_trespass_is_named_and_refused(project: Project) -> None:
 
     (root / "README.md").write_text("agents were here\n")
     (root / "left.txt").write_text("x")
+    git(root, "update-index", "--skip-worktree", ".gitignore")
+    (root / ".gitignore").write_text("hidden from git status\n")
     git(root, "branch", "sneaky")
     git(root, "tag", "T002-complete", "feat/T001-" + project.board().story_by_id["T001"].slug)
     git(root, "config", "alias.st", "!evil")
@@ -92,6 +94,7 @@ def test_every_trespass_is_named_and_refused(project: Project) -> None:
     for words in (
         "main checkout: README.md was changed",
         "main checkout: left.txt was changed",
+        "main checkout: .gitignore was changed",
         "refs/heads/sneaky was made",
         "refs/tags/T002-complete was made",
         "refs/heads/main was moved",
@@ -140,19 +143,25 @@ def test_a_look_that_was_tampered_with_is_no_look(
     assert after.status.value == "needs_adapt"
 
 
-def test_what_a_dead_attempt_left_is_parked_and_named(project: Project) -> None:
+@pytest.mark.parametrize("flag", ["", "--skip-worktree", "--assume-unchanged"])
+def test_what_a_dead_attempt_left_is_parked_and_named(project: Project, flag: str) -> None:
+    """Also when git was told to overlook it."""
     plan(project, "T001")
     build(project, "T001-B01")
     tree = worktree(project)
-    (tree / "half.md").write_text("half a thought\n")
+    if flag:
+        git(tree, "update-index", flag, "notes/T001.md")
+    else:
+        (tree / "half.md").write_text("half a thought\n")
     (tree / "notes/T001.md").write_text("changed\n")
     task = project.board().find("T001-B01")
     assert isinstance(task, Subtask)
     tidy_worktree(project, task, "builder-A", project.plans.load("T001", 1))
     assert git(tree, "status", "--porcelain") == ""
     (ref,) = git(project.root, "for-each-ref", "--format=%(refname)", "refs/oodatcaa").splitlines()
-    assert git(project.root, "show", f"{ref}:half.md") == "half a thought"
+    assert flag or git(project.root, "show", f"{ref}:half.md") == "half a thought"
     assert git(project.root, "show", f"{ref}:notes/T001.md") == "changed"
+    assert (tree / "notes/T001.md").read_text() != "changed\n"
     assert ref in type_command(project.root, "log", "--task", "T001-B01")
 
 

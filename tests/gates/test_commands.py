@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, Verdict, verdict_of
 from oodatcaa.gates import EvidenceStore
@@ -175,3 +176,19 @@ def test_a_stop_leaves_the_rest_not_run(check: Check) -> None:
 
     found = check("main", "sleep 60", "true", should_stop=stop)
     assert [item.verdict for item in found] == [Verdict.NOT_RUN] * 2
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_a_change_that_git_is_told_to_overlook_is_seen_and_undone(check: Check, flag: str) -> None:
+    hides = f"git update-index {flag} README.md && echo a mess > README.md"
+    first, second = check("main", hides, "grep -q 'a shop' README.md")
+    assert first.verdict is Verdict.FAILED, first.detail
+    assert "it changed tracked files: README.md" in first.detail
+    assert second.verdict is Verdict.PASSED
+
+
+def test_a_gate_prepares_nothing_for_the_next_ones_tools(check: Check) -> None:
+    names = "$MYPY_CACHE_DIR $BLACK_CACHE_DIR"
+    writes = f"for name in {names}; do mkdir -p $name; touch $name/x; done; ls $MYPY_CACHE_DIR/x"
+    first, second = check("main", writes, f"! ls {names} 2>&1 | grep x$")
+    assert [first.verdict, second.verdict] == [Verdict.PASSED] * 2, second.output_tail

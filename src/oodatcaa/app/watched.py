@@ -28,7 +28,8 @@ READ_BYTES = 10_000_000
 
 def changes(project: Project, checkout: Path) -> dict[str, str]:
     """Changed path of a checkout -> what is there."""
-    return {path: content(checkout / path) for path in project.repo.dirty_paths(checkout)}
+    found = project.repo.dirty_paths(checkout, hidden=True)
+    return {path: content(checkout / path) for path in found}
 
 
 def worktrees(project: Project, own: str) -> dict[str, str]:

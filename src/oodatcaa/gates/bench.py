@@ -46,6 +46,7 @@ class Bench:
     values: dict[str, str]
     code_path: str | None = None
     keep: tuple[str, ...] = ()
+    index: bytes = b""
     reports: Path | None = None
     problem: str = ""
     spoilt: bool = False
@@ -84,11 +85,12 @@ class Benches:
         copy = rehearse(self._checkouts.root, self._store.work_dir, shims / "work")
         bench = self._bench(worktree, shims / "first", request, "", cached)
         bench.env |= copy
+        index = self._checkouts.index_of(worktree)
         with cached.held() if cached else nullcontext():
             self._furnish(bench, request, cached)
         # Setup may have made the environment that the gates run in, but no change to the code.
         made = self._checkouts.dirty_paths(worktree)
-        self._checkouts.restore(worktree, request.commit, made)
+        self._checkouts.restore(worktree, request.commit, made, index)
         bench.keep = self._checkouts.dirty_paths(worktree)
         if bench.problem:
             return bench
@@ -99,7 +101,7 @@ class Benches:
             )
         final = self._bench(worktree, shims / "gates", request, python, cached)
         final.env |= copy
-        final.keep = bench.keep
+        final.keep, final.index = bench.keep, index
         final.reports = shims
         if not final.python.is_file():
             final.problem = f"the gates' interpreter {final.python} does not exist"
@@ -148,7 +150,7 @@ class Benches:
         notes = []
         changed: tuple[str, ...] = ()
         try:
-            changed = self._checkouts.restore(bench.worktree, commit, bench.keep)
+            changed = self._checkouts.restore(bench.worktree, commit, bench.keep, bench.index)
         except (OodatcaaError, OSError) as error:
             bench.spoilt = True
             note = f"the next gate gets a fresh worktree: {error}"

@@ -27,9 +27,16 @@ class Checkouts(Protocol):
         """What differs from the commit in `checkout`; nothing that git ignores."""
         ...
 
-    def restore(self, checkout: Path, commit: str, keep: Collection[str] = ()) -> tuple[str, ...]:
+    def index_of(self, checkout: Path) -> bytes:
+        """Git's index of `checkout`, for `restore`."""
+        ...
+
+    def restore(
+        self, checkout: Path, commit: str, keep: Collection[str] = (), index: bytes = b""
+    ) -> tuple[str, ...]:
         """Bring `checkout` back to `commit`; the paths that had been changed. Untracked paths in
-        `keep` and everything ignored stay."""
+        `keep` and everything ignored stay. With `index`, from before a check ran, nothing that the
+        check told git hides a change."""
         ...
 
     def sizes_at(self, commit: str) -> dict[str, int]:

@@ -174,6 +174,8 @@ class GateRunner:
             return _Seen(crashed(why), facts)
         seconds, limits = bounded(gate, self._config)
         env = tools.without_project(preset, bench.env, bench.worktree)
+        if bench.reports is not None:
+            env = tools.with_own_caches(env, bench.reports)
         asked = ask(command, bench.reports) if bench.reports else None
         if asked is not None:
             env = asked.environment(env)

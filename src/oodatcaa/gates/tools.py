@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from pathlib import Path
 
 from oodatcaa.domain.gate_presets import GatePreset
@@ -66,6 +67,14 @@ def without_project(
     paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     kept = [path for path in paths if not Path(path).is_relative_to(worktree)]
     return {**env, "PYTHONPATH": os.pathsep.join(kept), "PYTHONSAFEPATH": "1"}
+
+
+def with_own_caches(env: dict[str, str], folder: Path) -> dict[str, str]:
+    """What tools remember of files that look unchanged is of this gate alone: code that ran in an
+    earlier one could have written it."""
+    place = folder / f"caches-{secrets.token_hex(8)}"
+    names = {"MYPY_CACHE_DIR": "mypy", "BLACK_CACHE_DIR": "black", "RUFF_CACHE_DIR": "ruff"}
+    return {**env, **{name: str(place / tool) for name, tool in names.items()}}
 
 
 def mypy_said_nothing(preset: GatePreset | None, command: str, text: str) -> bool:

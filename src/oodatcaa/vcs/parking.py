@@ -31,7 +31,7 @@ def park_worktree(root: Path, checkout: Path, label: str, *, commits_only: bool 
     head = read_head(checkout).sha
     if head is None:
         return ""
-    dirty = () if commits_only else dirty_paths(checkout)
+    dirty = () if commits_only else dirty_paths(checkout, hidden=True)
     if dirty:
         return park_commit(root, _snapshot(checkout, head, dirty, label), label)
     if run_git(root, ["for-each-ref", "--count=1", f"--contains={head}"]).line:

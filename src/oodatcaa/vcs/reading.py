@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 from oodatcaa.errors import OodatcaaError
@@ -63,13 +65,37 @@ def merge_of(cwd: Path, commit: str, target: str) -> str | None:
     return None
 
 
-def dirty_paths(checkout: Path, *, untracked: bool = True) -> tuple[str, ...]:
+def dirty_paths(checkout: Path, *, untracked: bool = True, hidden: bool = False) -> tuple[str, ...]:
     """What differs from HEAD, relative to the top: changed, staged, deleted and (by default)
-    untracked paths; nothing that git ignores, nothing of the crew's live state."""
+    untracked paths; nothing that git ignores, nothing of the crew's live state. With `hidden` also
+    what git was told to overlook, as a person may have done in a checkout of their own."""
     mode = "all" if untracked else "no"
     args = ["status", "--porcelain=v1", "-z", "--no-renames", f"--untracked-files={mode}"]
-    found = (field[3:] for field in run_git(checkout, args).fields())
-    return tuple(sorted({path for path in found if not is_live(path)}))
+    found = {field[3:] for field in run_git(checkout, args).fields()}
+    if hidden:
+        found |= set(hidden_paths(checkout))
+    return tuple(sorted(path for path in found if not is_live(path)))
+
+
+def hidden_paths(checkout: Path) -> tuple[str, ...]:
+    """Changed files that git was told to overlook (`update-index --assume-unchanged`,
+    `--skip-worktree`). Files that a sparse checkout left out are none."""
+    flagged = {
+        line[2:]
+        for line in run_git(checkout, ["ls-files", "-v", "-z"]).fields()
+        if line[0].islower() or line[0] == "S"
+    }
+    if not flagged or try_resolve(checkout, "HEAD") is None:
+        return ()
+    sparse = run_git(checkout, ["config", "--bool", "core.sparseCheckout"], may_fail=True)
+    if sparse.line == "true":
+        flagged = {path for path in flagged if os.path.lexists(checkout / path)}
+    with tempfile.TemporaryDirectory(prefix="oodatcaa-index-") as folder:
+        env = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        run_git(checkout, ["read-tree", "HEAD"], env=env)
+        args = ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=no"]
+        changed = {field[3:] for field in run_git(checkout, args, env=env).fields()}
+    return tuple(sorted(flagged & changed))
 
 
 def is_live(path: str) -> bool:

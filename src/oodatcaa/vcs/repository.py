@@ -107,10 +107,11 @@ class Repository:
         return RepositoryStatus(root=self.root, head=self.head(), dirty=self.dirty_paths())
 
     def dirty_paths(
-        self, checkout: Path | None = None, *, untracked: bool = True
+        self, checkout: Path | None = None, *, untracked: bool = True, hidden: bool = False
     ) -> tuple[str, ...]:
-        """Changed, staged, deleted and untracked paths; nothing ignored, no live state."""
-        return reading.dirty_paths(checkout or self.root, untracked=untracked)
+        """Changed, staged, deleted and untracked paths; nothing ignored, no live state. With
+        `hidden` also changed files that git was told to overlook."""
+        return reading.dirty_paths(checkout or self.root, untracked=untracked, hidden=hidden)
 
     def resolve(self, name: str) -> str:
         """The full commit id of a branch, tag or id. Raises OodatcaaError git.unknown_commit."""
@@ -204,16 +205,23 @@ class Repository:
         """`with repository.check_worktree(sha, "T001-B01") as path:` fresh, detached, temporary."""
         return self._worktrees.check(commit, label)
 
-    def restore(self, checkout: Path, commit: str, keep: Collection[str] = ()) -> tuple[str, ...]:
+    def index_of(self, checkout: Path) -> bytes:
+        """Git's index of a checkout, for `restore`."""
+        return worktrees.index_of(checkout)
+
+    def restore(
+        self, checkout: Path, commit: str, keep: Collection[str] = (), index: bytes = b""
+    ) -> tuple[str, ...]:
         """Bring a check worktree back to `commit`; the paths that had been changed.
 
-        Untracked paths in `keep` and everything ignored stay. Never for a person's checkout.
+        Untracked paths in `keep` and everything ignored stay. With `index`, from before the check,
+        nothing hides a change. Never for a person's checkout.
         """
         if checkout == self.root:
             raise RefusedError(
                 "git.not_ours", f"{checkout} is the main checkout", hint="git status"
             )
-        return worktrees.restore(checkout, self.resolve(commit), keep)
+        return worktrees.restore(checkout, self.resolve(commit), keep, index)
 
     def prune_checks(
         self,

@@ -27,6 +27,7 @@ from oodatcaa.vcs.parking import park_commit, park_worktree
 from oodatcaa.vcs.reading import (
     dirty_paths,
     git_folder,
+    hidden_paths,
     list_worktrees,
     read_head,
     resolve,
@@ -138,7 +139,7 @@ class Worktrees:
         path = self._layout.worktrees_dir / story_id
         with self._locked():
             found = {item.path: item for item in list_worktrees(self._layout.root)}.get(path)
-            if found is None or not self._usable(found) or not dirty_paths(path):
+            if found is None or not self._usable(found) or not dirty_paths(path, hidden=True):
                 return ""
             drop_stale_index_lock(path)
             ref = park_worktree(self._layout.root, path, label)
@@ -158,7 +159,7 @@ class Worktrees:
                 )
             drop_stale_index_lock(path)
             ref = park_commit(self._layout.root, resolve(path, "HEAD"), label)
-            if dirty_paths(path):
+            if dirty_paths(path, hidden=True):
                 park_worktree(self._layout.root, path, label)
                 _clean(path)
             run_git(path, ["reset", "--quiet", "--hard", sha])
@@ -189,7 +190,7 @@ class Worktrees:
         with self._locked():
             if path not in {item.path for item in list_worktrees(self._layout.root)}:
                 return False
-            if not force and path.exists() and (dirty := dirty_paths(path)):
+            if not force and path.exists() and (dirty := dirty_paths(path, hidden=True)):
                 raise OodatcaaError(
                     "git.worktree_dirty",
                     f"{path} holds work that is not committed",
@@ -325,13 +326,23 @@ def checks_folder(root: Path) -> Path:
     return Path(platformdirs.user_cache_dir("oodatcaa")).resolve() / "checks" / key
 
 
-def restore(checkout: Path, commit: str, keep: Collection[str] = ()) -> tuple[str, ...]:
+def index_of(checkout: Path) -> bytes:
+    """Git's index of a checkout, for `restore`."""
+    return (git_folder(checkout) / "index").read_bytes()
+
+
+def restore(
+    checkout: Path, commit: str, keep: Collection[str] = (), index: bytes = b""
+) -> tuple[str, ...]:
     """Bring a checkout of which we are the only user back to `commit`, detached.
 
     Tracked files are reset, untracked ones removed unless in `keep`; what git ignores stays.
-    Returns the paths that had been changed.
+    Returns the paths that had been changed. With `index`, as it was before strange code ran there,
+    nothing that it told git hides a change.
     """
     drop_stale_index_lock(checkout)
+    if index:
+        write_atomic(git_folder(checkout) / "index", index)
     changed = {path for path in dirty_paths(checkout) if path not in keep}
     head = read_head(checkout)
     if head.kind == "detached" and head.sha == commit and not dirty_paths(checkout):
@@ -353,6 +364,9 @@ def restore(checkout: Path, commit: str, keep: Collection[str] = ()) -> tuple[st
 
 def _clean(checkout: Path) -> None:
     """Back to HEAD; what git ignores stays. Only after its work was parked."""
+    if hidden := hidden_paths(checkout):
+        for flag in ("--no-assume-unchanged", "--no-skip-worktree"):
+            run_git(checkout, ["update-index", flag, "-z", "--stdin"], stdin="\0".join(hidden))
     run_git(checkout, ["reset", "--quiet", "--hard"])
     run_git(checkout, ["clean", "-d", "--force", "--quiet"])
 
