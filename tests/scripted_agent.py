@@ -8,7 +8,7 @@ Actions: {"write": path, "text": …} · {"append": path, "text": …} · {"say"
 · {"usage": [input, output, cost]} · {"sleep": seconds} · {"silent": seconds} · {"flood": bytes}
 · {"grandchild": pid file} · {"error": message} · {"denied": [..]} · {"done": text} · {"exit": code}
 · {"die": signal} · {"ignore_term": true} · {"run": command} · {"linger": seconds}
-· {"commit": message} · {"wait_for": path}
+· {"commit": message} · {"wait_for": path} · {"eat": bytes}
 """
 
 from __future__ import annotations
@@ -68,6 +68,13 @@ def commit(message: str) -> None:
     subprocess.run(["git", *who, "commit", "-q", "-m", message], check=True)
 
 
+def eat(size: int) -> None:
+    """Fill this much memory, and hold it for a while."""
+    held = bytearray(os.urandom(1 << 20) * (size >> 20))
+    slow(20)
+    del held
+
+
 def play(action: dict[str, Any]) -> None:
     (name, value), *_ = action.items()
     plain: dict[str, Callable[[], object]] = {
@@ -90,6 +97,7 @@ def play(action: dict[str, Any]) -> None:
         "linger": lambda: time.sleep(value),
         "commit": lambda: commit(value),
         "wait_for": lambda: wait_for(value),
+        "eat": lambda: eat(value),
     }
     plain[name]()
 

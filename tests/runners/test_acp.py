@@ -94,6 +94,11 @@ def test_a_refusal_a_death_and_a_missing_program(tmp_path: Path) -> None:
     assert run(tmp_path, DONE, argv=["no-such-agent"]).ending is Ending.MISSING
 
 
+def test_memory_beyond_its_bound_ends_it(tmp_path: Path) -> None:
+    turn = run(tmp_path, {"eat": 600_000_000}, DONE, memory_bytes=200_000_000)
+    assert turn.ending is Ending.MEMORY, turn.detail
+
+
 def test_silence_and_budget_end_it(tmp_path: Path) -> None:
     assert run(tmp_path, {"silent": 60}, silence_seconds=1.5).ending is Ending.SILENT
 

@@ -13,6 +13,8 @@ import pytest
 
 from agent_making import calls, order, script, spec
 from oodatcaa.domain.agents import Ending, Turn, Usage
+from oodatcaa.kit.memory_bound import MemoryBound
+from oodatcaa.kit.process import Child
 from oodatcaa.runners.command import ARGUMENT_BYTES, CommandRunner
 from oodatcaa.runners.ports import Watch
 
@@ -234,3 +236,24 @@ def test_the_agent_does_not_learn_of_what_is_unset(tmp_path: Path) -> None:
     CommandRunner(spec(path, unset=["SCRIPTED_SECRET"])).run(order(tmp_path), Watch())
     del os.environ["SCRIPTED_SECRET"]
     assert (tmp_path / "gone").exists()
+
+
+def test_a_tree_that_wants_more_memory_than_it_may_is_ended_and_named(tmp_path: Path) -> None:
+    turn = run(tmp_path, {"eat": 600_000_000}, DONE, memory_bytes=200_000_000)
+    assert turn.ending is Ending.MEMORY, turn.detail
+    assert "its 0.2 GB of memory" in turn.detail
+
+
+def test_a_failure_within_its_memory_is_an_ordinary_one(tmp_path: Path) -> None:
+    turn = run(tmp_path, {"error": "overloaded"}, {"exit": 1}, memory_bytes=4_000_000_000)
+    assert turn.ending is Ending.ERROR
+
+
+def test_where_the_kernel_sets_no_bound_a_look_at_the_tree_does() -> None:
+    code = "import time; held = bytearray(400_000_000); print('full', flush=True); time.sleep(60)"
+    with MemoryBound(200_000_000) as bound, Child.start([sys.executable, "-c", code]) as child:
+        bound.watch(child)
+        while not (why := bound.over()):
+            assert child.wait(0.1) is None
+    assert "more than its 0.2 GB" in why
+    assert bound.ran_out() == why

@@ -237,6 +237,7 @@ class OutsideAgents:
             tools=definition.tools,
             seconds=60 * (limits.minutes or settings.minutes),
             silence_seconds=60 * (limits.silence_minutes or settings.silence_minutes),
+            memory_bytes=limits.memory_bytes or settings.memory_bytes,
             allowed_paths=(str(cwd),),
             allowed_commands=getattr(spec, "allow_commands", ()),
         )

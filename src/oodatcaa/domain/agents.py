@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.evidence import Bytes
 from oodatcaa.domain.task import Role, StoryId, TaskId
 
 BUILTIN = "builtin"
@@ -25,9 +26,14 @@ class Limits(Record):
 
 
 class AgentLimits(Limits):
-    """The limits of one call of an agent; `silence_minutes` is how long it may print nothing."""
+    """The limits of one call of an agent."""
 
-    silence_minutes: PositiveFloat | None = None
+    silence_minutes: PositiveFloat | None = Field(
+        default=None, description="it may print nothing for this long"
+    )
+    memory_bytes: Bytes | None = Field(
+        default=None, description="its whole process tree; 4GB or 512MiB may be written"
+    )
 
 
 class AgentDefinition(Record):
@@ -258,6 +264,7 @@ class Ending(StrEnum):
     ERROR = "agent_error"
     DENIED = "denied"
     TIMEOUT = "timeout"
+    MEMORY = "memory"
     SILENT = "silent"
     BUDGET = "budget"
     STOPPED = "stopped"
@@ -295,6 +302,7 @@ class Order(Record):
     tools: tuple[str, ...] = ()
     seconds: PositiveFloat = 3600.0
     silence_seconds: PositiveFloat = 900.0
+    memory_bytes: PositiveInt | None = Field(default=None, description="of its process tree")
     allowed_paths: tuple[str, ...] = Field(default=(), description="acp: below these it may write")
     allowed_commands: tuple[str, ...] = Field(default=(), description="acp: patterns of commands")
     env: dict[str, str] = Field(default_factory=dict, description="set for the agent")

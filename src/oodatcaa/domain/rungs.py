@@ -57,6 +57,7 @@ KINDS: dict[str, FailureClass] = {
     "merge": FailureClass.CONFLICT,
     "conflict": FailureClass.CONFLICT,
     "timeout": FailureClass.TIMEOUT,
+    "memory": FailureClass.MEMORY,
     "memory_gate": FailureClass.MEMORY,
     "agent_error": FailureClass.AGENT_ERROR,
     "invalid_output": FailureClass.INVALID_OUTPUT,

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 
 from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.budgets import Budgets
-from oodatcaa.domain.evidence import ResourceLimits
+from oodatcaa.domain.evidence import Bytes, ResourceLimits
 from oodatcaa.domain.gate_presets import PRESETS, preset_for
 from oodatcaa.domain.notices import NoticeKind
 from oodatcaa.domain.policy import LeaseMinutes, Policy, WipLimits
@@ -124,6 +124,10 @@ class AgentsConfig(Record):
         default=60, description="one call, unless its own limits say otherwise"
     )
     silence_minutes: PositiveFloat = Field(default=15, description="it may print nothing for this")
+    memory_bytes: Bytes = Field(
+        default=16_000_000_000,
+        description="one agent's whole process tree, unless its own limits say otherwise",
+    )
     retries: int = Field(default=3, ge=0, description="after an error of the agent, per claim")
     isolation: Literal["refuse", "warn"] = Field(
         default="refuse",

@@ -325,6 +325,7 @@ def run_command(
     max_output: int = MAX_OUTPUT_BYTES,
     should_stop: Callable[[], bool] | None = None,
     limits: Limits = NO_LIMITS,
+    on_start: Callable[[Child], None] | None = None,
 ) -> CommandResult:
     """Run a command to its end, or to `timeout` seconds, and say what it did.
 
@@ -338,6 +339,8 @@ def run_command(
     output = BoundedOutput(output_path, max_output)
     child = Child.start(argv, cwd=cwd, env=env, output=subprocess.PIPE, limits=limits)
     with contextlib.closing(output), child:
+        if on_start is not None:
+            on_start(child)
         deadline = None if timeout is None else started + timeout
         ended = _pump(child, output, deadline, should_stop)
         if ended:

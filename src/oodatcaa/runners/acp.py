@@ -14,9 +14,17 @@ from acp import schema
 
 from oodatcaa.domain.agents import AcpSpec, CommandSpec, Ending, Order, Turn
 from oodatcaa.kit.files import write_atomic
+from oodatcaa.kit.memory_bound import MemoryBound
 from oodatcaa.kit.process import BoundedSink, Child
 from oodatcaa.runners.acp_client import PolicyClient
-from oodatcaa.runners.command import GRACE_SECONDS, LOG_BYTES, environment, fill, link_config
+from oodatcaa.runners.command import (
+    GRACE_SECONDS,
+    LOG_BYTES,
+    environment,
+    fill,
+    last_words,
+    link_config,
+)
 from oodatcaa.runners.ports import Watch
 
 TICK_SECONDS = 0.25
@@ -45,6 +53,7 @@ class AcpRunner:
         with ExitStack() as stack:
             errors = stack.enter_context(BoundedSink(folder / "stderr.log", LOG_BYTES))
             words = {"cwd": order.cwd, "config_dir": order.config_dir}
+            bound = stack.enter_context(MemoryBound(order.memory_bytes))
             child = Child.start(
                 [fill(word, words) for word in self._spec.argv],
                 cwd=Path(order.cwd),
@@ -52,12 +61,17 @@ class AcpRunner:
                 output=subprocess.PIPE,
                 stdin=subprocess.PIPE,
                 stderr=errors.pipe,
+                limits=bound.limits(),
             )
             stack.enter_context(child)
+            bound.watch(child)
             errors.started()
             client = PolicyClient(order, watch, self._spec)
-            ending, detail = asyncio.run(_converse(child, client, order, watch, started))
+            ending, detail = asyncio.run(_converse(child, client, order, watch, started, bound))
             child.terminate(GRACE_SECONDS if ending is not Ending.FINISHED else 1.0)
+        if ending is Ending.ERROR:
+            why = bound.ran_out(last_words(folder / "stderr.log") + detail)
+            ending, detail = (Ending.MEMORY, why) if why else (ending, detail)
         seconds = time.monotonic() - started
         write_atomic(folder / "answer.md", client.text)
         return Turn(
@@ -82,7 +96,12 @@ class AcpRunner:
 
 
 async def _converse(
-    child: Child, client: PolicyClient, order: Order, watch: Watch, started: float
+    child: Child,
+    client: PolicyClient,
+    order: Order,
+    watch: Watch,
+    started: float,
+    bound: MemoryBound,
 ) -> tuple[Ending, str]:
     reader, writer = await _streams(child)
     connection = acp.connect_to_agent(cast(acp.Client, client), writer, reader)
@@ -92,7 +111,12 @@ async def _converse(
             done, _ = await asyncio.wait({turn}, timeout=TICK_SECONDS)
             if done:
                 return _ended(turn, child)
-            why = _reason_to_end(child, client, order, watch, started)
+            over = bound.over()
+            why = (
+                (Ending.MEMORY, over)
+                if over
+                else _reason_to_end(child, client, order, watch, started)
+            )
             if why is not None:
                 if client.session and child.poll() is None:
                     with suppress(Exception):

@@ -13,7 +13,8 @@ from typing import IO
 from oodatcaa.domain.agents import CommandSpec, Ending, Order, Turn, Usage
 from oodatcaa.kit.ancestry import MARK
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.kit.process import BoundedOutput, BoundedSink, Child
+from oodatcaa.kit.memory_bound import MemoryBound
+from oodatcaa.kit.process import TAIL_BYTES, BoundedOutput, BoundedSink, Child
 from oodatcaa.runners.ports import Watch
 from oodatcaa.runners.stream import Lines, Reader
 
@@ -65,6 +66,7 @@ class CommandRunner:
             stdin: IO[bytes] | int = subprocess.DEVNULL
             if self._spec.prompt == "stdin":
                 stdin = stack.enter_context(prompt_file.open("rb"))
+            bound = stack.enter_context(MemoryBound(order.memory_bytes))
             child = Child.start(
                 arguments(self._spec, order, prompt_file),
                 cwd=Path(order.cwd),
@@ -72,12 +74,14 @@ class CommandRunner:
                 output=subprocess.PIPE,
                 stdin=stdin,
                 stderr=errors.pipe,
+                limits=bound.limits(),
             )
             stack.enter_context(child)
+            bound.watch(child)
             errors.started()
             log = BoundedOutput(folder / "events.log", LOG_BYTES)
             try:
-                talk = _Talk(child, order, watch, reader, log)
+                talk = _Talk(child, order, watch, reader, log, bound)
                 ended = talk.listen()
                 if ended is not None:
                     end_group(child, talk)
@@ -85,9 +89,28 @@ class CommandRunner:
                 log.finish()
             finally:
                 log.close()
+        ended = ended or _without_memory(bound, reader, code, folder)
         if ended is not None and ended[0] is not Ending.FINISHED:
             return (*ended, None)
         return (*reader.ending(0 if ended is not None else code), code)
+
+
+def _without_memory(
+    bound: MemoryBound, reader: Reader, code: int | None, folder: Path
+) -> tuple[Ending, str] | None:
+    """How an agent ended that failed for want of memory; None for every other one."""
+    if reader.ending(code)[0] is not Ending.ERROR:
+        return None
+    why = bound.ran_out(last_words(folder / "stderr.log") + reader.last_error)
+    return (Ending.MEMORY, why) if why else None
+
+
+def last_words(path: Path) -> str:
+    """The end of a log that is complete; empty when there is none."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return file.read().decode("utf-8", errors="replace")
+    return ""
 
 
 def end_group(child: Child, talk: _Talk) -> None:
@@ -102,10 +125,16 @@ class _Talk:
     """Reads an agent's output until it ends or must be ended."""
 
     def __init__(
-        self, child: Child, order: Order, watch: Watch, reader: Reader, log: BoundedOutput
+        self,
+        child: Child,
+        order: Order,
+        watch: Watch,
+        reader: Reader,
+        log: BoundedOutput,
+        bound: MemoryBound,
     ) -> None:
         self._child, self._order, self._watch = child, order, watch
-        self._reader, self._log = reader, log
+        self._reader, self._log, self._bound = reader, log, bound
         self._lines = Lines()
         self._open = True
         self._heard = time.monotonic()
@@ -134,6 +163,8 @@ class _Talk:
                 return None
 
     def _late(self, now: float, started: float) -> tuple[Ending, str] | None:
+        if why := self._bound.over():
+            return Ending.MEMORY, why
         if now - started >= self._order.seconds:
             return Ending.TIMEOUT, f"it was not done after {self._order.seconds / 60:g} min"
         if self._reader.succeeded:

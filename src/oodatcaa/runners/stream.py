@@ -127,6 +127,10 @@ class Reader:
             if matches(event, rule.when):
                 self._count(place, rule, event)
 
+    @property
+    def last_error(self) -> str:
+        return self.errors[-1] if self.errors else ""
+
     def ending(self, exit_code: int | None) -> tuple[Ending, str]:
         """(how it ended, why) once the process is over by itself."""
         if exit_code == 127:

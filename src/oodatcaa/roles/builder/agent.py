@@ -14,6 +14,7 @@ KINDS = {
     Ending.DENIED: "denied",
     Ending.TIMEOUT: "timeout",
     Ending.SILENT: "timeout",
+    Ending.MEMORY: "memory",
     Ending.BUDGET: "budget",
     Ending.MISSING: "agent_missing",
     Ending.STOPPED: "stopped",

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from oodatcaa.domain.base import NonEmpty, Record, Sha256
 from oodatcaa.domain.task import Artefact, ArtefactKind, Failure, StoryKind
 from oodatcaa.domain.training import QLoRA
+from oodatcaa.kit.memory_bound import MemoryBound
 from oodatcaa.kit.process import run_command
 from oodatcaa.roles.builder.bench import DOCS, Bench
 from oodatcaa.roles.builder.evaluate import evaluation_facts
@@ -88,15 +89,31 @@ def command(bench: Bench) -> StepOutcome:
     log = bench.desk.scratch / f"{bench.subtask.id}-step-{bench.step.number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     desk = bench.desk
-    with TemporaryDirectory(prefix="oodatcaa-step-") as folder:
+    held = desk.command_limits
+    with (
+        TemporaryDirectory(prefix="oodatcaa-step-") as folder,
+        MemoryBound(held.memory_bytes) as bound,
+    ):
         result = run_command(
             bench.step.command,
             cwd=bench.workspace.path,
             env={**os.environ, **desk.rehearsal(Path(folder) / "work")},
             timeout=COMMAND_TIMEOUT,
             output_path=log,
-            should_stop=desk.should_stop,
-            limits=desk.command_limits,
+            should_stop=lambda: bool(bound.over()) or desk.should_stop(),
+            limits=bound.limits(held),
+            on_start=bound.watch,
+        )
+        without = "" if result.ok else bound.ran_out(result.tail)
+    if without:
+        return StepOutcome(
+            failure=Failure(
+                kind="memory",
+                task=bench.subtask.id,
+                summary=f"{shlex.quote(bench.step.command)}: {without}",
+                limit_bytes=held.memory_bytes,
+                at=desk.now(),
+            )
         )
     if result.stopped:
         return StepOutcome(
