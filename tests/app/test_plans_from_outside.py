@@ -82,6 +82,52 @@ def test_every_rule_is_held_and_every_problem_told_at_once(project: Project) -> 
     assert held.plan_version == 0
 
 
+def test_a_part_that_can_not_be_read_hides_no_problem_of_the_others(project: Project) -> None:
+    values = plan_values(size="XL", risks="none", surprise=1)
+    good = values["steps"][0]
+    values["steps"] = [
+        {**good, "number": 0},
+        {**good, "number": 1, "kind": "train"},
+        {**good, "number": 2, "kind": "command"},
+    ]
+    gate = values["test_plan"]["acceptance"][0]
+    values["test_plan"]["acceptance"] = [
+        {**gate, "kind": "guess"},
+        {**gate, "id": "M1", "command": "true"},
+        {**gate, "id": "AC2", "kind": "files", "command": ""},
+    ]
+    values["decision"]["chosen"] = "magic"
+    values["subtasks"][1]["depends_on"] = ["T001-B07"]
+    values["exit_gates"] = {}
+    with pytest.raises(OodatcaaError) as refused:
+        hand_in(project, values)
+    told = "\n".join(refused.value.details)
+    for words in (
+        "size: 'XL' is not one of",
+        "risks: 'none' is not of type 'array'",
+        "'surprise' was unexpected",
+        "steps.0.number: 0 is less than",
+        "test_plan.acceptance.0.kind: 'guess' is not one of",
+        "step 1: kind must be agent or command, not train",
+        "step 2: kind command needs a command",
+        "gate id M1 in the test plan is one of the framework's own",
+        "gate M1: its command would pass whatever was built",
+        "gate AC2: it names no file",
+        "the decision chose 'magic', which is no alternative",
+        "T001-T01 depends on unknown T001-B07",
+        "T001-B01 has no exit gate",
+    ):
+        assert words in told, f"{words}\n\n{told}"
+    assert len(refused.value.details) == 13, told
+
+
+@pytest.mark.parametrize("data", [[], "plan", {}, {"steps": 1, "subtasks": {}, "test_plan": []}])
+def test_what_is_no_plan_at_all_is_refused_in_words(project: Project, data: object) -> None:
+    with pytest.raises(OodatcaaError) as refused:
+        hand_in(project, data)
+    assert refused.value.code == "plan.invalid"
+
+
 def test_a_command_that_nobody_approved_waits_for_a_person(project: Project) -> None:
     values = plan_values()
     values["test_plan"]["acceptance"][0]["command"] = COMMAND

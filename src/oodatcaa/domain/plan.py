@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Literal
 
@@ -277,13 +278,12 @@ def is_reserved(gate_id: str) -> bool:
     return _RESERVED.fullmatch(gate_id) is not None
 
 
-def _gate_id_problems(plan: Plan) -> list[str]:
-    """Evidence is found by its gate's id: one id has to mean one check in the whole plan."""
-    tests = plan.test_plan
-    checks = (*tests.acceptance, *tests.quality_gates)
+def gate_id_problems(rows: Iterable[tuple[str, Sequence[GateSpec]]]) -> list[str]:
+    """Evidence is found by its gate's id: one id has to mean one check in the whole plan. `rows`
+    are (place, its gates)."""
     problems = []
     known: dict[str, GateSpec] = {}
-    for place, gates in [*plan.exit_gates.items(), ("the test plan", checks)]:
+    for place, gates in rows:
         seen: set[str] = set()
         for gate in gates:
             if is_reserved(gate.id):
@@ -304,35 +304,86 @@ def names_a_file(text: str) -> bool:
     return "/" in text or "." in text
 
 
-def plan_problems(plan: Plan) -> tuple[str, ...]:
-    """Everything that is incoherent in a plan, all at once; empty = coherent."""
-    problems: list[str] = []
+def plan_problems(plan: Plan, known: frozenset[str] | None = None) -> tuple[str, ...]:
+    """Everything that is incoherent in a plan, all at once; empty = coherent.
+
+    With `known`, only what can be said from these of its fields.
+    """
+    sure = frozenset(type(plan).model_fields) if known is None else known
+    return tuple(
+        problem for fields, check in _COHERENCE if fields <= sure for problem in check(plan)
+    )
+
+
+def _numbering(plan: Plan) -> list[str]:
     numbers = [step.number for step in plan.steps]
-    if numbers != list(range(1, len(numbers) + 1)):
-        problems.append(f"steps must be numbered 1..{len(numbers)}, not {numbers}")
+    if numbers == list(range(1, len(numbers) + 1)):
+        return []
+    return [f"steps must be numbered 1..{len(numbers)}, not {numbers}"]
+
+
+def _subtask_ids(plan: Plan) -> list[str]:
+    problems: list[str] = []
     ids = [subtask.id for subtask in plan.subtasks]
     if len(set(ids)) != len(ids):
         problems.append(f"duplicate subtask ids in {ids}")
-    kept_steps: list[int] = []
     for subtask in plan.subtasks:
         if not subtask.id.startswith(plan.story + "-"):
             problems.append(f"{subtask.id} does not belong to {plan.story}")
         if (subtask.id.split("-")[1][0] == "B") != (subtask.kind is SubtaskKind.BUILD):
             problems.append(f"{subtask.id}: the letter does not match kind {subtask.kind.value}")
-        for needed in subtask.depends_on:
-            if needed not in ids and needed not in plan.keeps:
-                problems.append(f"{subtask.id} depends on unknown {needed}")
-        kept_steps += subtask.steps
-        if subtask.kind is SubtaskKind.BUILD and not plan.exit_gates.get(subtask.id):
-            problems.append(f"{subtask.id} has no exit gate: nothing would decide that it is done")
-    builds = [subtask for subtask in plan.subtasks if subtask.kind is SubtaskKind.BUILD]
+        problems += [
+            f"{subtask.id} depends on unknown {needed}"
+            for needed in subtask.depends_on
+            if needed not in ids and needed not in plan.keeps
+        ]
+    return problems
+
+
+def _exits(plan: Plan) -> list[str]:
+    return [
+        f"{subtask.id} has no exit gate: nothing would decide that it is done"
+        for subtask in plan.subtasks
+        if subtask.kind is SubtaskKind.BUILD and not plan.exit_gates.get(subtask.id)
+    ]
+
+
+def _kinds(plan: Plan) -> list[str]:
+    problems = []
     if not any(subtask.kind is SubtaskKind.TEST for subtask in plan.subtasks):
         problems.append("no test subtask: nobody would verify the work")
-    if not builds and not plan.keeps:
+    if not plan.keeps and not any(item.kind is SubtaskKind.BUILD for item in plan.subtasks):
         problems.append("no build subtask")
-    if sorted(kept_steps) != numbers and not plan.keeps:
-        problems.append(f"steps {sorted(kept_steps)} are dealt out, but the plan has {numbers}")
-    problems += _gate_id_problems(plan)
-    if plan.decision.chosen not in {alternative.key for alternative in plan.alternatives}:
-        problems.append(f"the decision chose {plan.decision.chosen!r}, which is no alternative")
-    return tuple(problems)
+    return problems
+
+
+def _dealt_out(plan: Plan) -> list[str]:
+    numbers = [step.number for step in plan.steps]
+    dealt = sorted(number for subtask in plan.subtasks for number in subtask.steps)
+    if dealt == numbers or plan.keeps:
+        return []
+    return [f"steps {dealt} are dealt out, but the plan has {numbers}"]
+
+
+def _gate_ids(plan: Plan) -> list[str]:
+    tests = plan.test_plan
+    checks = (*tests.acceptance, *tests.quality_gates)
+    return gate_id_problems([*plan.exit_gates.items(), ("the test plan", checks)])
+
+
+def _choice(plan: Plan) -> list[str]:
+    if plan.decision.chosen in {alternative.key for alternative in plan.alternatives}:
+        return []
+    return [f"the decision chose {plan.decision.chosen!r}, which is no alternative"]
+
+
+_COHERENCE: tuple[tuple[frozenset[str], Callable[[Plan], list[str]]], ...] = (
+    (frozenset({"steps"}), _numbering),
+    (frozenset({"story", "subtasks", "keeps"}), _subtask_ids),
+    (frozenset({"subtasks", "exit_gates"}), _exits),
+    (frozenset({"subtasks", "keeps"}), _kinds),
+    (frozenset({"steps", "subtasks", "keeps"}), _dealt_out),
+    (frozenset({"exit_gates", "test_plan"}), _gate_ids),
+    (frozenset({"decision", "alternatives"}), _choice),
+)
+"""What each check looks at, and the check."""

@@ -4,7 +4,7 @@ in (an external planner, `oodatcaa submit --plan`, MCP), with all errors at once
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import ValidationError, model_validator
@@ -13,11 +13,12 @@ from oodatcaa.domain.board import Board
 from oodatcaa.domain.definition import explain
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.goal_gates import goal_gates
-from oodatcaa.domain.plan import Plan, StepKind, plan_problems
+from oodatcaa.domain.plan import Plan, Step, StepKind, plan_problems
 from oodatcaa.domain.planning import plan_fit
 from oodatcaa.domain.task import Story, StoryKind, StoryStatus, SubtaskKind
 from oodatcaa.domain.trivial import ends_badly_anyway, ends_well_anyway
 from oodatcaa.roles.desk import Desk
+from oodatcaa.roles.plan_parts import readable_parts
 from oodatcaa.roles.records import schema_problems
 
 OWNED = frozenset(
@@ -99,25 +100,38 @@ def checked_plan(
     """
     data = _with_quality_gates(desk, data)
     problems = schema_problems(Plan, data)
-    if problems:
-        return None, problems
     text = json.dumps(data)
     try:
         plan: Plan = _Unjudged.model_validate_json(text)
     except ValidationError as error:
-        return None, [part for line in explain(error) for part in line.split("; ")]
-    problems = [
+        # The same places again, in pydantic's words; only what a schema can not say is news.
+        problems = problems or [part for line in explain(error) for part in line.split("; ")]
+    else:
+        if not problems:
+            problems = _judged(desk, board, story, plan, builder_for)
+            return (None, problems) if problems else (Plan.model_validate_json(text), [])
+    found = readable_parts(data)
+    problems += [*found.problems, *_doable(found.plan, found.steps, found.gates, builder_for)]
+    problems += _empty_checks(desk, found.gates)
+    if {"story", "version", "subtasks", "keeps"} <= found.known and not found.problems:
+        problems += plan_fit(board, story, found.plan)
+    if "goals" in found.known:
+        problems += _lost_goals(desk, story, found.plan)
+    return None, list(dict.fromkeys(problems))
+
+
+def _judged(
+    desk: Desk, board: Board, story: Story, plan: Plan, builder_for: Callable[[str], bool]
+) -> list[str]:
+    """What is wrong with a plan all of which can be read."""
+    gates = _gates(plan)
+    return [
         *plan_problems(plan),
-        *_doable(plan, builder_for),
-        *(
-            f"gate {gate.id}: {why}"
-            for gate in _gates(plan)
-            if gate not in desk.quality_gates and (why := _checks_nothing(gate))
-        ),
+        *_doable(plan, plan.steps, gates, builder_for),
+        *_empty_checks(desk, gates),
         *plan_fit(board, story, plan),
         *_lost_goals(desk, story, plan),
     ]
-    return (None, problems) if problems else (Plan.model_validate_json(text), [])
 
 
 def owned_by_framework(desk: Desk, board: Board, story: Story) -> dict[str, Any]:
@@ -205,10 +219,15 @@ def _same(gate: GateSpec, row: dict[str, Any]) -> bool:
         return False
 
 
-def _doable(plan: Plan, builder_for: Callable[[str], bool]) -> list[str]:
+def _doable(
+    plan: Plan,
+    steps: Sequence[Step],
+    gates: Sequence[GateSpec],
+    builder_for: Callable[[str], bool],
+) -> list[str]:
     """Steps that nobody can do."""
     problems = []
-    for step in plan.steps:
+    for step in steps:
         if step.kind not in STEP_KINDS and plan.kind is StoryKind.CUSTOM:
             kinds = " or ".join(sorted(kind.value for kind in STEP_KINDS))
             problems.append(f"step {step.number}: kind must be {kinds}, not {step.kind.value}")
@@ -221,8 +240,16 @@ def _doable(plan: Plan, builder_for: Callable[[str], bool]) -> list[str]:
         return problems
     return problems + [
         f"gate {gate.id}: this story trains nothing, a metric decides nothing"
-        for gate in _gates(plan)
+        for gate in gates
         if gate.kind is GateKind.METRIC
+    ]
+
+
+def _empty_checks(desk: Desk, gates: Sequence[GateSpec]) -> list[str]:
+    return [
+        f"gate {gate.id}: {why}"
+        for gate in gates
+        if gate not in desk.quality_gates and (why := _checks_nothing(gate))
     ]
 
 
