@@ -248,6 +248,14 @@ def approve_story(project: Project, story: str, by: str, why: str) -> Story:
     )
 
 
+def reject_story(project: Project, story: str, by: str, why: str) -> Story:
+    """Raises RefusedError `person.needed` for an agent of the crew, and what the rule raises."""
+    _no_agent(project, by, "reject")
+    return project.store.transact(
+        lambda board, now: people.reject(board, now, story=story, by=by, why=why)
+    )
+
+
 def cancel_task(project: Project, task: str, by: str, why: str) -> Task:
     """Raises RefusedError `person.needed` for an agent of the crew, and what the rule raises."""
     _no_agent(project, by, "cancel")

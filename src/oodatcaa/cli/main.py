@@ -61,8 +61,8 @@ def main() -> None:
 
 
 QUICK = frozenset(
-    ("negotiate", "status", "show", "claim", "heartbeat", "release", "approve", "cancel", "waive")
-    + ("log", "metrics", "schema", "--help")
+    ("negotiate", "status", "show", "claim", "heartbeat", "release", "approve", "reject")
+    + ("cancel", "waive", "log", "metrics", "schema", "--help")
 )
 """What is over in a moment keeps the rare collections of `cli/__init__.py`; others may hold
 gigabytes for hours."""

@@ -25,7 +25,7 @@ Owner = Annotated[str, typer.Option("--as", help="who acts; your login name by d
 
 def register(app: typer.Typer) -> None:
     verbs: tuple[Callable[..., None], ...] = (negotiate, status, show, claim, heartbeat)
-    verbs += (submit, release, approve, cancel, waive)
+    verbs += (submit, release, approve, reject, cancel, waive)
     verbs += (schema,)
     for command in verbs:
         app.command(command.__name__)(command)
@@ -183,12 +183,24 @@ def approve(
     why: Annotated[str, typer.Option(help="your reason")],
     owner: Owner = "",
 ) -> None:
-    """Let stories that wait for a person go on; of imported ones, let their commands run."""
+    """Let stories that wait for a person go on, or answer what they ask; of imported ones, let
+    their commands run."""
     from oodatcaa.app.people import approve_story
     from oodatcaa.app.project import open_project
 
     for story in stories:
         _told(approve_story(open_project(), story, _who(owner), why))
+    following("oodatcaa run")
+
+
+def reject(
+    story: StoryId, why: Annotated[str, typer.Option(help="what is wrong")], owner: Owner = ""
+) -> None:
+    """Say no to work that a story's plan wants you to look at: it is done again."""
+    from oodatcaa.app.people import reject_story
+    from oodatcaa.app.project import open_project
+
+    _told(reject_story(open_project(), story, _who(owner), why))
     following("oodatcaa run")
 
 

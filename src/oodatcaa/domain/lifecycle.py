@@ -13,6 +13,7 @@ from typing import Any, overload
 
 from oodatcaa.domain.board import Board, Event, EventKind, Offer
 from oodatcaa.domain.policy import Policy
+from oodatcaa.domain.question import unanswered
 from oodatcaa.domain.states import (
     ACTIVE,
     BUILD,
@@ -72,6 +73,8 @@ __all__ = [
     "waiting_status",
     "wip",
 ]
+
+WAITS_FOR_ANSWER = "waits for a person's answer"
 
 
 @overload
@@ -142,12 +145,16 @@ def initial_story(now: datetime, *, waits: Sequence[str] | None = None, **fields
 
 
 def initial_subtask(board: Board, now: datetime, **fields: Any) -> Subtask:
-    """A new subtask: `blocked` until what it depends on is done, else claimable by its role."""
+    """A new subtask: `blocked` until what it depends on is done and what it asks is answered,
+    else claimable by its role."""
     waits = undone(board, fields.get("depends_on", ()))
     names = ", ".join(item if isinstance(item, str) else item.id for item in waits)
+    story = board.story_by_id.get(fields["story"])
+    answers = story.answers if story is not None else ()
+    asks = unanswered(fields.get("asks", ()), answers, tuple(fields.get("depends_on", ())))
     values: dict[str, Any] = {
-        "status": waiting_status(fields["kind"], blocked=bool(waits)),
-        "reason": f"waits for {names}" if waits else "",
+        "status": waiting_status(fields["kind"], blocked=bool(waits or asks)),
+        "reason": f"waits for {names}" if waits else WAITS_FOR_ANSWER if asks else "",
         "status_since": now,
         "created_at": now,
     }

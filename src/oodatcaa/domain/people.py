@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from oodatcaa.domain.asking import answered, ask, asked_now
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
 from oodatcaa.domain.evidence import Waiver
 from oodatcaa.domain.lifecycle import (
@@ -18,6 +19,7 @@ from oodatcaa.domain.lifecycle import (
     undone,
     waiting_status,
 )
+from oodatcaa.domain.question import Asks
 from oodatcaa.domain.rounds import blocked_reason, held_back, rounds_left
 from oodatcaa.domain.source import Approval as Allowed
 from oodatcaa.domain.task import Approval, Failure, Story, StoryStatus, Subtask, SubtaskKind, Task
@@ -43,7 +45,9 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
 
     Lost leases are forgiven; when it goes on to the refiner, at least one more adaptation round
     is allowed. Dependencies that were cancelled are dropped: approving says that it works without
-    them. An imported story's commands are approved with it, also while it is still blocked.
+    them. To a question of the plan `why` is the answer; when another one follows at that place,
+    the story waits with that. An imported story's commands are approved with it, also while it is
+    still blocked.
     Raises RefusedError: task.unknown, approve.not_waiting.
     """
     paused = _story(board, story)
@@ -60,6 +64,9 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
             f"{story} is {paused.status.value}; only a story that needs a human is approved",
             hint=f"oodatcaa show {story}",
         )
+    question = asked_now(board, paused)
+    paused = answered(board, paused, by, why, now)
+    board = put(board, paused)
     gone = [
         item if isinstance(item, str) else item.id
         for item in undone(board, paused.depends_on)
@@ -86,8 +93,40 @@ def approve(board: Board, now: datetime, *, story: str, by: str, why: str) -> De
         details.append("one more adaptation round is allowed")
     what = {Approval.PLAN: "the plan of ", Approval.MERGE: "the merge of "}
     text = f"{by} approved {what.get(paused.waits_for, '')}{story}: {why}"
+    if question is not None:
+        text = f"{by} answered {question.title} of {story}: {why}"
     event = _by_hand(paused, approved, by, now, text, tuple(details))
-    return Decision(after, approved, (event, *follow))
+    after, asked = ask(after, story, by, now)
+    return Decision(after, after.story_by_id[story], (event, *follow, *asked))
+
+
+def reject(board: Board, now: datetime, *, story: str, by: str, why: str) -> Decision[Story]:
+    """Say no to work that the plan wants looked at: the refiner gets `why`, with one more round
+    when none is left, and the work before the question is done again.
+
+    Raises RefusedError: task.unknown, reject.nothing when no such question is asked now.
+    """
+    paused = _story(board, story)
+    question = asked_now(board, paused)
+    if question is None or question.asks is not Asks.VERIFY:
+        what = f"{story} asks for no look at its work"
+        raise RefusedError(
+            "reject.nothing",
+            what if question is None else f"{what}: it asks {question.title}",
+            hint=f"oodatcaa approve {story} --why 'your answer', or oodatcaa cancel {story}",
+        )
+    looked_at = board.subtask_by_id[paused.asked_for].depends_on
+    failure = Failure(
+        kind="refused",
+        task=looked_at[-1] if looked_at else story,
+        summary=f"{by} said no to {question.title}: {why}",
+        at=now,
+    )
+    failed = paused.evolve(failure=failure, asked_for="")
+    after = move(failed, S.NEEDS_ADAPT, now, **_changes(board, failed, S.NEEDS_ADAPT, now))
+    after = after.evolve(reason=failure.summary)
+    event = _by_hand(paused, after, by, now, failure.summary)
+    return Decision(put(board, after), after, (event,))
 
 
 def _allowed(story: Story, by: str, why: str, now: datetime) -> Event:

@@ -8,15 +8,32 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
 from oodatcaa.domain.evidence import GateSpec
 from oodatcaa.domain.goals import Goals
+from oodatcaa.domain.question import Question
 from oodatcaa.domain.task import StoryId, StoryKind, SubtaskId, SubtaskKind
 from oodatcaa.domain.training import QLoRA
 
 _RESERVED = re.compile(r"G[TAL]\d+|T[XA]\d+|M\d+|RULES.*", re.IGNORECASE)
+
+
+MOST_SUBTASKS = 4
+"""Of one plan, beside those that begin with a person's answer."""
+
+
+def dumped_without(values: dict[str, object], name: str) -> dict[str, object]:
+    """`values` without an empty field: a plan from before there was one keeps its fingerprint."""
+    return {key: value for key, value in values.items() if key != name or value}
 
 
 class StepKind(StrEnum):
@@ -48,6 +65,9 @@ class Step(Record):
     exit_gates: tuple[NonEmpty, ...] = Field(min_length=1, description="what must hold afterwards")
     estimate_minutes: PositiveInt
     command: str = Field(default="", description="only for kind command")
+    message: str = Field(
+        default="", description="the commit message that the plan wants; empty = one from the title"
+    )
     checks: tuple[GateSpec, ...] = Field(
         default=(), description="only for kind check: what the framework runs at that point"
     )
@@ -57,6 +77,10 @@ class Step(Record):
     document: str = Field(default="", description="which document, only for kind document")
     deliverables: tuple[str, ...] = Field(default=(), description="paths in the repository")
     critical: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return dumped_without(dump(self), "message")
 
 
 class Traceability(Record):
@@ -149,6 +173,13 @@ class SubtaskPlan(Record):
     steps: tuple[PositiveInt, ...] = ()
     depends_on: tuple[SubtaskId, ...] = ()
     estimate_minutes: PositiveInt
+    asks: tuple[Question, ...] = Field(
+        default=(), description="what a person has to answer before it begins"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return dumped_without(dump(self), "asks")
 
 
 class Trouble(Record):
@@ -215,7 +246,7 @@ class Plan(Record):
     fallback: Fallback
     steps: tuple[Step, ...] = Field(min_length=1)
     size: Size
-    subtasks: tuple[SubtaskPlan, ...] = Field(min_length=2, max_length=4)
+    subtasks: tuple[SubtaskPlan, ...] = Field(min_length=2, max_length=100)
     keeps: tuple[SubtaskId, ...] = Field(
         default=(), description="subtasks of earlier versions that stay as they are"
     )
@@ -350,6 +381,11 @@ def _exits(plan: Plan) -> list[str]:
 
 def _kinds(plan: Plan) -> list[str]:
     problems = []
+    if sum(not subtask.asks for subtask in plan.subtasks) > MOST_SUBTASKS:
+        problems.append(
+            f"{len(plan.subtasks)} subtasks: {MOST_SUBTASKS} are the most, beside those that wait "
+            "for a person's answer"
+        )
     if not any(subtask.kind is SubtaskKind.TEST for subtask in plan.subtasks):
         problems.append("no test subtask: nobody would verify the work")
     if not plan.keeps and not any(item.kind is SubtaskKind.BUILD for item in plan.subtasks):

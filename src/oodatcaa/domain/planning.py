@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from oodatcaa.domain.asking import ask, open_questions
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
 from oodatcaa.domain.handover import held_story, settle
 from oodatcaa.domain.lifecycle import (
+    WAITS_FOR_ANSWER,
     B,
     S,
     initial_subtask,
@@ -68,8 +70,9 @@ def submit_plan(
     after, kept = _place(after, planned, plan, owner, now)
     events += kept
     after, settled = settle(after, story, owner, now)
+    after, asked = ask(after, story, owner, now)
     final = after.story_by_id[story]
-    return Decision(after, final, (*events, *settled))
+    return Decision(after, final, (*events, *settled, *asked))
 
 
 def _asks(story: Story, plan: Plan, unapproved: tuple[str, ...]) -> str:
@@ -227,6 +230,7 @@ def _place(
             "steps": wanted.steps,
             "depends_on": wanted.depends_on,
             "estimate_minutes": wanted.estimate_minutes,
+            "asks": wanted.asks,
             "plan_version": plan.version,
         }
         if old is None:
@@ -240,6 +244,7 @@ def _place(
         if is_done(item) or item.lease is not None:
             continue
         waits = _waits_for(board, item.depends_on)
+        waits = waits or (WAITS_FOR_ANSWER if open_questions(board, item) else "")
         to = waiting_status(item.kind, blocked=bool(waits))
         if item.status is not to:
             after = move(item, to, now, reason=waits, failure=None)

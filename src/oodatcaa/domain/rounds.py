@@ -11,9 +11,11 @@ from datetime import datetime, timedelta
 
 from pydantic import Field
 
+from oodatcaa.domain.asking import ask, open_questions
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Decision, Event, EventKind, Offer
 from oodatcaa.domain.lifecycle import (
+    WAITS_FOR_ANSWER,
     B,
     S,
     Status,
@@ -100,6 +102,7 @@ def negotiate(
     work = _Work(board, now)
     _recover(work, policy, dead, alive)
     _unblock(work)
+    _ask(work)
     _exhausted(work)
     _stuck(work)
     _block(work)
@@ -175,6 +178,8 @@ def blocked_reason(board: Board, task: Task) -> str:
     """`waits for T001 (needs_adapt: memory_gate …)`; the status is named only when it is trouble,
     so that the text does not change with every ordinary step of the other task."""
     names = [_trouble(needed) for needed in undone(board, task.depends_on)]
+    if not names and isinstance(task, Subtask) and open_questions(board, task):
+        return WAITS_FOR_ANSWER
     if not names and isinstance(task, Subtask):
         names = [_trouble(board.story_by_id[task.story])]
     reasons = [f"waits for {', '.join(names)}"] if names else []
@@ -309,6 +314,8 @@ def _unblock(work: _Work) -> None:
             story = work.board.story_by_id[task.story]
             if story.status is not S.PLANNING_COMPLETE or undone(work.board, task.depends_on):
                 continue
+            if open_questions(work.board, task):
+                continue
             after: Task = move(task, waiting_status(task.kind, blocked=False), work.now)
         else:
             if undone(work.board, task.depends_on) or held_back(work.board, task):
@@ -317,6 +324,13 @@ def _unblock(work: _Work) -> None:
         work.unblocked.append(task.id)
         text = "everything it waited for is done" if task.depends_on else "nothing blocks it"
         work.moved(task, after, text, EventKind.TRANSITION)
+
+
+def _ask(work: _Work) -> None:
+    """Stories that have come to a question of their plan go to a person."""
+    for story in work.board.stories:
+        work.board, events = ask(work.board, story.id, NEGOTIATOR, work.now)
+        work.events += events
 
 
 def _exhausted(work: _Work) -> None:

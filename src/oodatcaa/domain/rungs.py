@@ -53,6 +53,7 @@ outside of its worktree again does not do so by accident."""
 KINDS: dict[str, FailureClass] = {
     "gate": FailureClass.GATE,
     "veto": FailureClass.GATE,
+    "refused": FailureClass.GATE,
     "command": FailureClass.GATE,
     "merge": FailureClass.CONFLICT,
     "conflict": FailureClass.CONFLICT,

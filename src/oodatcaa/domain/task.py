@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.question import Answer, Question
 from oodatcaa.domain.source import Source
 from oodatcaa.domain.waiver import Waiver
 from oodatcaa.domain.words import Approval as Approval
@@ -129,6 +130,12 @@ class Story(_Task):
     files: tuple[str, ...] = Field(
         default=(), description="files that no other story may change while this one is under way"
     )
+    asked_for: str = Field(
+        default="", description="the subtask that begins once a person answered its question"
+    )
+    answers: tuple[Answer, ...] = Field(
+        default=(), description="what people answered to the questions of its plan"
+    )
     paused_from: StoryStatus | None = Field(
         default=None, description="where a story that needs a human came from, so that it can go on"
     )
@@ -145,6 +152,9 @@ class Subtask(_Task):
     status: SubtaskStatus
     plan_version: PositiveInt
     steps: tuple[int, ...] = ()
+    asks: tuple[Question, ...] = Field(
+        default=(), description="what a person has to answer before it begins"
+    )
     artefacts: tuple[Artefact, ...] = ()
 
 

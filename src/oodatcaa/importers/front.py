@@ -33,7 +33,7 @@ UNDERSTOOD = (
     "json: what oodatcaa export --to json writes",
 )
 _QUEUE_PLACES = ("SPRINT_QUEUE.json", "work/SPRINT_QUEUE.json", ".oodatcaa/work/SPRINT_QUEUE.json")
-_TAGS = re.compile(r"^\s*<(objective|tasks|task|success_criteria|verification)\b", re.MULTILINE)
+_TAGS = re.compile(r"^[ \t]*<(objective|tasks|task|success_criteria|verification)\b", re.MULTILINE)
 _QUEUE_KEYS = re.compile(
     r'"(?:tasks|subtasks|stories|parent_task|plan_steps?|depends_on|wip_limits|sprint_id)"\s*:'
 )

@@ -7,6 +7,7 @@ they are written; nothing is run, and what could not work on this machine is rep
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any
 
 from oodatcaa.domain.draft import DraftStep, DraftStory
@@ -17,7 +18,7 @@ from oodatcaa.importers.commands import foreign_paths, script
 from oodatcaa.importers.findings import Findings, as_json, leftovers, short
 from oodatcaa.importers.gsd_goals import goals_of, texts_of
 from oodatcaa.importers.plan_text import (
-    PROGRAM,
+    commands_in,
     commands_of,
     content_of,
     dedent,
@@ -85,7 +86,7 @@ class _Drafter:
         self.parts = parts
         self.source = source
         self.gates: list[GateSpec] = []
-        self.statements: list[str] = []
+        self.statements: dict[str, None] = {}
         self.read_first: list[str] = []
 
     def draft(self) -> DraftStory:
@@ -236,12 +237,12 @@ class _Drafter:
         """Gates from a task's own <acceptance_criteria>; words go to the statements."""
         ids: list[str] = []
         for item in items_of(text):
-            commands = [part for part in re.findall(r"`([^`]+)`", item) if PROGRAM.match(part)]
+            commands, name, statement = commands_in(item)
             for command in commands:
                 ids.append(f"V{number}.c{len(ids) + 1}")
-                self._gate(ids[-1], item, command, task.line, statement=item)
-            if not commands:
-                self.statements.append(item)
+                self._gate(ids[-1], name, command, task.line, statement=statement)
+            if not commands or statement != item:
+                self.statements[item] = None
         return tuple(ids)
 
     def _part(self, task: Section, name: str) -> str:
@@ -262,7 +263,7 @@ class _Drafter:
                 ids.append(gate)
                 self._gate(gate, f"Step {number}: {title}", command, part.line)
             if prose:
-                self.statements.append(prose)
+                self.statements[prose] = None
                 self.findings.warning(
                     "plan.verify_prose",
                     part.line,
@@ -300,7 +301,7 @@ class _Drafter:
 
     def _warn_of_paths(self, command: str, line: int) -> None:
         for path in foreign_paths(command):
-            tops = {name.split("/")[0] for name in self._all_files() if "/" in name}
+            tops = {name.split("/")[0] for name in self.task_files if "/" in name}
             inside = [part for part in re.split(r"[/\\]", path) if part in tops]
             hint = f"; perhaps --map {path}={inside[0]}" if inside else ""
             self.findings.warning(
@@ -310,28 +311,28 @@ class _Drafter:
                 command,
             )
 
-    def _all_files(self) -> list[str]:
+    @cached_property
+    def task_files(self) -> tuple[str, ...]:
         found: list[str] = []
         for section in self.parts.sections:
             for task in section.parts:
                 part = task.part("files")
                 found += part.text.split() if part else []
-        return found
+        return tuple(dict.fromkeys(found))
 
     def _criteria(self) -> None:
         """<verification> and <success_criteria>: a line in backticks is a command, else words."""
         number = 0
-        for name in ("verification", "success_criteria"):
-            section = self._section(name)
+        for part in ("verification", "success_criteria"):
+            section = self._section(part)
             for text in items_of(section.text if section else ""):
-                quoted = re.findall(r"`([^`]+)`", text)
-                commands = [part for part in quoted if PROGRAM.match(part)]
+                commands, name, statement = commands_in(text)
                 for command in commands:
                     number += 1
                     line = section.line if section else 1
-                    self._gate(f"AC{number}", text, command, line, statement=text)
-                if not commands and text not in self.statements:
-                    self.statements.append(text)
+                    self._gate(f"AC{number}", name, command, line, statement=statement)
+                if not commands or statement != text:
+                    self.statements[text] = None
 
     def _promised(self, goals: Goals) -> None:
         if goals.artifacts:
@@ -346,7 +347,7 @@ class _Drafter:
                 )
             )
         truths = {item.statement for item in goals.truths}
-        self.statements = [text for text in self.statements if text not in truths]
+        self.statements = {text: None for text in self.statements if text not in truths}
 
     def _compare_files(
         self, files: tuple[str, ...], steps: tuple[DraftStep, ...], goals: Goals

@@ -12,12 +12,14 @@ from oodatcaa.importers.oodatcaa.scan import without_surrogates
 from oodatcaa.importers.sections import Section
 
 _MAX_FRONT = 256_000
-_FENCED = re.compile(r"^\s*(`{3,}|~{3,})[^\n]*\n(.*?)^\s*\1\s*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 PROGRAM = re.compile(
     r"(?:\w+=\S+\s+)*(?:cd|python[\d.]*|pytest|ruff|mypy|black|uv|uvx|pip|poetry|make|npm|npx|pnpm|"
     r"yarn|node|go|cargo|git|grep|rg|test|ls|cat|bash|sh|curl|docker|jq|find|wc|diff|xcodebuild|"
     r"swift|tsc|vitest|jest|\[|\./\S+)(?:\s|$)"
 )
+_QUOTED = re.compile(r"`([^`\n]+)`")
+MOST_OF_A_STATEMENT = 2_000
 _ITEM = re.compile(r"^\s*(?:[-*+]\s+(?:\[[ xX]\]\s*)?|\d+[.)]\s+)(.*)$")
 
 
@@ -92,8 +94,8 @@ def key_of(phase: str, plan: str) -> str:
 
 def commands_of(text: str) -> tuple[list[str], str]:
     """(commands, what is left in words) of a <verify>."""
-    commands = [dedent(match[2]) for match in _FENCED.finditer(text)]
-    rest = _FENCED.sub("", text)
+    fenced, rest = _without_fences(text)
+    commands = [dedent(block) for block in fenced]
     words: list[str] = []
     for line in dedent(rest).split("\n"):
         item = _ITEM.match(line)
@@ -106,6 +108,48 @@ def commands_of(text: str) -> tuple[list[str], str]:
         elif plain and not plain.startswith(("```", "~~~")):
             words.append(plain)
     return [command for command in commands if command.strip()], " ".join(words)
+
+
+def commands_in(item: str) -> tuple[tuple[str, ...], str, str]:
+    """(the commands in backticks of a criterion, its name, its statement).
+
+    Many commands may share one criterion: a very long one is cut in the statement.
+    """
+    commands = tuple(part for part in _QUOTED.findall(item) if PROGRAM.match(part))
+    statement = item if len(item) <= MOST_OF_A_STATEMENT else item[:MOST_OF_A_STATEMENT] + "…"
+    return commands, " ".join(statement.split())[:120], statement
+
+
+def _without_fences(text: str) -> tuple[list[str], str]:
+    """(what stands in code fences, the rest). A fence that does not end is none."""
+    lines = text.split("\n")
+    found: list[str] = []
+    rest: list[str] = []
+    hopeless: dict[str, int] = {}
+    at = 0
+    while at < len(lines):
+        match = _FENCE.match(lines[at])
+        end = _fence_end(lines, at, match[1], hopeless) if match else None
+        if end is None:
+            rest.append(lines[at])
+        else:
+            found.append("\n".join(lines[at + 1 : end]))
+            at = end
+        at += 1
+    return found, "\n".join(rest)
+
+
+def _fence_end(lines: list[str], start: int, mark: str, hopeless: dict[str, int]) -> int | None:
+    """The line that ends the fence of line `start`; `hopeless` keeps the shortest mark of each
+    kind that nothing ends from here on, so that no text is read through twice."""
+    if len(mark) >= hopeless.get(mark[0], len(mark) + 1):
+        return None
+    for at in range(start + 1, len(lines)):
+        line = lines[at].strip()
+        if len(line) >= len(mark) and not line.strip(mark[0]):
+            return at
+    hopeless[mark[0]] = len(mark)
+    return None
 
 
 def items_of(text: str) -> list[str]:

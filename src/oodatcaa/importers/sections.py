@@ -54,7 +54,7 @@ class _Outliner:
         self.first = first_line
         self.known = known
         self.problems: list[tuple[int, str]] = []
-        self.loose: list[tuple[int, str]] = []
+        self.loose: list[tuple[int, list[str]]] = []
         self.open: list[str] = []
         self.fenced = self._fenced()
 
@@ -108,18 +108,24 @@ class _Outliner:
                 continue
             section, at = self._section(at, match)
             sections.append(section)
-        return Outline(sections, self.loose, self.problems)
+        loose = [(self._line(start), "\n".join(lines)) for start, lines in self.loose]
+        return Outline(sections, loose, self.problems)
 
     def _leave(self, at: int, text: str) -> None:
         """Note text outside every section, neighbouring lines together."""
-        if text.strip():
-            if self.loose and self.loose[-1][0] + self.loose[-1][1].count("\n") + 1 == (
-                self._line(at)
-            ):
-                line, before = self.loose.pop()
-                self.loose.append((line, f"{before}\n{text}"))
-            else:
-                self.loose.append((self._line(at), text))
+        if not text.strip():
+            return
+        if self.loose and self.loose[-1][0] + len(self.loose[-1][1]) == at:
+            self.loose[-1][1].append(text)
+        else:
+            self.loose.append((at, [text]))
+
+    def _go_on(self, at: int, rest: str) -> int:
+        """Where to read on when a tag ends within its line: another one may follow on it."""
+        if not rest.strip():
+            return at + 1
+        self.lines[at] = rest
+        return at
 
     def _opening(self, at: int) -> re.Match[str] | None:
         return None if at in self.fenced else _OPEN.match(self.lines[at])
@@ -138,8 +144,7 @@ class _Outliner:
         section.text_line = self._line(start)
         if closing in rest:
             section.text, _, after = rest.partition(closing)
-            self._leave(start, after)
-            return start + 1
+            return self._go_on(start, after)
         body = [rest]
         for at in range(start + 1, len(self.lines)):
             line = self.lines[at]
@@ -147,8 +152,7 @@ class _Outliner:
             if closing in line and (at not in self.fenced or _FENCE.match(line)):
                 before, _, after = line.partition(closing)
                 section.text = "\n".join([*body, before])
-                self._leave(at, after)
-                return at + 1
+                return self._go_on(at, after)
             if ends:
                 return self._unclosed(section, body, at)
             body.append(line)
@@ -168,13 +172,12 @@ class _Outliner:
 
     def _container(self, section: Section, start: int, rest: str) -> int:
         closing = f"</{section.name}>"
-        self._leave(start, rest)
         # Nothing holds its own kind, so that nesting has an end whatever a file says.
         self.open.append(section.name)
         stops = _STOPS.get(section.name, frozenset()) | frozenset(self.open)
         if section.name == "tasks":
             stops |= self.known - CONTAINERS - FIELDS
-        at = start + 1
+        at = self._go_on(start, rest)
         while at < len(self.lines):
             match = self._opening(at)
             if self.lines[at].strip() == closing and at not in self.fenced:

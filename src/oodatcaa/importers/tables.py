@@ -13,7 +13,7 @@ from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.importers.commands import script
 from oodatcaa.importers.findings import Findings
 from oodatcaa.importers.oodatcaa.scan import without_surrogates
-from oodatcaa.importers.plan_text import PROGRAM, items_of
+from oodatcaa.importers.plan_text import commands_in, items_of
 
 MOST_TASKS = 20_000
 
@@ -90,19 +90,19 @@ def criteria(text: str, prefix: str, taken: int = 0) -> tuple[list[GateSpec], li
     gates: list[GateSpec] = []
     words: list[str] = []
     for item in items_of(text):
-        commands = [part for part in re.findall(r"`([^`\n]+)`", item) if PROGRAM.match(part)]
+        commands, name, statement = commands_in(item)
         for command in commands:
             gates.append(
                 GateSpec(
                     id=f"{prefix}{taken + len(gates) + 1}",
-                    name=" ".join(item.split())[:120],
+                    name=name,
                     kind=GateKind.COMMAND,
                     command=script(command),
-                    statement=item,
+                    statement=statement,
                     verbatim=True,
                 )
             )
-        if not commands:
+        if not commands or statement != item:
             words.append(item)
     return gates, words
 

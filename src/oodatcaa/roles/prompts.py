@@ -28,6 +28,8 @@ def build_prompt(
         _head(definition, story),
         _section("The goal", [plan.goal]),
         _section(f"Your step: {step.title}", [step.what]),
+        _bullets("What a person answered", _answers(story)),
+        _section("The message if you commit", [step.message]) if step.message else "",
         _bullets("What must hold when you are done", step.exit_gates),
         _bullets("Files that are promised", step.deliverables),
         _bullets("Checks that the framework will run", _checks(plan, subtask)),
@@ -79,6 +81,10 @@ def _section(title: str, lines: Iterable[str]) -> str:
 def _bullets(title: str, lines: Iterable[str]) -> str:
     listed = [f"- {line}" for line in lines if line]
     return f"# {title}\n\n" + "\n".join(listed) if listed else ""
+
+
+def _answers(story: Story) -> list[str]:
+    return [f"{item.title}: {item.by} said: {item.why}" for item in story.answers]
 
 
 def _checks(plan: Plan, subtask: Subtask) -> list[str]:

@@ -16,10 +16,10 @@ def quick_fix(
 ) -> Plan:
     """Version n+1 of `previous` with the same steps.
 
-    Done again are the builds that did not get done and what depends on them; when all were done
-    and a test or the merge failed, the last build in which an agent worked. Nothing is built
-    again when only the tester's agent failed; everything is after a conflict, for the branch
-    begins again at the target.
+    Done again are the builds that did not get done, what a person said no to, and what depends on
+    them; when all were done and a test or the merge failed, the last build in which an agent
+    worked. Nothing is built again when only the tester's agent failed; everything is after a
+    conflict, for the branch begins again at the target.
     """
     again = _again(board, previous, failure)
     names: dict[str, str] = {}
@@ -59,6 +59,7 @@ def _again(board: Board, plan: Plan, failure: Failure) -> frozenset[str]:
         by_agent = [item for item in builds if _has_agent(plan, item)]
         undone = {(by_agent or builds)[-1].id}
     again |= undone
+    again |= {item.id for item in builds if item.id == failure.task}
     while True:
         more = {item.id for item in builds if item.id not in again and again & set(item.depends_on)}
         if not more:

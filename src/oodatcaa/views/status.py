@@ -5,9 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, TypedDict
 
+from oodatcaa.domain.asking import asked_now, open_questions
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.progress import critical_path, progress
+from oodatcaa.domain.question import Asks
+from oodatcaa.domain.states import is_finished
 from oodatcaa.domain.task import Story, Subtask, Task
+from oodatcaa.views.imported import printable
 from oodatcaa.views.units import count, duration, memory, minutes, moment, percent, short, words
 
 if TYPE_CHECKING:
@@ -118,6 +122,7 @@ def show_text(board: Board, task_id: str, now: datetime, plan: Plan | None = Non
         lines += [f"    {line}" for line in task.failure.gates]
     if isinstance(task, Story):
         lines += _parts(board, task, plan)
+        lines += _questions(board, task)
     return "\n".join(lines)
 
 
@@ -159,6 +164,25 @@ def _subtask_pairs(subtask: Subtask) -> list[tuple[str, str]]:
         ("steps", ", ".join(str(step) for step in subtask.steps)),
         ("made", ", ".join(made)),
     ]
+
+
+def _questions(board: Board, story: Story) -> list[str]:
+    """What people answered, what is asked now, and what will be."""
+    lines = []
+    for answer in story.answers:
+        lines.append(f"  answered  {answer.title}")
+        lines.append(f"    {answer.by} {moment(answer.at)}: {answer.why}")
+    now = asked_now(board, story)
+    for item in board.subtasks_of(story.id):
+        for question in () if is_finished(item) else open_questions(board, item):
+            word = "ASKED NOW" if question == now else "to be asked"
+            lines.append(f"  {word}  {question.title}, before {item.id}")
+            lines += [f"    {line}" for line in question.text.split("\n")]
+    if now is not None:
+        lines.append(f"  answer it: oodatcaa approve {story.id} --why 'your answer'")
+        if now.asks is Asks.VERIFY:
+            lines.append(f"  or say no: oodatcaa reject {story.id} --why 'what is wrong'")
+    return [printable(line) for line in lines]
 
 
 def _parts(board: Board, story: Story, plan: Plan | None) -> list[str]:

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from oodatcaa.domain.plan import Plan, StepKind
+from oodatcaa.domain.plan import Plan, Step, StepKind
 from oodatcaa.domain.report import Action, Deliverable, Metric
 from oodatcaa.domain.task import Artefact, Failure, Story, Subtask
 from oodatcaa.errors import OodatcaaError
@@ -58,8 +58,7 @@ def build(
         outcome = _execute(bench)
         failure = outcome.failure
         if outcome.files:
-            label = _label(step.kind, outcome)
-            workspace.commit(outcome.files, f"[{label}] {story.id} {step.title}")
+            workspace.commit(outcome.files, _message(story, step, outcome))
         actions.append(
             Action(
                 title=f"{step.title} (step {step.number})",
@@ -85,6 +84,14 @@ def build(
         metrics=tuple(metrics),
         failure=failure,
     )
+
+
+def _message(story: Story, step: Step, outcome: StepOutcome) -> str:
+    """The plan's own message where it has one; what failed is called so whatever the plan says."""
+    about = f"{story.id} {step.title}"
+    if step.message and outcome.failure is None:
+        return f"{step.message}\n\n{about}"
+    return f"[{_label(step.kind, outcome)}] {about}"
 
 
 def _label(kind: StepKind, outcome: StepOutcome) -> str:

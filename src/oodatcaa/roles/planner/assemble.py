@@ -52,7 +52,7 @@ def plan_story(inputs: PlanInputs, draft: DraftStory | None = None) -> Plan:
         made = DESIGNERS[inputs.story.kind](inputs, None)
     ids = subtasks.known_ids(inputs, None)
     plan = _assemble(inputs, made, made.groups, ids=ids)
-    return plan.evolve(goals=imported.goals_of(draft)) if draft is not None else plan
+    return plan.evolve(goals=draft.goals) if draft is not None else plan
 
 
 def adapted_plan(

@@ -16,6 +16,7 @@ from oodatcaa.domain.plan import (
     StepKind,
     Trouble,
 )
+from oodatcaa.domain.question import Question
 from oodatcaa.domain.training import QLoRA
 
 DOCS = "docs/training"
@@ -28,6 +29,8 @@ class Group:
     title: str
     steps: tuple[int, ...]
     gates: tuple[GateSpec, ...]
+    asks: tuple[Question, ...] = ()
+    """What a person has to answer before it begins."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Checks:
     regression: tuple[str, ...]
     benchmarks: tuple[str, ...]
     troubleshooting: tuple[Trouble, ...]
+    asks: tuple[Question, ...] = ()
+    """What a person has to answer before the tests begin."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from oodatcaa.domain.draft import DraftStep, DraftStory
 from oodatcaa.domain.evidence import GateSpec
-from oodatcaa.domain.goals import Goals, Truth
 from oodatcaa.domain.plan import (
     Alternative,
     Fact,
@@ -23,16 +22,17 @@ from oodatcaa.domain.plan import (
     StepKind,
     Trouble,
 )
+from oodatcaa.domain.question import Question
 from oodatcaa.domain.task import Story
 from oodatcaa.domain.trivial import ends_well_anyway
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.roles.planner.common import quality_line
-from oodatcaa.roles.planner.design import Checks, Design, Group, step
+from oodatcaa.roles.planner.design import Checks, Design, step
+from oodatcaa.roles.planner.imported_groups import Piece, groups_of, pieces_of
 from oodatcaa.roles.planner.inputs import PlanInputs
 from oodatcaa.roles.planner.scoring import decide, with_pros_and_cons
 
 STEP_MINUTES = 15
-MOST_GROUPS = 3
 FACTORS = (
     Factor(key="given", title="The way is given", weight=1, why="its author has chosen already"),
 )
@@ -49,16 +49,6 @@ def refuse_unapproved(story: Story) -> None:
         )
 
 
-def goals_of(draft: DraftStory) -> Goals:
-    """The draft's goals; a checkpoint is one more thing that only a person can decide."""
-    asked = tuple(
-        Truth(statement=f"{item.title}: {' '.join(item.action.split())[:300]}".rstrip(": "))
-        for item in draft.steps
-        if item.needs_human
-    )
-    return draft.goals.evolve(truths=(*draft.goals.truths, *asked))
-
-
 def design(inputs: PlanInputs, draft: DraftStory) -> Design:
     """Raises OodatcaaError when nothing in draft or project would decide the work."""
     refuse_unapproved(inputs.story)
@@ -72,11 +62,12 @@ def design(inputs: PlanInputs, draft: DraftStory) -> Design:
             f"{inputs.story.id} names no command, file or artifact: nothing would decide it",
             hint="set gates.quality in .oodatcaa/config.toml, or give the plan a check",
         )
-    work = [item for item in draft.steps if item.kind != "commit" and not item.needs_human]
-    steps = tuple(_step(number, item, draft, gates) for number, item in enumerate(work, 1))
-    if not any(item.kind is StepKind.AGENT for item in steps):
-        steps = (*steps, _agent_step(len(steps) + 1, draft.title, draft.goal or draft.title, draft))
-        work = [*work, DraftStep(number=len(steps), title=draft.title)]
+    pieces, asked_after = pieces_of(draft)
+    if not any(piece.step.kind != "check" for piece in pieces):
+        whole = DraftStep(number=1, title=draft.title, action=draft.goal)
+        pieces.append(Piece(whole, asked_after))
+        asked_after = ()
+    steps = tuple(_step(number, piece, draft, gates) for number, piece in enumerate(pieces, 1))
     source = inputs.story.source
     name = source.file if source else "the plan"
     way = with_pros_and_cons(
@@ -116,8 +107,15 @@ def design(inputs: PlanInputs, draft: DraftStory) -> Design:
         ),
         size=Size.S if len(steps) < 4 else Size.M if len(steps) < 9 else Size.L,
         steps=steps,
-        groups=_groups(steps, work, gates, decisive, inputs.quality_gates),
-        checks=_checks(inputs, draft, decisive),
+        groups=groups_of(
+            steps,
+            pieces,
+            gates,
+            decisive,
+            inputs.quality_gates,
+            asked_after=bool(asked_after),
+        ),
+        checks=_checks(inputs, draft, decisive, asked_after),
         risks=_risks(),
         handoff=tuple(f"In words only, decided by nobody: {text}" for text in draft.statements),
         backend=inputs.backend,
@@ -125,12 +123,14 @@ def design(inputs: PlanInputs, draft: DraftStory) -> Design:
     )
 
 
-def _step(number: int, item: DraftStep, draft: DraftStory, gates: dict[str, GateSpec]) -> Step:
+def _step(number: int, piece: Piece, draft: DraftStory, gates: dict[str, GateSpec]) -> Step:
+    item = piece.step
     minutes = item.estimate_minutes or STEP_MINUTES
     if item.kind != "check":
-        return _agent_step(
+        made = _agent_step(
             number, item.title, item.action or item.title, draft, item.done, minutes, item.files
         )
+        return made.evolve(message=piece.message) if piece.message else made
     checks = tuple(gates[name] for name in item.gates if name in gates)
     must = "fails" if any(gate.expect == "failure" for gate in checks) else "passes"
     made = step(
@@ -155,50 +155,12 @@ def _agent_step(
     return step(number, StepKind.AGENT, title, "\n\n".join(about), (held,), minutes)
 
 
-def _groups(
-    steps: Sequence[Step],
-    work: Sequence[DraftStep],
-    gates: dict[str, GateSpec],
+def _checks(
+    inputs: PlanInputs,
+    draft: DraftStory,
     decisive: tuple[GateSpec, ...],
-    quality: tuple[GateSpec, ...],
-) -> tuple[Group, ...]:
-    """Build subtasks: a check stays with the work before it; the last one answers for all."""
-    cuts = [0]
-    for at, item in enumerate(steps):
-        before = steps[at - 1].kind if at else None
-        if at and item.kind is StepKind.AGENT and before is StepKind.AGENT:
-            cuts.append(at)
-    cuts = cuts[:MOST_GROUPS]
-    groups = []
-    for place, start in enumerate(cuts):
-        end = cuts[place + 1] if place + 1 < len(cuts) else len(steps)
-        numbers = tuple(item.number for item in steps[start:end])
-        own = [gates[name] for item in work[start:end] for name in item.gates if name in gates]
-        held = tuple(gate for gate in own if gate.expect == "success")
-        if end == len(steps):
-            held = decisive or quality
-        groups.append((steps[start].title, numbers, held))
-    return tuple(Group(*item) for item in _with_gates(groups))
-
-
-def _with_gates(
-    groups: list[tuple[str, tuple[int, ...], tuple[GateSpec, ...]]],
-) -> list[tuple[str, tuple[int, ...], tuple[GateSpec, ...]]]:
-    """Work that no gate of its own decides is handed in together with what comes next."""
-    found: list[tuple[str, tuple[int, ...], tuple[GateSpec, ...]]] = []
-    carried: tuple[int, ...] = ()
-    title = ""
-    for place, (name, numbers, held) in enumerate(groups):
-        last = place == len(groups) - 1
-        if not held and not last:
-            carried, title = (*carried, *numbers), title or name
-            continue
-        found.append((title or name, (*carried, *numbers), held))
-        carried, title = (), ""
-    return found
-
-
-def _checks(inputs: PlanInputs, draft: DraftStory, decisive: tuple[GateSpec, ...]) -> Checks:
+    asks: tuple[Question, ...],
+) -> Checks:
     acceptance = decisive or inputs.quality_gates
     return Checks(
         acceptance=acceptance,
@@ -208,6 +170,7 @@ def _checks(inputs: PlanInputs, draft: DraftStory, decisive: tuple[GateSpec, ...
         integration=("The plan's goals are checked again on the merge",),
         regression=(quality_line(inputs),),
         benchmarks=("None",),
+        asks=asks,
         troubleshooting=(
             Trouble(
                 symptom="a command passes elsewhere and fails here",

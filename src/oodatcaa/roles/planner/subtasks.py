@@ -108,7 +108,7 @@ def remaining(design: Design, done: frozenset[int]) -> tuple[Group, ...]:
     for group in design.groups:
         steps = tuple(number for number in group.steps if number not in done)
         if steps:
-            left.append(Group(group.title, steps, group.gates))
+            left.append(Group(group.title, steps, group.gates, group.asks))
     return tuple(left)
 
 
@@ -136,6 +136,7 @@ def deal(
                 steps=group.steps,
                 depends_on=before,
                 estimate_minutes=max(1, sum(minutes[n] for n in group.steps)),
+                asks=group.asks,
             )
         )
         before = (name,)
@@ -147,6 +148,7 @@ def deal(
             title=f"Verify all {len(design.checks.acceptance)} acceptance criteria",
             depends_on=before,
             estimate_minutes=max(1, design.checks.minutes),
+            asks=design.checks.asks,
         ),
     )
 
