@@ -106,17 +106,18 @@ class Torture:
     def fate(self) -> Fate:
         chance = self.chance
         seed = chance.randrange(1 << 30)
+        large = chance.random() < 0.5
         dice = chance.random()
         if dice < 0.6:  # what was struck least comes first
             done = self.toll.struck
             point = min(POINTS, key=lambda one: (done[one] + self.armed[one], chance.random()))
             self.armed[point] += 1
-            return Fate("crash", point, chance.randint(1, 2), seed)
+            return Fate("crash", point, chance.randint(1, 2), seed, large)
         if dice < 0.72:
             error = chance.choice(["ENOSPC", "EIO"])
-            return Fate(error, chance.choice(FAILING), chance.randint(1, 6), seed)
+            return Fate(error, chance.choice(FAILING), chance.randint(1, 6), seed, large)
         kind = "short" if dice < 0.8 else "clock" if dice < 0.9 else "none"
-        return Fate(kind, seed=seed)
+        return Fate(kind, seed=seed, large=large)
 
     def act(self) -> bool:
         """One misfortune, perhaps; False when nothing happened."""

@@ -40,7 +40,7 @@ def _points(call: ast.Call, file: str) -> Iterator[str]:
         yield label
     elif name == "write_at":
         yield from (f"{label}.{point}" for point in WRITE)
-    elif name == "sync":
+    elif name in ("sync", "sync_data"):
         yield from (f"{label}.{point}" for point in SYNC)
     elif name == "write_temp":
         yield from (f"{label}.{point}" for point in (*WRITE, *SYNC))

@@ -18,7 +18,7 @@ import filelock
 import pytest
 
 from oodatcaa.errors import StateError
-from oodatcaa.kit.locks import BurstLock, FileLock
+from oodatcaa.kit.locks import FileLock
 
 context = multiprocessing.get_context("fork")
 
@@ -161,7 +161,7 @@ def test_a_forked_child_does_not_keep_its_dead_parents_lock(path: Path) -> None:
 
 
 def _hold_fork_and_die(path: Path) -> None:
-    lock = BurstLock(FileLock(path))
+    lock = FileLock(path)
     os.register_at_fork(after_in_child=lock.begin_in_child)
     lock.acquire(20)
     if (child := os.fork()) == 0:
@@ -194,7 +194,7 @@ def test_a_replaced_lock_file_is_noticed(path: Path) -> None:
 
 
 def _count(path: Path, rounds: int) -> None:
-    lock, counter = BurstLock(FileLock(path)), path.with_name("counter")
+    lock, counter = FileLock(path), path.with_name("counter")
     for _ in range(rounds):
         lock.acquire(60)
         value = int(counter.read_text())
@@ -227,24 +227,3 @@ def test_a_forked_child_does_not_share_its_parents_lock(path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert not FileLock(path).try_acquire()
     lock.release()
-
-
-def test_a_burst_keeps_the_lock_only_for_a_moment(path: Path) -> None:
-    lock = BurstLock(FileLock(path))
-    kept = []
-    for _ in range(20):
-        kept.append(not lock.acquire(5))
-        lock.release()
-    assert any(kept), "it never came back to its own lock"
-    assert not all(kept)
-    FileLock(path).acquire(20)  # given back without any further call
-
-
-def test_who_comes_now_and_then_gives_the_lock_back_at_once(path: Path) -> None:
-    lock, other = BurstLock(FileLock(path)), FileLock(path)
-    for _ in range(3):
-        assert lock.acquire(5)
-        lock.release()
-        assert other.try_acquire()
-        other.release()
-        time.sleep(2 * BurstLock.BURST)

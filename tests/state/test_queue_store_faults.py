@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import pytest
 from oodatcaa.domain.board import Board, Decision
 from oodatcaa.errors import StateError
 from oodatcaa.kit import faults
+from oodatcaa.kit.locks import FileLock
 from oodatcaa.state.log import read_log
 from oodatcaa.state.snapshot import QUEUE_FILE
 from oodatcaa.state.store import QueueStore
@@ -67,20 +69,20 @@ def test_a_reader_that_saw_a_line_which_was_taken_back(work: Path) -> None:
     def peek(old: Board, now: datetime) -> Decision[None]:
         return Decision(old, None, (event(now, text="x" * 3000),))
 
-    real = os.fsync
+    real = os.fdatasync
     seen = []
 
     def fail(_: int) -> None:
         seen.append(reader.read().revision)
-        os.fsync = real
+        os.fdatasync = real
         raise OSError(5, "the disk is gone")
 
-    os.fsync = fail  # type: ignore[assignment]
+    os.fdatasync = fail  # type: ignore[assignment]
     try:
         with pytest.raises(StateError):
             store.transact(peek)
     finally:
-        os.fsync = real
+        os.fdatasync = real
     assert seen == [2]
     assert reader.read().revision == 1
     note(store)
@@ -362,3 +364,116 @@ def test_the_crew_runs_on_and_the_file_follows_within_a_second(tmp_path: Path) -
             break
         signal.sigtimedwait([], 0.1)
     assert document["revision"] == 2
+
+
+def large(work: Path) -> QueueStore:
+    """A store whose views may lag, in the state where they do: its fsyncs need no lock."""
+    store = QueueStore(work, exact_tasks=0)
+    note(store)
+    return store
+
+
+def test_a_large_queue_waits_for_the_disk_without_the_lock(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = large(work), QueueStore(work, exact_tasks=0)
+    real, free = os.fdatasync, []
+
+    def look(handle: int) -> None:
+        lock = FileLock(work / f"{QUEUE_FILE}.lock")
+        free.append(lock.try_acquire())
+        lock.close()
+        real(handle)
+
+    monkeypatch.setattr(os, "fdatasync", look)
+    note(store, "mine")
+    assert free == [True]
+    note(other, "yours")
+    assert [one.event.text for one in store.history()] == ["it begins", "more", "mine", "yours"]
+
+
+def test_a_large_queue_takes_back_what_the_disk_refuses(work: Path) -> None:
+    store = large(work)
+    revision = store.read().revision
+    faults.arm("journal.before_fsync:1:EIO")
+    with pytest.raises(StateError) as caught:
+        note(store, "lost")
+    faults.arm("")
+    assert caught.value.code == "queue.write_failed"
+    assert "nothing was changed" in caught.value.message
+    note(store, "kept")
+    assert QueueStore(work).read().revision == revision + 1
+    store.close()
+    assert [one.event.text for one in read_log(work)] == ["it begins", "more", "kept"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_others_built_on_is_written_anew_or_told_as_unsure(
+    work: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    store, other = large(work), QueueStore(work, exact_tasks=0)
+    other.read()
+    real = os.fdatasync
+
+    def fail(_: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", real)
+        note(other, "built on it")
+        if broken:
+            faults.arm("rebase.before_write:1:EIO")
+        raise OSError(errno.EIO, "the disk is gone")
+
+    before = (work / "queue.journal").stat().st_ino
+    monkeypatch.setattr(os, "fdatasync", fail)
+    if broken:
+        with pytest.raises(StateError) as caught:
+            note(store, "first")
+        assert caught.value.code == "queue.write_unsure"
+    else:
+        note(store, "first")
+        assert (work / "queue.journal").stat().st_ino != before
+    faults.arm("")
+    texts = ["it begins", "more", "first", "built on it"]
+    assert [one.event.text for one in QueueStore(work).history()] == texts
+    for one in (store, other):
+        one.close()
+    assert [one.event.text for one in read_log(work)] == texts
+
+
+def test_reserved_space_is_given_back_and_never_read_as_text(work: Path) -> None:
+    store, reader = large(work), QueueStore(work)
+    for _ in range(12):
+        note(store)
+    journal = work / "queue.journal"
+    assert journal.read_bytes().endswith(b"\0")
+    assert reader.read().revision == store.read().revision
+    assert QueueStore(work).read().revision == store.read().revision
+    store.close()
+    assert journal.read_bytes().endswith(b"}\n")
+
+
+def test_a_full_disk_may_have_room_for_the_line_but_not_for_reserves(work: Path) -> None:
+    store = large(work)
+    faults.arm("reserve.before_write:1:ENOSPC,reserve.half_written:2:ENOSPC")
+    for _ in range(14):
+        note(store)
+    faults.arm("")
+    assert QueueStore(work).read().revision == store.read().revision == 16
+
+
+@pytest.mark.parametrize("rest", [b"half a line", b"\0\0\0and its end\n", b"\0" + b"x\n" * 4000])
+def test_what_a_power_cut_leaves_of_a_line_is_cleared(work: Path, rest: bytes) -> None:
+    store = large(work)
+    for _ in range(12):
+        note(store)
+    journal = work / "queue.journal"
+    text = journal.read_bytes().rstrip(b"\0")
+    revision = store.read().revision
+    store.close()
+    journal.write_bytes(text + rest + bytes(9000))
+    after = QueueStore(work, exact_tasks=0)
+    assert after.read().revision == revision
+    note(after, "s")
+    assert QueueStore(work).read().revision == revision + 1
+    note(after, "m" * 6000)
+    assert QueueStore(work).read().revision == revision + 2
+    assert [one.event.text[0] for one in after.history()][-2:] == ["s", "m"]

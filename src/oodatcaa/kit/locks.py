@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,9 +24,6 @@ from pathlib import Path
 from oodatcaa.errors import StateError
 from oodatcaa.kit.alive import is_alive, is_stopped, process_identity
 from oodatcaa.kit.clock import utc_now
-
-NOTE_BYTES = 512
-IDLE_SECONDS = 0.04
 
 
 @dataclass(frozen=True)
@@ -60,16 +57,22 @@ class FileLock:
     """An exclusive lock on `path`; one instance is for one thread at a time.
 
     A process that dies gives the lock back: the kernel does that. Safe over fork: the child opens
-    the file anew. `code` is the error's code when the time limit passes.
+    the file anew. `code` is the error's code when the time limit passes. Without `note` it
+    leaves nobody's name, and that error can not tell who has it.
     """
 
-    def __init__(self, path: Path, *, code: str = "lock.held", what: str = "") -> None:
+    def __init__(
+        self, path: Path, *, code: str = "lock.held", what: str = "", note: bool = True
+    ) -> None:
         self.path = path
+        self._name = str(path)
+        self._notes = note
         self.note_path = path.with_name(path.name + ".holder")
         self._code = code
         self._what = what or path.name
         self._command = " ".join([Path(sys.argv[0] or "python").name, *sys.argv[1:]])[:200]
         self._pid = os.getpid()
+        self._note_start, self._noted_by = "", 0
         self._handle = -1
         self._note = -1
         self._waiter: _Waiter | None = None
@@ -83,16 +86,16 @@ class FileLock:
         finally:
             self.release()
 
-    def acquire(self, timeout: float | None = None, idle: Callable[[], None] | None = None) -> None:
+    def acquire(self, timeout: float | None = None, *, spin: float = 0.0) -> None:
         """Wait in the kernel until the lock is free, at most `timeout` seconds (None = for ever).
 
-        `idle` is called now and then while this waits with a limit: time for useful reading.
+        Before it queues in the kernel it tries again and again for `spin` seconds.
         Raises StateError naming the holder when the time is over; OSError when the lock file can
         not be opened.
         """
         while True:
             self._open()
-            if not self._try() and not self._wait(timeout, idle):
+            if not (self._try() or self._spin(spin)) and not self._wait(timeout):
                 raise self._held_error(timeout)
             if self._is_current():
                 break
@@ -111,8 +114,9 @@ class FileLock:
             self.close()
 
     def release(self) -> None:
-        with contextlib.suppress(OSError):  # the note is a courtesy; releasing must not fail
-            os.pwrite(self._note, b"-", 0)
+        if self._notes:
+            with contextlib.suppress(OSError):  # a courtesy; releasing must not fail
+                os.pwrite(self._note, b"-", 0)
         if self._handle >= 0:  # a finalizer may have closed it a moment ago
             fcntl.flock(self._handle, fcntl.LOCK_UN)
 
@@ -159,7 +163,7 @@ class FileLock:
             self.begin_in_child()
         if self._handle < 0:
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        if self._note < 0:
+        if self._notes and self._note < 0:
             self._note = os.open(self.note_path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def _try(self) -> bool:
@@ -169,13 +173,21 @@ class FileLock:
             return False
         return True
 
-    def _wait(self, timeout: float | None, idle: Callable[[], None] | None) -> bool:
+    def _spin(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0)  # other threads may have the interpreter
+            if self._try():
+                return True
+        return False
+
+    def _wait(self, timeout: float | None) -> bool:
         if timeout is None:
             fcntl.flock(self._handle, fcntl.LOCK_EX)
             return True
         if self._waiter is None:
             self._waiter = _Waiter()
-        if self._waiter.wait(self._handle, timeout, idle):
+        if self._waiter.wait(self._handle, timeout):
             return True
         # The thread still sits in flock on this handle and closes it when it returns.
         self._waiter = None
@@ -185,19 +197,19 @@ class FileLock:
     def _is_current(self) -> bool:
         ours = os.fstat(self._handle)
         try:
-            named = self.path.stat()
+            named = os.stat(self._name)  # noqa: PTH116 - a Path is slower by half
         except FileNotFoundError:
             return False
         return (ours.st_ino, ours.st_dev) == (named.st_ino, named.st_dev)
 
     def _write_note(self) -> None:
-        note = {
-            "pid": os.getpid(),
-            "started": _own_start(os.getpid()),
-            "command": self._command,
-            "since": utc_now().isoformat(),
-        }
-        line = json.dumps(note).encode()[: NOTE_BYTES - 1] + b"\n"
+        if not self._notes:
+            return
+        pid = os.getpid()
+        if self._noted_by != pid:  # written at every turn: only the time is new
+            note = {"pid": pid, "started": _own_start(pid), "command": self._command}
+            self._note_start, self._noted_by = json.dumps(note)[:-1], pid
+        line = f'{self._note_start}, "since": "{utc_now().isoformat()}"}}\n'.encode()
         with contextlib.suppress(OSError):  # a courtesy for error messages only
             os.pwrite(self._note, line, 0)
 
@@ -225,24 +237,22 @@ class _Waiter:
     """A thread that blocks in flock, so that its owner's wait can have a limit without signals."""
 
     def __init__(self) -> None:
-        self._asked = threading.Semaphore(0)
-        self._granted = threading.Semaphore(0)
+        # Plain locks as signals: `threading.Semaphore` costs ten times as much to pass.
+        self._asked = threading.Lock()
+        self._asked.acquire()
+        self._granted = threading.Lock()
+        self._granted.acquire()
         self._guard = threading.Lock()
         self._handle = -1
         self._abandoned = False
         self._error: OSError | None = None
         threading.Thread(target=self._run, name="lock-waiter", daemon=True).start()
 
-    def wait(self, handle: int, timeout: float, idle: Callable[[], None] | None) -> bool:
+    def wait(self, handle: int, timeout: float) -> bool:
         self._handle = handle
         self._asked.release()
-        end, pause = time.monotonic() + timeout, IDLE_SECONDS
-        while (left := end - time.monotonic()) > 0:
-            if self._granted.acquire(timeout=min(left, pause) if idle else left):
-                return self._outcome()
-            if idle is not None:
-                pause *= 2  # in a long queue the waiters must not take the holder's processor
-                idle()
+        if self._granted.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
+            return self._outcome()
         with self._guard:
             if self._granted.acquire(blocking=False):  # it came in the last moment
                 return self._outcome()
@@ -251,7 +261,8 @@ class _Waiter:
 
     def stop(self) -> None:
         self._handle = -1
-        self._asked.release()
+        with contextlib.suppress(RuntimeError):  # it was told already
+            self._asked.release()
 
     def _outcome(self) -> bool:
         if self._error is not None:
@@ -276,103 +287,3 @@ class _Waiter:
                     os.close(self._handle)
                     return
                 self._granted.release()
-
-
-class BurstLock:
-    """A `FileLock` that a caller who comes straight back finds still its own.
-
-    Handing a lock to the next process costs far more than a short transaction: two switches, and
-    the next one first has to read what the others wrote. So a caller in a burst (it came back
-    within BURST of its last release) keeps the lock for LINGER after each release, for at most
-    SLICE in all, and then queues behind everybody. Who comes now and then never lingers.
-    """
-
-    BURST = 0.003
-    LINGER = 0.001
-    SLICE = 0.010
-
-    def __init__(self, lock: FileLock) -> None:
-        self.lock = lock
-        # A garbage collection may end a store, and so close its lock, inside of these blocks.
-        self._guard = threading.RLock()
-        self._taken_at = 0.0
-        self._released_at = 0.0
-        self._burst = False
-        self._lingering = False
-        self._watch: threading.Event | None = None
-
-    @property
-    def lingering(self) -> bool:
-        """A hint: the next `acquire` will probably return at once."""
-        return self._lingering
-
-    def acquire(self, timeout: float | None = None, idle: Callable[[], None] | None = None) -> bool:
-        """As FileLock's. False when nobody can have held it since this one's last release."""
-        called = time.monotonic()
-        with self._guard:
-            lingering, self._lingering = self._lingering, False
-        if lingering:
-            if called - self._taken_at < self.SLICE:
-                return False
-            self.lock.release()
-        self._burst = called - self._released_at < self.BURST
-        self.lock.acquire(timeout, idle)
-        self._taken_at = time.monotonic()
-        return True
-
-    def try_acquire(self) -> bool:
-        """Take it if it is free; never waits."""
-        self.settle()
-        if not self.lock.try_acquire():
-            return False
-        self._burst, self._taken_at = False, time.monotonic()
-        return True
-
-    def release(self) -> None:
-        self._released_at = time.monotonic()
-        if not self._burst or self._released_at - self._taken_at >= self.SLICE:
-            self.lock.release()
-            return
-        if self._watch is None:
-            self._watch = threading.Event()
-            threading.Thread(
-                target=self._let_go, args=(self._watch,), name="lock-linger", daemon=True
-            ).start()
-        with self._guard:
-            self._lingering = True
-        self._watch.set()
-
-    def settle(self) -> None:
-        """Really release what lingers."""
-        with self._guard:
-            lingering, self._lingering = self._lingering, False
-            if lingering:
-                self.lock.release()
-
-    def close(self) -> None:
-        self.settle()
-        if self._watch is not None:
-            watch, self._watch = self._watch, None
-            watch.set()
-        self.lock.close()
-
-    def begin_in_child(self) -> None:
-        """After a fork: the parent's threads are gone, and what it held is the parent's."""
-        self.lock.begin_in_child()
-        self._guard = threading.RLock()
-        self._lingering = False
-        self._watch = None
-
-    def _let_go(self, watch: threading.Event) -> None:
-        while True:
-            watch.wait()
-            if self._watch is not watch:
-                return
-            time.sleep(self.LINGER)
-            with self._guard:
-                idle = time.monotonic() - self._released_at
-                if self._lingering and idle >= self.LINGER:
-                    self._lingering = False
-                    self.lock.release()
-                if idle >= self.BURST:
-                    watch.clear()

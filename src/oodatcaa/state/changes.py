@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from itertools import compress
@@ -262,6 +263,7 @@ class Replica:
         self._stories = {item.id: item for item in board.stories}
         self._subtasks = {item.id: item for item in board.subtasks}
         self._unread: dict[str, Callable[[], Change]] = {}
+        self._reader: weakref.ref[Board] | None = None
 
     @property
     def board(self) -> Board:
@@ -277,7 +279,16 @@ class Replica:
             # What it would compute again from its tuples, at ten times the cost.
             self._board.__dict__["story_by_id"] = self._stories
             self._board.__dict__["subtask_by_id"] = self._subtasks
+            self._reader = weakref.ref(self._board)
         return self._board
+
+    def _begin_change(self) -> None:
+        """Boards that were handed out have our dicts as their indices: while one of them is in
+        use, go on with copies."""
+        self._board = None
+        if self._reader is not None and self._reader() is not None:
+            self._stories, self._subtasks = self._stories.copy(), self._subtasks.copy()
+        self._reader = None
 
     @property
     def size(self) -> int:
@@ -303,7 +314,7 @@ class Replica:
             for read in dict.fromkeys(unread.values())
         }
         self._unread = {}  # only now: a line that can not be read must fail again, not be passed
-        self._stories, self._subtasks = self._stories.copy(), self._subtasks.copy()
+        self._begin_change()
         for key, read in unread.items():
             task = parsed[read][key]
             if isinstance(task, Story):
@@ -314,11 +325,7 @@ class Replica:
     def apply(self, done: Transaction) -> None:
         self.settle()
         change = done.change
-        # Copied before they change: boards that were handed out have them as their indices.
-        if change.stories or change.removed:
-            self._stories = self._stories.copy()
-        if change.subtasks or change.removed:
-            self._subtasks = self._subtasks.copy()
+        self._begin_change()
         for key in change.removed:
             self._stories.pop(key, None)
             self._subtasks.pop(key, None)
@@ -334,7 +341,6 @@ class Replica:
         if change.offers is not None:
             self._offers = change.offers
         self.seq, self.revision, self.at = done.seq, done.revision, done.at
-        self._board = None
 
 
 def by_id(board: Board) -> Mapping[str, Task]:

@@ -35,6 +35,14 @@ def sync(handle: int, name: str) -> None:
     reach(f"{name}.after_fsync")
 
 
+def sync_data(handle: int, name: str) -> None:
+    """Like `sync`, without the file's times: where the file did not grow, the file system's own
+    journal has nothing to write."""
+    reach(f"{name}.before_fsync")
+    getattr(os, "fdatasync", os.fsync)(handle)  # macOS has only fsync
+    reach(f"{name}.after_fsync")
+
+
 def replace(source: Path, target: Path, name: str, *, durable: bool = True) -> None:
     """Rename over `target`; `durable` also makes the rename itself survive a power cut."""
     reach(f"{name}.before_rename")
@@ -61,4 +69,17 @@ def read_from(handle: int, offset: int) -> bytes:
     while chunk := os.pread(handle, 1 << 20, offset):
         parts.append(chunk)
         offset += len(chunk)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_text_from(handle: int, offset: int) -> bytes:
+    """What was written from `offset` on, up to the first NUL: space that is only reserved."""
+    parts, size = [], 1 << 14
+    while chunk := os.pread(handle, size, offset):
+        end = chunk.find(b"\0")
+        if end >= 0:
+            parts.append(chunk[:end])
+            break
+        parts.append(chunk)
+        offset, size = offset + len(chunk), 1 << 20
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -9,10 +9,11 @@ itself, and whoever still reads the old one can finish it and step over.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from oodatcaa.domain.board import Board
 from oodatcaa.errors import StateError
 from oodatcaa.state.changes import Change, Replica, Transaction
-from oodatcaa.state.disk import read_from, replace, sync, write_at, write_temp
+from oodatcaa.state.disk import read_from, read_text_from, replace, sync_data, write_at, write_temp
 from oodatcaa.state.lines import (
     PREFIX,
     REPAIR,
@@ -37,6 +38,10 @@ from oodatcaa.state.lines import (
     framed,
     place_of,
 )
+
+FEW = 8
+"""So many appends a process makes before it reserves space: a command never does."""
+RESERVE = 1 << 18
 
 
 class Journal:
@@ -54,6 +59,10 @@ class Journal:
         self.marker_is_last = False
         self._at: Position | None = None
         self._writable = True
+        self._growths = 0
+        self._reserved = False
+        self._starts: list[int] = []  # where each transaction since the base begins
+        self._base_event: tuple[int, int] | None = None
 
     @property
     def exists(self) -> bool:
@@ -106,8 +115,10 @@ class Journal:
             self._load()
         elif self._at.identity != (named.st_dev, named.st_ino):
             self._step_over()
-        elif self._at.offset == named.st_size:
-            return
+        elif named.st_size < self._at.offset:
+            raise NotYet(named.st_size, "the file is shorter than before")
+        else:
+            self._at.size = named.st_size
         self._read_new(locked)
 
     def _load(self) -> None:
@@ -142,7 +153,10 @@ class Journal:
         self.markers = head.markers
         self.marker_is_last = bool(head.markers)
         status = os.fstat(handle)
-        self._at = Position(handle, base_end, crc, base_end, (status.st_dev, status.st_ino))
+        identity = (status.st_dev, status.st_ino)
+        self._at = Position(
+            handle, base_end, crc, base_end, identity, durable=base_end, size=status.st_size
+        )
 
     def _open(self) -> int:
         """A handle to write with where that is allowed: a reader of a read-only folder has none."""
@@ -157,7 +171,8 @@ class Journal:
             raise NotYet(0, str(error)) from error
 
     def _adopt_head(self, head: Head) -> None:
-        self.since, self.base_seq = head.since, head.seq
+        self.since, self.base_seq, self._base_event = head.since, head.seq, head.last_event
+        self._starts = []
 
     def _step_over(self) -> None:
         """The file was replaced by one with a newer base: finish the old one, skip the base."""
@@ -186,27 +201,32 @@ class Journal:
         self._close_handle()
         self._adopt_head(head)
         self.markers, self.marker_is_last = head.markers, bool(head.markers)
-        self._at = Position(handle, base_end, crc, base_end, (status.st_dev, status.st_ino))
+        identity = (status.st_dev, status.st_ino)
+        self._at = Position(
+            handle, base_end, crc, base_end, identity, durable=base_end, size=status.st_size
+        )
         return None
 
     def _read_new(self, locked: bool) -> None:
         at = self._at
         assert at is not None
-        size = os.fstat(at.handle).st_size
-        if size == at.offset:
-            return
-        if size < at.offset:
-            raise NotYet(size, "the file is shorter than before")
-        data = read_from(at.handle, at.offset)
+        start = at.offset
+        data = read_text_from(at.handle, start)
         for line in data.splitlines(keepends=True):
-            if not line.endswith(b"\n") or b"\0" in line:
+            if not line.endswith(b"\n"):
                 break  # torn: its writer died or is still at it
             crc = crc_of(line, at.crc, at.offset)
             self._take(line, at.offset)
             at.offset += len(line)
             at.crc = crc
-        if locked and at.offset < size:
+        if locked and (len(data) > at.offset - start or not at.clean):
+            self._clear_rest(at)
+
+    def _clear_rest(self, at: Position) -> None:
+        """Behind the last line there may be nothing but reserved space."""
+        if read_from(at.handle, at.offset).strip(b"\0"):
             os.ftruncate(at.handle, at.offset)
+        at.size, at.clean = os.fstat(at.handle).st_size, True
 
     def _take(self, line: bytes, offset: int) -> None:
         try:
@@ -231,7 +251,7 @@ class Journal:
                 self.replica.apply(Transaction.model_validate_json(line))
         except (ValueError, KeyError) as error:
             raise NotYet(offset, str(error)) from error
-        self._applied(seq, entries)
+        self._applied(seq, entries, offset)
 
     def _parse(self, line: bytes, offset: int) -> Change:
         """The line's change alone: it stands between `change` and the last key, `events`."""
@@ -246,8 +266,9 @@ class Journal:
         self.markers = (*self.markers[-1:], marker)
         self.marker_is_last = True
 
-    def _applied(self, seq: int, entries: int) -> None:
+    def _applied(self, seq: int, entries: int, offset: int) -> None:
         self.marker_is_last = False
+        self._starts.append(offset)
         if entries:
             self.last_event = (seq, entries - 1)
 
@@ -266,11 +287,12 @@ class Journal:
             if line.startswith(b'"seq"', PREFIX):
                 yield Transaction.model_validate_json(line)
 
-    def _lines(self) -> list[bytes]:
+    def _lines(self, start: int | None = None) -> list[bytes]:
         at = self._at
         if at is None:
             return []
-        return read_from(at.handle, at.base_end)[: at.offset - at.base_end].splitlines(True)
+        begin = at.base_end if start is None else start
+        return read_from(at.handle, begin)[: at.offset - begin].splitlines(True)
 
     def event_lines(self) -> Iterator[tuple[int, bytes]]:
         """Seq and events, as one JSON line, of every transaction since the base that has any.
@@ -278,11 +300,19 @@ class Journal:
         Cut out of the journal's lines unparsed: `events` is their last key, and inside a JSON
         string its quotes would be escaped.
         """
-        for line in self._lines():
-            start = START.match(line, PREFIX)
-            if start is not None and start[4]:
-                events = line[line.index(b',"events":[') : -2]
-                yield int(start[1]), b'{"seq":%s%s}\n' % (start[1], events)
+        return _events_of(self._lines())
+
+    def event_lines_from(self, place: tuple[int, int]) -> Iterator[tuple[int, bytes]] | None:
+        """Like `event_lines`, only those of `place`'s transaction and later; None when some of
+        these are older than the base."""
+        seq = place[0]
+        if seq > self.base_seq:
+            number = seq - self.base_seq - 1
+        elif place == self._base_event or seq == self.since == self.base_seq:
+            number = 0
+        else:
+            return None
+        return _events_of(self._lines(self._starts[number])) if number < len(self._starts) else None
 
     def board_at(self, seq: int) -> Board | None:
         """The board as it was after transaction `seq`; None when that is before the base."""
@@ -300,12 +330,25 @@ class Journal:
 
     # writing, under the lock --------------------------------------------------------------
 
-    def commit(self, done: Transaction) -> None:
-        """Make `done` durable and apply it. Raises StateError with nothing changed."""
+    def commit(self, done: Transaction, *, durable: bool = True) -> None:
+        """Write `done` and apply it. Raises StateError with nothing changed.
+
+        Without `durable` the caller owes a `harden` before it tells anybody. That may be after the
+        lock is free: an fsync makes every line before its own durable too, so whoever builds on
+        this one can not outlive it.
+        """
         body = done.model_dump_json(exclude_defaults=True).encode()
-        self._append(body, "journal", durable=True)
+        start = self._append(body, "journal", durable=durable)
         self.replica.apply(done)
-        self._applied(done.seq, done.entries)
+        self._applied(done.seq, done.entries, start)
+
+    def harden(self) -> None:
+        """Make durable what was read or written so far. Needs no lock. Raises OSError."""
+        at = self._at
+        if at is not None and at.durable < at.offset:
+            end = at.offset
+            sync_data(at.handle, "journal")
+            at.durable = end
 
     def mark(self, marker: Marker) -> None:
         """Note which snapshot is about to be renamed into place."""
@@ -313,19 +356,42 @@ class Journal:
         self._append(body, "marker", durable=False)
         self._take_marker(marker)
 
-    def _append(self, body: bytes, name: str, *, durable: bool) -> None:
+    def _append(self, body: bytes, name: str, *, durable: bool) -> int:
+        """Where the line begins."""
         at = self._at
         assert at is not None
         line, crc = framed(body, at.crc)
         try:
             self._may_write(at)
             write_at(at.handle, line, at.offset, name)
+            self._reserve(at, at.offset + len(line))
             if durable:
-                sync(at.handle, name)
+                sync_data(at.handle, name)
         except OSError as error:
             raise self._rolled_back(error) from error
-        at.offset += len(line)
-        at.crc = crc
+        start, at.offset, at.crc = at.offset, at.offset + len(line), crc
+        if durable:
+            at.durable = at.offset
+        return start
+
+    def _reserve(self, at: Position, end: int) -> None:
+        """Who writes much writes into space that the file has already: an fsync of a file that
+        did not grow costs half as much."""
+        if end <= at.size:
+            return
+        at.size = end
+        self._growths += 1
+        if self._growths > FEW:
+            with contextlib.suppress(OSError):  # a full disk may still have room for the line
+                write_at(at.handle, bytes(RESERVE), end, "reserve")
+                at.size, self._reserved = end + RESERVE, True
+
+    def trim(self) -> None:
+        """Give back what this process reserved. Under the lock."""
+        at = self._at
+        if at is not None and self._reserved:
+            os.ftruncate(at.handle, at.offset)
+            at.size, self._reserved = at.offset, False
 
     def _may_write(self, at: Position) -> None:
         """The file may have been opened while its folder was read-only."""
@@ -341,6 +407,7 @@ class Journal:
         note = "nothing was changed"
         try:
             os.ftruncate(at.handle, at.offset)
+            at.size = at.offset
         except OSError as second:
             note = f"and its last line could not be cut off again: {second.strerror}"
         return StateError(
@@ -348,6 +415,14 @@ class Journal:
             f"{self.path}: {error.strerror or error}; {note}",
             hint="free space or make the folder writable, then repeat the command",
         )
+
+    def taken_back(self, error: OSError) -> StateError:
+        """Cuts off the last line, which the disk did not confirm; the error to raise."""
+        assert self._at is not None
+        self._at.offset = self._starts[-1]
+        refused = self._rolled_back(error)
+        self._forget()
+        return refused
 
     def rebase(
         self,
@@ -386,12 +461,15 @@ class Journal:
         self._close_handle()
         handle, self._writable = os.open(self.path, os.O_RDWR), True
         status = os.fstat(handle)
-        self._at = Position(handle, len(data), crc, end, (status.st_dev, status.st_ino))
+        identity, size = (status.st_dev, status.st_ino), len(data)
+        self._at = Position(handle, size, crc, end, identity, size, size, clean=True)
+        self._reserved = False
         self.replica, self.base_seq, self.since = newest, newest.seq, since
+        self._base_event, self._starts = self.last_event, []
         self.marker_is_last = bool(self.markers)
         if then is not None:
             self.replica.apply(then)
-            self._applied(then.seq, then.entries)
+            self._applied(then.seq, then.entries, end)
 
     # the rest -----------------------------------------------------------------------------
 
@@ -413,3 +491,11 @@ class Journal:
             f"{self.path}:{line}:{column} can not be read: {problem.why.splitlines()[0]}",
             hint=REPAIR,
         )
+
+
+def _events_of(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    for line in lines:
+        start = START.match(line, PREFIX)
+        if start is not None and start[4]:
+            events = line[line.index(b',"events":[') : -2]
+            yield int(start[1]), b'{"seq":%s%s}\n' % (start[1], events)

@@ -56,6 +56,12 @@ class Position:
     crc: int
     base_end: int
     identity: tuple[int, int]
+    durable: int
+    """Up to here the disk has confirmed it, as far as this process knows."""
+    size: int
+    """The file's end; behind `offset` space may be reserved, filled with NUL."""
+    clean: bool = False
+    """Whether what lies behind `offset` was looked at: a power cut may leave parts of a line."""
 
 
 class NotYet(Exception):

@@ -44,7 +44,7 @@ class AgentLog:
         self._identity = (0, 0)
         self._size = 0
         self._last: Place | None = None
-        self._noted = False  # a person's last line does not end with an empty one
+        self._clean = False
 
     def incomplete(self, expected: Place | None) -> bool:
         """Whether the entry `expected` (the journal's last event) is not the log's last."""
@@ -53,30 +53,27 @@ class AgentLog:
         if not self._open():
             return True
         if self._last is None:
-            tail = os.pread(self._handle, 400, max(0, self._size - 400))
-            found = dialect.last_place(tail.decode(errors="replace"))
+            tail = os.pread(self._handle, 400, max(0, self._size - 400)).decode(errors="replace")
+            found = dialect.last_place(tail)
             self._last = found[0] if found else None
-            self._noted = not tail.endswith(b"\n\n")
+            self._clean = found is not None and tail[found[1] :] == "\n\n"
         return self._last != expected
 
-    def append(self, entries: Sequence[Logged], previous: Place | None) -> bool:
-        """Write the entries of a transaction that is durable in the journal.
+    @property
+    def end(self) -> Place | None:
+        """The last entry, if nothing but it and the head ends the file: `append` may go on there.
 
-        False, with nothing written, when the entry before (`previous`) is not there yet: a gap
-        could never be seen again. `complete` is needed then.
+        None for a torn entry or a person's note after it, and where there is no file.
         """
-        if self.incomplete(previous):
-            return False
-        if previous is None and not self._open():
-            self._fresh((entries[0].seq - 1, 0))
+        return self._last if self._handle >= 0 and self._clean else None
+
+    def append(self, entries: Sequence[Logged]) -> None:
+        """Write the entries that follow `end`, of transactions that are durable in the journal."""
         text = "".join(dialect.render(entry) for entry in entries)
-        if self._noted:
-            text, self._noted = "\n\n" + text, False
         self._write(text.encode("utf-8", "surrogatepass"))
         self._last = (entries[-1].seq, entries[-1].index)
         if self._size > self._limit:
             self._rotate()
-        return True
 
     def complete(self, history: Iterable[Logged], *, since: int) -> None:
         """Append what the log lacks of `history` (all events later than `since`)."""
@@ -96,7 +93,7 @@ class AgentLog:
         elif not text.endswith("\n\n"):
             lacking = "\n\n" + lacking  # after a person's note
         self._write(lacking.encode("utf-8", "surrogatepass"))
-        self._noted = False
+        self._clean = True
         self._last = (missing[-1].seq, missing[-1].index) if missing else place
 
     def sync(self) -> None:

@@ -1,8 +1,9 @@
 """The queue on disk: `transact`, `read`, `history`, each over the journal's one commit point.
 
 Under the lock a transaction takes in what others committed, settles what an outside hand did to
-SPRINT_QUEUE.json, decides, appends one line and fsyncs it. That line is the truth; the log and the
-snapshot are views written from it afterwards, and whoever comes next completes them after a crash.
+SPRINT_QUEUE.json, decides and appends one line. That line is the truth, told to the caller once it
+is fsynced; the log and the snapshot are views written from it afterwards, and whoever comes next
+completes them after a crash. While one process waits for the disk the next one has the lock.
 """
 
 from __future__ import annotations
@@ -22,26 +23,24 @@ from oodatcaa.domain.board import Board, Decision, Event
 from oodatcaa.domain.ports import Logged
 from oodatcaa.errors import StateError
 from oodatcaa.kit.clock import utc_now
-from oodatcaa.kit.locks import BurstLock, FileLock
+from oodatcaa.kit.locks import FileLock
+from oodatcaa.kit.turns import Turns
 from oodatcaa.state import lifetime
-from oodatcaa.state.archive import EVENTS_FILE, SprintArchive
 from oodatcaa.state.changes import Change, Replica, Transaction, difference, refuse_inconsistent
 from oodatcaa.state.guard import refuse_rolled_back, seen_by_views
 from oodatcaa.state.journal import Journal
-from oodatcaa.state.log import AgentLog
 from oodatcaa.state.moments import clamp, clock_note
 from oodatcaa.state.outside import Legal, OutsideHands, accept_structure
+from oodatcaa.state.publishing import BEHIND_SECONDS, EXACT_TASKS, Publisher
 from oodatcaa.state.snapshot import QUEUE_FILE
-from oodatcaa.state.troubles import nested, unwritable
-from oodatcaa.state.views import EventFile, QueueView, parsed
+from oodatcaa.state.troubles import nested, unsure, unwritable
+from oodatcaa.state.views import parsed
 
 T = TypeVar("T")
 
-EXACT_TASKS = 200
-"""Up to so many tasks SPRINT_QUEUE.json is exact whenever the lock is free."""
-BEHIND_SECONDS = 0.8
-"""Above that a running crew rewrites it this often (with the time to write: under a second)."""
 LOCK_SECONDS = 60.0
+SPIN_SECONDS = 0.0002
+"""Whoever shares the turns holds the lock for less than two thread switches take."""
 
 
 class QueueStore:
@@ -69,23 +68,21 @@ class QueueStore:
         self._clock = clock
         self._notice = on_notice or (lambda _: None)
         self._lock_seconds = lock_seconds
-        self._exact_tasks = exact_tasks
         lock_path = work_dir / f"{QUEUE_FILE}.lock"
-        self._lock = BurstLock(FileLock(lock_path, code="queue.locked", what="the sprint queue"))
+        self._lock = FileLock(lock_path, code="queue.locked", what="the sprint queue")
+        self._turns = Turns(work_dir / "queue.turn")
         self._journal = Journal(work_dir / "queue.journal", growth=journal_bytes)
-        self._events = EventFile(work_dir / EVENTS_FILE)
-        self._log = AgentLog(work_dir, limit=log_bytes)
-        self._archive = SprintArchive(work_dir, self._log)
-        self._finished_since = 0
-        self._view = QueueView(work_dir, self._journal)
+        self._views = Publisher(
+            work_dir, self._journal, exact_tasks=exact_tasks, log_bytes=log_bytes
+        )
         self._outside = OutsideHands(work_dir, self._journal, legal)
         self._mutex = threading.RLock()
         self._deciding = False
-        self._view_error: OSError | StateError | None = None
         self._flusher: threading.Thread | None = None
         self._unclamped = True
+        self._owes = False
         self._guarded = False
-        lifetime.watch(self, self._journal, self._log, self._lock)
+        lifetime.watch(self, self._journal, self._views.log, self._lock, self._turns)
 
     # the port -----------------------------------------------------------------------------
 
@@ -93,12 +90,14 @@ class QueueStore:
         """The newest committed board; an empty one where there is no queue yet."""
         with self._mutex:
             self._follow()
-            if (self._view.touched() or self._view.gone) and self._may_write():
+            view = self._views.view
+            if (view.touched() or view.gone) and self._may_write():
                 # Only a writer can settle it. While another holds the lock, that one does.
+                # What fails is reported by `flush`; reading goes on.
                 try:
                     self._settle_if_free()
-                except OSError as error:  # reading goes on; `flush` reports it
-                    self._view_error = error
+                except OSError as error:
+                    self._views.error = error
             return self._journal.replica.board
 
     def transact(self, decide: Callable[[Board, datetime], Decision[T]]) -> T:
@@ -107,15 +106,11 @@ class QueueStore:
             replica = self._journal.replica
             read = self._clock()
             now = clamp(read, replica.at)
-            old = replica.board
-            decision = self._decide(decide, now)
-            change = difference(old, decision.board)
-            stale = decision.board.revision != old.revision
-            if not change.empty or decision.events or stale:
-                refuse_inconsistent(old, decision.board, change)
-                self._commit(change, decision.events, now, read)
-                self._write_views()
-            return decision.value
+            change, events, value = self._decided(decide, now)
+            if not change.empty or events:
+                self._commit(change, events, now, read)
+                self._publish()
+            return value
 
     def history(self) -> Iterator[Logged]:
         """Every event since the sprint began, oldest first; never waits for a writer."""
@@ -123,7 +118,7 @@ class QueueStore:
             self._follow()
             recent = tuple(parsed(self._journal.event_lines()))
             since, base = self._journal.since, self._journal.base_seq
-        for logged in self._events.read(since):
+        for logged in self._views.events.read(since):
             if logged.seq <= base:
                 yield logged
         yield from (logged for logged in recent if logged.seq > since)
@@ -145,17 +140,21 @@ class QueueStore:
                     f"sprint {number} is not the open one",
                     hint="see which one is: oodatcaa status",
                 )
-            self._archive.refuse_existing(number)
+            views = self._views
+            views.archive.refuse_existing(number)
             read = self._clock()
             now = clamp(read, replica.at)
             decision = self._decide(decide, now)
             refuse_inconsistent(
                 replica.board, decision.board, difference(replica.board, decision.board)
             )
-            self._view.write(exact=True)
-            self._events.extend(self._journal.event_lines())
-            self._log.sync()
-            self._archive.build(number, replica.seq)
+            views.error = None
+            views.write(final=True)
+            if views.error is not None:  # the archive is a copy of the views
+                raise views.error
+            views.events.extend(self._journal.event_lines())
+            views.log.sync()
+            views.archive.build(number, replica.seq)
             closing = Transaction.of(
                 Change(),
                 decision.events,
@@ -165,11 +164,10 @@ class QueueStore:
             )
             start = Replica(decision.board, seq=replica.seq, at=replica.at)
             self._journal.rebase(start, since=replica.seq, then=closing)
-            self._view.committed()
-            self._try_view(lambda: self._archive.finish(self._journal.since))
-            self._append_to_log(closing, None)
-            self._write_views()
-            return self._archive.target(number), decision.value
+            views.view.committed()
+            views.attempt(views.finish_archives)
+            self._publish(final=True)
+            return views.archive.target(number), decision.value
 
     # the life of a store ------------------------------------------------------------------
 
@@ -178,15 +176,16 @@ class QueueStore:
 
         Raises StateError `queue.views_behind` when that can not be done; the state is safe.
         """
+        views = self._views
         with self._mutex:
-            behind = self._view.behind or self._view_error is not None
+            behind = views.view.behind or views.error is not None
             if self._journal.exists and behind and not self._deciding:
-                self._view_error = None
+                views.error = None
                 with self._writing():
-                    self._write_views(final=True)
-            self._lock.settle()
-            if self._view_error is not None:
-                error, self._view_error = self._view_error, None
+                    self._publish(final=True)
+            self._turns.settle()
+            if views.error is not None:
+                error, views.error = views.error, None
                 raise StateError(
                     "queue.views_behind",
                     f"the queue is safe, but a view of it could not be written: {error}",
@@ -200,8 +199,9 @@ class QueueStore:
                 self.flush()
             finally:
                 self._journal.close()
-                self._log.close()
+                self._views.log.close()
                 self._lock.close()
+                self._turns.close()
 
     def __enter__(self) -> Self:
         return self
@@ -229,18 +229,45 @@ class QueueStore:
         with self._mutex:
             if self._deciding:
                 raise nested()
-            if not self._lock.lingering:
-                self._make_folder()
-                self._journal.follow(locked=False)  # the bulk of the reading, outside the lock
-                self._journal.replica.settle()
-            fresh = self._take_lock()
             try:
-                self._recover(fresh)
-                yield
+                with self._turns.taken() as fresh:
+                    if fresh:  # the bulk of the reading, before anybody has to wait for it
+                        self.work_dir.mkdir(parents=True, exist_ok=True)
+                        self._journal.follow(locked=False)
+                        self._journal.replica.settle()
+                    spin = SPIN_SECONDS if self._turns.in_burst else 0.0
+                    self._lock.acquire(self._lock_seconds, spin=spin)
+                    try:
+                        self._recover()
+                        yield
+                    finally:
+                        self._lock.release()
+                    self._harden()
             except OSError as error:
                 raise unwritable(self.work_dir, error) from error
-            finally:
-                self._lock.release()
+
+    def _harden(self) -> None:
+        """Wait for the disk, others may have the lock meanwhile."""
+        if not self._owes:
+            return
+        self._owes = False
+        try:
+            self._journal.harden()
+        except OSError as error:
+            with self._lock.held(self._lock_seconds):
+                self._rescue(error)
+
+    def _rescue(self, error: OSError) -> None:
+        """The disk refused to confirm our line. Under the lock: take it back if it is the last;
+        if others have built on it, write everything anew, elsewhere."""
+        ours = self._journal.replica.seq
+        self._journal.follow(locked=True)
+        if self._journal.replica.seq == ours:
+            raise self._journal.taken_back(error) from error
+        try:
+            self._views.renew_base()
+        except (OSError, StateError):
+            raise unsure(self._journal.path, error) from error
 
     def _settle_if_free(self) -> None:
         if self._lock.try_acquire():
@@ -248,6 +275,18 @@ class QueueStore:
                 self._recover()
             finally:
                 self._lock.release()
+
+    def _decided(
+        self, decide: Callable[[Board, datetime], Decision[T]], now: datetime
+    ) -> tuple[Change, tuple[Event, ...], T]:
+        # The old board ends with this call, so that the replica needs no copy to go on.
+        old = self._journal.replica.board
+        decision = self._decide(decide, now)
+        change = difference(old, decision.board)
+        stale = decision.board.revision != old.revision
+        if not change.empty or decision.events or stale:
+            refuse_inconsistent(old, decision.board, change)
+        return change, decision.events, decision.value
 
     def _decide(
         self, decide: Callable[[Board, datetime], Decision[T]], now: datetime
@@ -258,49 +297,25 @@ class QueueStore:
         finally:
             self._deciding = False
 
-    def _make_folder(self) -> None:
-        try:
-            self.work_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.work_dir, error) from error
-
-    def _take_lock(self) -> bool:
-        try:
-            return self._lock.acquire(self._lock_seconds, self._read_ahead)
-        except OSError as error:
-            raise unwritable(self.work_dir, error) from error
-
-    def _read_ahead(self) -> None:
-        """While others write: so that little is left to read under the lock."""
-        with contextlib.suppress(StateError):  # under the lock it is read again, and then it counts
-            self._journal.follow(locked=False)
-            self._journal.replica.settle()
-
-    def _recover(self, fresh: bool = True) -> None:
+    def _recover(self) -> None:
         """Under the lock: be where the last writer was, and complete what a dead one left."""
-        if fresh:
-            self._follow(locked=True)
-        if self._journal.since != self._finished_since:
-            self._archive.finish(self._journal.since)
-            self._finished_since = self._journal.since
-        if self._view.touched():
+        views = self._views
+        self._follow(locked=True)
+        views.finish_archives()
+        if views.view.touched():
             now = clamp(self._clock(), self._journal.replica.at)
-            verdict = self._outside.settle(self._view.content(), now)
+            verdict = self._outside.settle(views.view.content(), now)
             if verdict is not None:
                 self._commit(verdict.change, verdict.events, verdict.at, verdict.at)
                 self._notice(verdict.notice)
-            self._view.settled()
-            self._write_views()
-        elif self._view.gone:
-            if self._view.deleted:
+            views.view.settled()
+            self._publish()
+        elif views.view.gone:
+            if views.view.deleted:
                 self._notice(f"{QUEUE_FILE} was deleted; it was written again from the journal")
-            self._write_views()
-        elif fresh and self._view.left_behind and self._journal.replica.size <= self._exact_tasks:
-            self._write_views()
-        # A lock that was never given back has had one writer, who knows whether that failed.
-        doubt = fresh or self._view_error is not None
-        if doubt and self._log.incomplete(self._journal.expected_entry):
-            self._complete_log()
+            self._publish()
+        elif views.lacking:
+            self._publish()
 
     def _commit(
         self, change: Change, events: tuple[Event, ...], now: datetime, read: datetime
@@ -315,54 +330,15 @@ class QueueStore:
         seq, revision = journal.replica.seq + 1, journal.replica.revision + 1
         clock = read if behind > 0 else None
         done = Transaction.of(change, events, seq=seq, revision=revision, at=now, clock=clock)
-        previous = journal.expected_entry
-        journal.commit(done)
-        self._view.committed()
-        self._append_to_log(done, previous)
+        durable = self._views.due  # the views come next, and may show only what is durable
+        journal.commit(done, durable=durable)
+        self._owes = not durable
+        self._views.view.committed()
 
-    def _append_to_log(self, done: Transaction, previous: tuple[int, int] | None) -> None:
-        if done.events:
-            entries = [
-                Logged(seq=done.seq, index=n, event=event) for n, event in enumerate(done.events)
-            ]
-
-            def append() -> None:
-                if not self._log.append(entries, previous):
-                    self._complete_log()
-
-            self._try_view(append)
-
-    def _complete_log(self) -> None:
-        since = self._journal.since
-
-        def complete() -> None:
-            stored = (one for one in self._events.read(since) if one.seq <= self._journal.base_seq)
-            self._log.complete((*stored, *parsed(self._journal.event_lines())), since=since)
-
-        self._try_view(complete)
-
-    def _write_views(self, *, final: bool = False) -> None:
-        """The snapshot as its policy says, and a new base for a journal that has grown."""
-        exact = self._journal.replica.size <= self._exact_tasks
-
-        def write() -> None:
-            if exact or final or self._view.due(BEHIND_SECONDS):
-                self._view.write(exact=exact or final)
-            if self._journal.grown:
-                self._events.extend(self._journal.event_lines())
-                self._log.sync()
-                self._journal.rebase()
-
-        self._try_view(write)
-        if self._view.behind:
+    def _publish(self, *, final: bool = False) -> None:
+        self._views.write(final=final)
+        if self._views.view.behind:
             self._flush_soon()
-
-    def _try_view(self, write: Callable[[], None]) -> None:
-        """The transaction is durable: a view that fails is reported by `flush`, not instead."""
-        try:
-            write()
-        except (OSError, StateError) as error:
-            self._view_error = error
 
     def _flush_soon(self) -> None:
         if self._flusher is None:
@@ -372,16 +348,16 @@ class QueueStore:
             self._flusher.start()
 
     def _flush_now(self) -> None:
-        """The flusher's turn, BEHIND_SECONDS after a snapshot was left behind."""
+        """The flusher's turn, BEHIND_SECONDS after the views were left behind."""
         with self._mutex:
             self._flusher = None
-            if not self._view.behind or self._deciding:
+            if not self._views.view.behind or self._deciding:
                 return
             try:
                 with self._writing():
-                    self._view.write(exact=False)
+                    self._views.write(now=True)
             except (OSError, StateError) as error:
-                self._view_error = error
+                self._views.error = error
 
     def _may_write(self) -> bool:
         return os.access(self.work_dir, os.W_OK)
@@ -390,9 +366,10 @@ class QueueStore:
         """After a fork: handles and threads are the parent's; what is in memory is still true."""
         self._mutex = threading.RLock()
         self._lock.begin_in_child()
+        self._turns.begin_in_child()
         self._flusher = None
         self._journal.close()
-        self._log.close()
+        self._views.log.close()
 
 
 def _flush_later(reference: weakref.ref[QueueStore]) -> None:

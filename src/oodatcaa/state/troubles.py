@@ -15,6 +15,15 @@ def unwritable(work_dir: Path, error: OSError) -> StateError:
     )
 
 
+def unsure(journal: Path, error: OSError) -> StateError:
+    return StateError(
+        "queue.write_unsure",
+        f"{journal}: {error.strerror or error}; the change is in the queue, "
+        "but a power cut may undo it",
+        hint="free space or make the folder writable, then run: oodatcaa doctor",
+    )
+
+
 def nested() -> StateError:
     return StateError(
         "queue.nested",

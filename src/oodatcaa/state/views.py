@@ -168,7 +168,7 @@ class QueueView:
 
 
 def _stat(path: Path) -> _Stat:
-    status = path.stat()
+    status = os.stat(path)  # noqa: PTH116 - it is asked for at every transaction
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns
 
 

@@ -23,6 +23,7 @@ from oodatcaa.domain.states import is_finished, tasks_of
 from oodatcaa.domain.task import ProcessLease
 from oodatcaa.kit.locks import FileLock
 from oodatcaa.state.log import ARCHIVE, LOG_FILE, every_entry
+from oodatcaa.state.publishing import may_lag
 from oodatcaa.state.repair import examine
 from oodatcaa.state.snapshot import QUEUE_FILE
 
@@ -65,9 +66,10 @@ def judge_board(board: Board, problems: Sequence[str]) -> tuple[Finding, ...]:
 
 
 def look_at_log(project: Project) -> Looked:
-    before = list(project.store.history())
+    before, board, now = list(project.store.history()), project.board(), datetime.now(UTC)
+    settled = [one for one in before if not may_lag(board, one.event.at, now)]
     entries = every_entry(project.work)
-    found = judge_log(before, list(project.store.history()), entries)
+    found = judge_log(settled, list(project.store.history()), entries)
     return (Fact("log", f"{len(before)} events, {len(entries)} entries"),), found
 
 
