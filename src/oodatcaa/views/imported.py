@@ -10,11 +10,7 @@ from oodatcaa.domain.draft import DraftStory
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.source import Source
 from oodatcaa.domain.task import Story
-
-
-def printable(text: str) -> str:
-    """Without control characters: a plan must not be able to rewrite the reader's terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+from oodatcaa.views.units import printable
 
 
 def draft_lines(story: Story, draft: DraftStory) -> list[str]:

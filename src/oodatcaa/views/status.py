@@ -11,8 +11,17 @@ from oodatcaa.domain.progress import critical_path, progress
 from oodatcaa.domain.question import Asks
 from oodatcaa.domain.states import is_finished
 from oodatcaa.domain.task import Story, Subtask, Task
-from oodatcaa.views.imported import printable
-from oodatcaa.views.units import count, duration, memory, minutes, moment, percent, short, words
+from oodatcaa.views.units import (
+    count,
+    duration,
+    memory,
+    minutes,
+    moment,
+    percent,
+    printable,
+    short,
+    words,
+)
 
 if TYPE_CHECKING:
     from oodatcaa.domain.plan import Plan

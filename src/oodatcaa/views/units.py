@@ -108,3 +108,8 @@ def listing(items: tuple[str, ...] | list[str]) -> str:
     if len(items) < 2:
         return "".join(items)
     return ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def printable(text: str) -> str:
+    """Without control characters: a plan must not be able to rewrite the reader's terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
