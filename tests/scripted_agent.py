@@ -9,6 +9,7 @@ Actions: {"write": path, "text": …} · {"append": path, "text": …} · {"say"
 · {"grandchild": pid file} · {"error": message} · {"denied": [..]} · {"done": text} · {"exit": code}
 · {"die": signal} · {"ignore_term": true} · {"run": command} · {"linger": seconds}
 · {"commit": message} · {"wait_for": path} · {"eat": bytes}
+· {"print": text}
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def play(action: dict[str, Any]) -> None:
         "commit": lambda: commit(value),
         "wait_for": lambda: wait_for(value),
         "eat": lambda: eat(value),
+        "print": lambda: os.write(1, value.encode()),
     }
     plain[name]()
 

@@ -11,7 +11,6 @@ from crew_projects import BAD, GOOD, crew, git, log, plan_answer, plan_values, t
 from oodatcaa.app.ledger import Ledger
 from oodatcaa.app.people import approve_story
 from oodatcaa.app.project import Project
-from oodatcaa.domain.agents import Ending
 from oodatcaa.domain.task import Story
 
 GOOD_TURN: list[dict[str, Any]] = [{"write": "greeter.py", "text": GOOD}, {"done": "done"}]
@@ -147,28 +146,3 @@ def test_approvals_and_a_review(tmp_path: Path) -> None:
     approve_story(Project(root), "T001", "ada", "I looked")
     assert work(root) == "done"
     assert "ada approved the merge of T001: I looked" in log(root)
-
-
-def test_a_late_result_of_an_old_attempt_is_refused(tmp_path: Path) -> None:
-    import threading
-
-    from oodatcaa.app.people import release_task
-
-    gate = tmp_path / "go on"
-    root = crew(
-        tmp_path,
-        [{"write": "greeter.py", "text": BAD}, {"wait_for": str(gate)}, {"done": "late"}],
-        GOOD_TURN,
-    )
-    ended: list[str] = []
-    thread = threading.Thread(target=lambda: ended.append(work(root)))
-    thread.start()
-    while not calls(tmp_path / "builder.json"):
-        assert thread.is_alive()
-    release_task(Project(root), "T001-B01", "builder-s-A", "taken away")
-    gate.write_text("", encoding="utf-8")
-    thread.join(200)
-    assert ended == ["done"]
-    assert task(root, "T001-B01").attempt == 2
-    assert ledger(root)[1] in [("T001-B01", Ending.STOPPED.value), ("T001-B01", "finished")]
-    assert "Hello" in git(root, "show", "main:greeter.py")

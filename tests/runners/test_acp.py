@@ -94,6 +94,13 @@ def test_a_refusal_a_death_and_a_missing_program(tmp_path: Path) -> None:
     assert run(tmp_path, DONE, argv=["no-such-agent"]).ending is Ending.MISSING
 
 
+def test_stray_lines_are_passed_over_and_a_flood_ends_it(tmp_path: Path) -> None:
+    stray = {"run": "echo a stray line >&2"}
+    assert run(tmp_path, {"print": "a stray line\n"}, stray, DONE).ok
+    turn = run(tmp_path, {"flood": 9_000_000}, DONE)
+    assert (turn.ending, "lost in what else it prints" in turn.detail) == (Ending.ERROR, True)
+
+
 def test_memory_beyond_its_bound_ends_it(tmp_path: Path) -> None:
     turn = run(tmp_path, {"eat": 600_000_000}, DONE, memory_bytes=200_000_000)
     assert turn.ending is Ending.MEMORY, turn.detail

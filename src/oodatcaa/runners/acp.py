@@ -30,6 +30,10 @@ from oodatcaa.runners.ports import Watch
 TICK_SECONDS = 0.25
 STREAM_LIMIT = 16_000_000
 START_SECONDS = 60.0
+NOISE_BYTES = 1_000_000
+"""Agents print a stray line now and then; more than this is a flood."""
+MESSAGE = b'"jsonrpc"'
+"""In every message of the protocol."""
 
 
 class AcpRunner:
@@ -95,6 +99,34 @@ class AcpRunner:
         )
 
 
+class _Reader(asyncio.StreamReader):
+    """Counts what an agent prints that is no message of the protocol, and sees whether a message
+    stands in it, which nobody will ever read."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=STREAM_LIMIT)
+        self.noise, self.lost = 0, False
+        self._begins, self._noisy, self._tail = True, False, b""
+
+    def feed_data(self, data: Any) -> None:
+        for number, part in enumerate(bytes(data).split(b"\n")):
+            if number > 0:
+                self._begins, self._tail = True, b""
+            if self._begins and part:
+                self._begins, self._noisy = False, not part.lstrip().startswith(b"{")
+            if self._noisy and not self._begins:
+                self.noise += len(part)
+                self.lost = self.lost or MESSAGE in self._tail + part
+                self._tail = (self._tail + part)[-len(MESSAGE) :]
+        super().feed_data(data)
+
+    def unusable(self) -> str:
+        """Why nothing more is to be expected of it; empty = all is well."""
+        if self.lost or self.noise > NOISE_BYTES:
+            return "its messages are lost in what else it prints to its output"
+        return ""
+
+
 async def _converse(
     child: Child,
     client: PolicyClient,
@@ -111,12 +143,11 @@ async def _converse(
             done, _ = await asyncio.wait({turn}, timeout=TICK_SECONDS)
             if done:
                 return _ended(turn, child)
-            over = bound.over()
-            why = (
-                (Ending.MEMORY, over)
-                if over
-                else _reason_to_end(child, client, order, watch, started)
-            )
+            why = _reason_to_end(child, client, order, watch, started)
+            if over := bound.over():
+                why = Ending.MEMORY, over
+            elif lost := reader.unusable():
+                why = Ending.ERROR, lost
             if why is not None:
                 if client.session and child.poll() is None:
                     with suppress(Exception):
@@ -131,9 +162,9 @@ async def _converse(
         writer.close()
 
 
-async def _streams(child: Child) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _streams(child: Child) -> tuple[_Reader, asyncio.StreamWriter]:
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=STREAM_LIMIT)
+    reader = _Reader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), child.stdout)
     transport, protocol = await loop.connect_write_pipe(
         lambda: asyncio.streams.FlowControlMixin(loop), child.stdin
