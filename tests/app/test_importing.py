@@ -12,7 +12,7 @@ import pytest
 from oodatcaa.app.allowing import is_allowed
 from oodatcaa.app.importing import import_plans, outside, parse_maps
 from oodatcaa.app.init import init_project
-from oodatcaa.app.people import approve_story
+from oodatcaa.app.people import approve_story, cancel_task, claim_task
 from oodatcaa.app.plan_export import export_stories
 from oodatcaa.app.project import Project, open_project
 from oodatcaa.app.sprints import carried_stories, new_sprint
@@ -21,7 +21,7 @@ from oodatcaa.domain.adopting import Outcome
 from oodatcaa.domain.formats import ExportKind, ImportKind
 from oodatcaa.domain.negotiation import negotiate, sprint_outcome
 from oodatcaa.domain.policy import Policy
-from oodatcaa.domain.task import StoryStatus
+from oodatcaa.domain.task import Role, StoryStatus
 from oodatcaa.errors import OodatcaaError, RefusedError, StateError
 from oodatcaa.views.imported import report_lines, source_lines
 
@@ -362,3 +362,104 @@ def test_a_file_that_gives_nothing_is_a_failure(
     assert any("no task was found" in line for line in caught.value.details)
     assert "--from" in (caught.value.hint or "")
     assert not carried_stories(project)
+
+
+# -- the second import of a plan that was begun, edited, moved or given up
+
+
+def test_a_begun_story_is_kept_and_what_changed_is_told(project: Project, tmp_path: Path) -> None:
+    text = RUNS.read_text(encoding="utf-8")
+    path = plan_of(text, tmp_path)
+    new_sprint(project)
+    import_plans(project, [path])
+    claim(project, "T006")
+    before = project.board().revision
+    assert not import_plans(project, [path]).changed  # progress is no reason to do anything
+    assert project.board().revision == before
+
+    edited = text.replace("**Step 5: Commit**", "**Step 5: Think**\n\nThink.\n\n**Step 6: Commit**")
+    edited = edited.replace("structure -v", "structure -q").replace("RunPaths(run", "Paths(run")
+    plan_of(edited, tmp_path)
+    dry = import_plans(project, [path], dry_run=True)
+    report = import_plans(project, [path])
+    assert [item.outcome.value for item in report.adopted] == [
+        "kept",
+        "updated",
+        "updated",
+        "unchanged",
+    ]
+    assert project.board().story_by_id["T006"].status is StoryStatus.PLANNING
+    for shown in (dry, report):
+        told = "\n".join(report_lines(shown))
+        assert "keep as it is: T006" in told or "kept as it is: T006" in told
+        assert "T006 was begun from an earlier version and is planning" in told
+        assert "changed    new step: Think" in told
+        assert "changed    new command: pytest tests/test_run_storage.py" in told
+        assert "changed    step changed: Write minimal implementation" in told
+    assert not import_plans(project, [path]).changed
+
+
+def claim(project: Project, story: str) -> None:
+    approve_story(project, story, "ada", "read them")
+    claim_task(project, story, Role.PLANNER, "ada")
+
+
+def test_a_cancelled_story_comes_anew_only_when_its_plan_was_edited(
+    project: Project, tmp_path: Path
+) -> None:
+    text = RUNS.read_text(encoding="utf-8")
+    path = plan_of(text, tmp_path)
+    new_sprint(project)
+    import_plans(project, [path])
+    cancel_task(project, "T009", "ada", "not like this")
+    assert not import_plans(project, [path]).changed
+    plan_of(text.replace("docs/SETUP.md", "docs/HOW.md"), tmp_path)
+    report = import_plans(project, [path])
+    assert [item.outcome.value for item in report.adopted] == [*["unchanged"] * 3, "created"]
+    assert report.adopted[3].story == "T010"
+    assert project.board().story_by_id["T010"].depends_on == ("T008",)
+
+
+def test_two_files_with_one_key_are_refused_and_a_moved_file_is_named(
+    project: Project, tmp_path: Path
+) -> None:
+    text = RUNS.read_text(encoding="utf-8")
+    first = plan_of(text, tmp_path, "a.md")
+    second = plan_of(text.replace("run_dir.name", "run_dir.is_dir()"), tmp_path, "b.md")
+    with pytest.raises(OodatcaaError, match=r"a\.md and b\.md both hold mlx-run-storage") as caught:
+        import_plans(project, [first, second])
+    assert caught.value.code == "import.same_key"
+    import_plans(project, [first, first])
+    report = import_plans(project, [second])
+    assert report.adopted[0].why == "it came from a.md before"
+
+
+def test_what_was_assumed_to_be_done_stays_so_in_a_new_version(
+    project: Project, tmp_path: Path
+) -> None:
+    text = POOL.read_text(encoding="utf-8").replace(HOME, "backend")
+    path = plan_of(text, tmp_path)
+    import_plans(project, [path], assume_done=["14-01"])
+    plan_of(text.replace("Run Quality Checks", "Check it"), tmp_path)
+    import_plans(project, [path])
+    source = carried_stories(project)[0].source
+    assert source is not None
+    assert (source.assumed, source.unsettled) == (("14-01",), ())
+
+
+WAVE = "---\nphase: 2-y\nplan: {plan}\nwave: {wave}\n---\n<objective>Part {plan}.</objective>\n"
+
+
+def test_a_wave_waits_for_the_wave_before_it(project: Project, tmp_path: Path) -> None:
+    plans = [("01", 1), ("02", 1), ("03", 2), ("04", 4)]
+    paths = [
+        plan_of(WAVE.format(plan=p, wave=w) + "<tasks>\n</tasks>\n", tmp_path, f"{p}.md")
+        for p, w in plans
+    ]
+    import_plans(project, paths[2:])
+    assert [s.depends_on for s in carried_stories(project)] == [(), ("T001",)]
+    import_plans(project, paths)
+    waits = {s.source.key: s.depends_on for s in carried_stories(project) if s.source}
+    assert waits["2-03"] == ("T003", "T004")
+    assert waits["2-04"] == ("T001",)
+    assert not import_plans(project, paths).changed

@@ -28,8 +28,11 @@ def test_fixtures_are_recognised_by_their_content(tmp_path: Path) -> None:
 def test_a_folder_stands_for_the_queue_inside_it(tmp_path: Path) -> None:
     work = tmp_path / ".oodatcaa" / "work"
     work.mkdir(parents=True)
-    with pytest.raises(OodatcaaError, match=r"no SPRINT_QUEUE\.json"):
+    (tmp_path / "a-PLAN.md").write_text("# A\n", encoding="utf-8")
+    with pytest.raises(OodatcaaError, match=r"no SPRINT_QUEUE\.json") as caught:
         detect(tmp_path)
+    assert caught.value.hint == f"name the files: oodatcaa import {tmp_path}/*.md"
+    assert caught.value.details == ("it holds a-PLAN.md",)
     (work / "SPRINT_QUEUE.json").write_bytes((FIXTURES / "flat.json").read_bytes())
     assert len(import_file(tmp_path, now=NOW).stories) == 3
 
@@ -37,7 +40,8 @@ def test_a_folder_stands_for_the_queue_inside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (b"", "import.unknown_format"),
+        (b"", "import.empty_file"),
+        (b"\xef\xbb\xbf \n\n", "import.empty_file"),
         (b"# A plan\n\nSome text.\n", "import.unknown_format"),
         (b'{"name": "package", "version": "1"}', "import.unknown_format"),
         (b"PK\x03\x04\x00\x00", "import.binary"),
@@ -67,6 +71,32 @@ def test_a_missing_file_and_a_device(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OodatcaaError, match="no regular file"):
         detect(tmp_path / "pipe")
+
+
+def test_a_folder_of_beads_or_task_master_stands_for_its_file(tmp_path: Path) -> None:
+    for place, name in (
+        (".beads/issues.jsonl", "issues.beads.jsonl"),
+        (".taskmaster/tasks/tasks.json", "tagged.taskmaster.json"),
+    ):
+        root = tmp_path / name
+        (root / place).parent.mkdir(parents=True)
+        (root / place).write_bytes((FIXTURES / "plans" / name).read_bytes())
+        assert import_file(root, now=NOW).drafts
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ImportKind if kind is not ImportKind.OODATCAA])
+def test_a_wrong_format_names_the_right_one_only_when_it_is_clear(
+    tmp_path: Path, kind: ImportKind
+) -> None:
+    path = tmp_path / "words.md"
+    path.write_text("# Some words\n", encoding="utf-8")
+    with pytest.raises(OodatcaaError) as caught:
+        import_file(path, now=NOW, kind=kind)
+    assert caught.value.code == "import.wrong_format"
+    assert "looks like" not in caught.value.message
+    path.write_text(" \n", encoding="utf-8")
+    with pytest.raises(OodatcaaError, match="is empty"):
+        import_file(path, now=NOW, kind=kind)
 
 
 def test_a_forced_kind_reads_whatever_is_there(tmp_path: Path) -> None:

@@ -177,6 +177,19 @@ def test_a_legacy_tasks_file() -> None:
     } <= found(imported)
 
 
+def test_finished_work_is_told_with_its_title_and_kept_beside_what_builds_on_it() -> None:
+    imported, drafts = read("legacy.taskmaster.json")
+    assert imported.past[0].startswith("1 Set up the package (done, line 4): A package with")
+    assert "over in legacy.taskmaster.json, not proven here: 1 Set up" in imported.told[0]
+    assert "subtasks: Folder" in imported.told[0]
+    kept = {item.what: item.text for item in drafts["2"].leftovers}
+    assert "A package with one module." in kept["builds on 1 Set up the package, done there"]
+    imported, drafts = read("issues.beads.jsonl")
+    assert len(imported.past) == len(imported.done) == 2
+    assert "closed" in imported.past[0]
+    assert "deleted" in imported.past[1]
+
+
 def test_tags_keep_their_tasks_apart() -> None:
     imported, drafts = read("tagged.taskmaster.json")
     assert list(drafts) == ["1", "later/1", "later/2"]

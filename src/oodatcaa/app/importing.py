@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
+from pydantic import Field
+
 from oodatcaa.app.allowing import is_allowed
 from oodatcaa.app.archiving import CARRIED
 from oodatcaa.app.project import Project
-from oodatcaa.app.sprints import carried_work
+from oodatcaa.app.sprints import carried_stories, carried_work
 from oodatcaa.domain.adopting import Adopted, Incoming, Outcome, adopt
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Decision
 from oodatcaa.domain.draft import DraftStory
+from oodatcaa.domain.draft_changes import draft_changes
 from oodatcaa.domain.evidence import GateKind
 from oodatcaa.domain.source import Source
-from oodatcaa.domain.task import Story
+from oodatcaa.domain.task import Story, StoryStatus
 from oodatcaa.domain.trivial import ends_well_anyway
 from oodatcaa.errors import EXIT_USAGE, OodatcaaError, RefusedError
 from oodatcaa.importers import Finding, Imported, ImportKind, Severity, as_drafts, import_file
@@ -38,6 +41,9 @@ class ImportReport(Record):
     adopted: tuple[Adopted, ...]
     stories: tuple[Story, ...]
     drafts: tuple[DraftStory, ...]
+    changes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="story -> what differs from its earlier version"
+    )
 
     def summaries(self) -> tuple[str, ...]:
         """One line a file, then one a finding."""
@@ -90,14 +96,16 @@ def import_plans(
     now = datetime.now(UTC)
     read = [_read(path, now, kind, maps) for path in paths]
     _refuse_empty(read)
+    _refuse_one_key_twice(read)
     _refuse_outside(project, read)
     pairs = [(item, draft) for item in read for draft in item.drafts]
     allowed = project.config.imports.allow
-    incoming = tuple(_incoming(item, draft, allowed) for item, draft in pairs)
+    before = _drafts_now(project)
+    waves = _waves(project, before, pairs)
+    incoming = tuple(_incoming(item, draft, allowed, waves) for item, draft in pairs)
     settled = frozenset(assume_done) | {key for item in read for key in item.done}
     drafts = tuple(draft for _, draft in pairs)
     taken = _take(project, incoming, settled, drafts, read, dry_run=dry_run)
-    _raise_refused(taken[1], dry_run=dry_run)
     known = {item.story for item in taken[1]}
     return ImportReport(
         dry_run=dry_run,
@@ -106,7 +114,31 @@ def import_plans(
         adopted=taken[1],
         stories=tuple(story for story in taken[0].stories if story.id in known),
         drafts=drafts,
+        changes=_changes(taken[1], drafts, before),
     )
+
+
+def _drafts_now(project: Project) -> dict[str, DraftStory]:
+    """Story -> the draft that it was made from, before this import."""
+    found = {}
+    for story in project.board().stories or carried_stories(project):
+        if story.source is not None:
+            try:
+                found[story.id] = project.drafts.get(story.source)
+            except OodatcaaError:
+                continue  # nothing to compare with
+    return found
+
+
+def _changes(
+    adopted: Sequence[Adopted], drafts: Sequence[DraftStory], before: Mapping[str, DraftStory]
+) -> dict[str, tuple[str, ...]]:
+    """Story -> what is different in the file now."""
+    return {
+        item.story: draft_changes(before[item.story], draft)
+        for item, draft in zip(adopted, drafts, strict=True)
+        if item.outcome in (Outcome.UPDATED, Outcome.KEPT) and item.story in before
+    }
 
 
 def parse_maps(texts: Sequence[str]) -> dict[str, str]:
@@ -196,6 +228,20 @@ def _refuse_empty(read: Sequence[Imported]) -> None:
             )
 
 
+def _refuse_one_key_twice(read: Sequence[Imported]) -> None:
+    """Raises OodatcaaError when two files hold different work under one name: one would be lost."""
+    known: dict[tuple[str, str], tuple[str, DraftStory]] = {}
+    for item in read:
+        for draft in item.drafts:
+            file, other = known.setdefault((item.kind, draft.key), (item.source, draft))
+            if other != draft:
+                raise OodatcaaError(
+                    "import.same_key",
+                    f"{file} and {item.source} both hold {draft.key}, and not the same work",
+                    hint="give one of them another phase, plan, id or title",
+                )
+
+
 def _refuse_outside(project: Project, read: Sequence[Imported]) -> None:
     problems = [
         f"{item.source}: {draft.key}: {problem}"
@@ -214,7 +260,36 @@ def _refuse_outside(project: Project, read: Sequence[Imported]) -> None:
         )
 
 
-def _incoming(item: Imported, draft: DraftStory, allowed: Sequence[str]) -> Incoming:
+Waves = Mapping[tuple[str, str], Mapping[int, Sequence[str]]]
+"""(format, phase) -> wave -> keys of its plans."""
+
+
+def _waves(
+    project: Project,
+    before: Mapping[str, DraftStory],
+    pairs: Sequence[tuple[Imported, DraftStory]],
+) -> Waves:
+    """Of what is imported now and what was before, without the cancelled."""
+    there = [
+        (story.source.format, before[story.id])
+        for story in project.board().stories or carried_stories(project)
+        if story.source and story.id in before and story.status is not StoryStatus.CANCELLED
+    ]
+    found: dict[tuple[str, str], dict[int, list[str]]] = {}
+    for kind, draft in (*there, *((item.kind.value, draft) for item, draft in pairs)):
+        if draft.wave is not None and draft.phase:
+            found.setdefault((kind, draft.phase), {}).setdefault(draft.wave, []).append(draft.key)
+    return found
+
+
+def _earlier_wave(item: Imported, draft: DraftStory, waves: Waves) -> tuple[str, ...]:
+    """The plans of the wave before the draft's own, in its phase: all of them come first."""
+    same = waves.get((item.kind.value, draft.phase), {})
+    lower = [wave for wave in same if draft.wave is not None and wave < draft.wave]
+    return tuple(same[max(lower)]) if lower else ()
+
+
+def _incoming(item: Imported, draft: DraftStory, allowed: Sequence[str], waves: Waves) -> Incoming:
     commands = draft.commands
     foreign = tuple(dict.fromkeys(path for line in commands for path in foreign_paths(line)))
     source = Source(
@@ -235,7 +310,7 @@ def _incoming(item: Imported, draft: DraftStory, allowed: Sequence[str]) -> Inco
         goal=draft.goal,
         kind=draft.kind,
         estimate_minutes=draft.estimate_minutes or max(1, minutes),
-        needs=draft.depends_on,
+        needs=tuple(dict.fromkeys((*draft.depends_on, *_earlier_wave(item, draft, waves)))),
         files=draft.files,
         prefer_id=draft.prefer_id,
     )
@@ -255,15 +330,13 @@ def _take(
     def decide(board: Board, now: datetime) -> Decision[tuple[Adopted, ...]]:
         if live and board.sprint is None:
             raise RefusedError("sprint.none", "the sprint was closed meanwhile", hint="again")
-        decided = adopt(
+        return adopt(
             board,
             now,
             incoming=incoming,
             assume_done=settled,
             past=tuple(line for item in read for line in item.told),
         )
-        refused = any(item.outcome is Outcome.REFUSED for item in decided.value)
-        return Decision(board, decided.value) if refused else decided
 
     now = datetime.now(UTC)
     if dry_run:
@@ -300,15 +373,3 @@ def keep_drafts(
         project.drafts.put(draft)
     for item in read:
         project.drafts.put_import(item.file_sha256, item.model_dump_json(indent=2))
-
-
-def _raise_refused(adopted: tuple[Adopted, ...], *, dry_run: bool) -> None:
-    refused = [item for item in adopted if item.outcome is Outcome.REFUSED]
-    if refused and not dry_run:
-        raise RefusedError(
-            "import.changed",
-            f"{len(refused)} of {len(adopted)} stories changed after they were begun; nothing was "
-            f"imported: {refused[0].why}",
-            hint=f"oodatcaa show {refused[0].story}",
-            details=(item.why for item in refused),
-        )

@@ -35,11 +35,12 @@ class Outcome(StrEnum):
     CREATED = "created"
     UNCHANGED = "unchanged"
     UPDATED = "updated"
-    REFUSED = "refused"
+    KEPT = "kept"
+    """The file has another version of a story that was begun: the story stays as it is."""
 
 
 class Adopted(Record):
-    """What became of one draft; `why` is set for a refused one."""
+    """What became of one draft; `why` is set for a kept one, and for one from another file."""
 
     key: NonEmpty
     outcome: Outcome
@@ -66,12 +67,18 @@ def adopt(
     """The board with these stories; the same ones a second time change nothing.
 
     A story is known again by its format and key. Edited since, it replaces the old one as long as
-    no plan was made from that; afterwards it is refused. What a story needs is looked up among all
+    no plan was made from that; afterwards the story is kept as it is, and a cancelled one comes
+    anew under another id. What a story needs is looked up among all
     imported stories; what is not there stays `unsettled` and blocks, unless it is in
     `assume_done`. What is over elsewhere (`past`) is told by the log beside the stories that it
     came with. A circle of needs is cut where it closes, and stays unsettled too.
     """
-    known = {_name(story.source): story.id for story in board.stories if story.source}
+    drafts = {_name(item.source): item.source.draft_sha256 for item in incoming}
+    known = {
+        _name(story.source): story.id
+        for story in board.stories
+        if story.source and not _anew(story, drafts.get(_name(story.source)))
+    }
     known |= _same_content(board, incoming)
     work = _Work(board, now, dict(known))
     _give_ids(work, incoming)
@@ -108,6 +115,13 @@ def _same_content(board: Board, incoming: Sequence[Incoming]) -> dict[tuple[str,
     return found
 
 
+def _anew(story: Story, draft: str | None) -> bool:
+    """Whether a story was cancelled and its plan has been edited since."""
+    assert story.source is not None
+    cancelled = story.status is StoryStatus.CANCELLED
+    return cancelled and draft is not None and draft != story.source.draft_sha256
+
+
 def _name(source: Source | None) -> tuple[str, str]:
     return (source.format, source.key) if source else ("", "")
 
@@ -132,9 +146,10 @@ def _give_ids(work: _Work, incoming: Sequence[Incoming]) -> None:
 def _take(work: _Work, item: Incoming, assume: frozenset[str]) -> Adopted:
     name = _name(item.source)
     story_id = work.ids[name]
-    depends, open_keys, assumed = _needs(work, item, story_id, assume)
-    source = item.source.evolve(unsettled=open_keys, assumed=assumed)
     old = work.board.story_by_id.get(story_id)
+    before = old.source.assumed if old is not None and old.source is not None else ()
+    depends, open_keys, assumed = _needs(work, item, story_id, assume | frozenset(before))
+    source = item.source.evolve(unsettled=open_keys, assumed=assumed)
     if old is None:
         work.board = work.board.with_task(_new(work, story_id, item, source, depends))
         return Adopted(key=item.source.key, outcome=Outcome.CREATED, story=story_id)
@@ -150,13 +165,22 @@ def _take(work: _Work, item: Incoming, assume: frozenset[str]) -> Adopted:
     if old.plan_version or old.status not in _WAITING:
         return Adopted(
             key=item.source.key,
-            outcome=Outcome.REFUSED,
+            outcome=Outcome.KEPT,
             story=story_id,
-            why=f"{story_id} was begun from an earlier version and is {old.status.value}; "
-            f"oodatcaa cancel {story_id}, or leave it",
+            why=_why_kept(old),
         )
     work.board = work.board.with_task(_new(work, story_id, item, source, depends, old=old))
-    return Adopted(key=item.source.key, outcome=Outcome.UPDATED, story=story_id)
+    moved = f"it came from {old.source.file} before" if old.source.file != source.file else ""
+    return Adopted(key=item.source.key, outcome=Outcome.UPDATED, story=story_id, why=moved)
+
+
+def _why_kept(old: Story) -> str:
+    if old.status is StoryStatus.DONE:
+        return f"{old.id} is done from an earlier version; give new work a plan of its own"
+    return (
+        f"{old.id} was begun from an earlier version and is {old.status.value}; to do the new one "
+        f"instead: oodatcaa cancel {old.id} --why …, then import again"
+    )
 
 
 _WAITING = (StoryStatus.NEEDS_PLAN, StoryStatus.BLOCKED, StoryStatus.NEEDS_HUMAN)
@@ -207,9 +231,11 @@ def _settled(
     """The same story with what has been settled since; nothing that was settled is undone."""
     assert old.source is not None
     left = tuple(key for key in old.source.unsettled if key in open_keys)
-    if left == old.source.unsettled:
+    gone = {story.id for story in work.board.stories if story.status is StoryStatus.CANCELLED}
+    added = tuple(item for item in depends if item not in old.depends_on and item not in gone)
+    begun = old.plan_version > 0 or old.status not in _WAITING
+    if left == old.source.unsettled and (begun or not added):
         return old
-    added = tuple(item for item in depends if item not in old.depends_on)
     source = old.source.evolve(
         unsettled=left, assumed=tuple(dict.fromkeys([*old.source.assumed, *assumed]))
     )

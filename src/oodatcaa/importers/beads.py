@@ -18,6 +18,7 @@ from oodatcaa.importers.findings import Findings, as_json, short
 from oodatcaa.importers.records import Imported, ImportKind
 from oodatcaa.importers.tables import (
     MOST_TASKS,
+    Over,
     criteria,
     int_of,
     is_set,
@@ -25,7 +26,9 @@ from oodatcaa.importers.tables import (
     loads,
     parsed,
     report_graph,
+    report_paths,
     text_of,
+    with_finished,
 )
 
 WORK = frozenset({"", "task", "bug", "feature", "chore", "docs", "question", "epic", "spike"})
@@ -200,23 +203,37 @@ def _drafts(issues: dict[str, _Issue], source: str, findings: Findings) -> Impor
             if kind == "parent-child":
                 children.setdefault(other, []).append(issue)
     drafts: list[DraftStory] = []
-    done: list[str] = []
+    over: dict[str, Over] = {}
     for issue in issues.values():
         left = _left_out(issue, bool(children.get(issue.id)))
         if left:
             if issue.gone or issue.closed:
-                done.append(issue.id)
-            findings.info("plan.finished", issue.line, f"{issue.id} {left}", issue.fields)
+                over[issue.id] = _over(issue)
+            title = short(issue.text("title"))
+            findings.info("plan.finished", issue.line, f"{issue.id} {title} {left}", issue.fields)
         else:
             drafts.append(_Drafter(issues, children, findings).draft(issue))
     lines = {issue.id: issue.line for issue in issues.values()}
-    report_graph(drafts, lines, frozenset(done), findings)
+    report_graph(drafts, lines, frozenset(over), findings)
     return Imported(
         kind=ImportKind.BEADS,
         source=source,
-        drafts=tuple(drafts),
-        done=tuple(done),
+        drafts=with_finished(drafts, over),
+        done=tuple(over),
+        past=tuple(str(item) for item in over.values()),
         findings=findings.all(),
+    )
+
+
+def _over(issue: _Issue) -> Over:
+    words = [issue.text("close_reason"), issue.text("description")]
+    return Over(
+        key=issue.id,
+        title=issue.text("title"),
+        status="deleted" if issue.gone else issue.text("status"),
+        what="; ".join(word for word in words if word),
+        line=issue.line,
+        fields=issue.fields,
     )
 
 
@@ -258,6 +275,7 @@ class _Drafter:
                 f"{issue.id}: type {short(issue.text('issue_type'))!r} is read as a task",
             )  # fmt: skip
         gates, words = criteria(issue.text("acceptance_criteria"), "AC")
+        report_paths(gates, issue.line, self.findings)
         title = issue.text("title")
         action = issue.text("design") or issue.text("description")
         return DraftStory(

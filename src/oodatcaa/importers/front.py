@@ -22,6 +22,8 @@ from oodatcaa.importers.taskmaster import looks_like_taskmaster, read_taskmaster
 MAX_BYTES = 20_000_000
 """Ten thousand tasks are about half of this."""
 HEAD_BYTES = 65_536
+_ENDINGS = (".md", ".markdown", ".json", ".jsonl")
+_MOST_NAMED = 10
 MAX_PLAN_CHARS = 2_000_000
 """A plan for people; the largest ones seen have a tenth of this."""
 UNDERSTOOD = (
@@ -32,7 +34,11 @@ UNDERSTOOD = (
     "beads: JSON Lines with one issue a line, or a dump of its table",
     "json: what oodatcaa export --to json writes",
 )
-_QUEUE_PLACES = ("SPRINT_QUEUE.json", "work/SPRINT_QUEUE.json", ".oodatcaa/work/SPRINT_QUEUE.json")
+_PLACES = (
+    *("SPRINT_QUEUE.json", "work/SPRINT_QUEUE.json", ".oodatcaa/work/SPRINT_QUEUE.json"),
+    *("issues.jsonl", ".beads/issues.jsonl"),
+    *("tasks.json", "tasks/tasks.json", ".taskmaster/tasks/tasks.json"),
+)
 _TAGS = re.compile(r"^[ \t]*<(objective|tasks|task|success_criteria|verification)\b", re.MULTILINE)
 _QUEUE_KEYS = re.compile(
     r'"(?:tasks|subtasks|stories|parent_task|plan_steps?|depends_on|wip_limits|sprint_id)"\s*:'
@@ -83,7 +89,8 @@ def import_file(
 
 def _refuse_wrong(text: str, path: Path, kind: ImportKind) -> None:
     """Raises OodatcaaError when the text is in no way what `kind` says it is."""
-    other = next((item for item in ImportKind if looks_like(text, item)), None)
+    _refuse_nothing(text, path)
+    other = next((item for item in ImportKind if _clearly(text, item)), None)
     raise OodatcaaError(
         "import.wrong_format",
         f"{path} is no {kind.value} file" + (f"; it looks like {other.value}" if other else ""),
@@ -92,7 +99,23 @@ def _refuse_wrong(text: str, path: Path, kind: ImportKind) -> None:
     )
 
 
+def _refuse_nothing(text: str, path: Path) -> None:
+    """Raises OodatcaaError when there is not one word in a file."""
+    if not text.strip(_BOM + " \t\r\n"):
+        raise OodatcaaError(
+            "import.empty_file",
+            f"{path} is empty: there is nothing to import",
+            hint="check that it is the file you mean",
+        )
+
+
+def _clearly(text: str, kind: ImportKind) -> bool:
+    """Like `looks_like`, but a queue has to show something of one."""
+    return looks_like(text, kind) and (kind is not ImportKind.OODATCAA or _queue_like(text))
+
+
 def _detect(text: str, path: Path) -> ImportKind:
+    _refuse_nothing(text, path)
     for kind in ImportKind:
         if looks_like(text, kind) and kind is not ImportKind.OODATCAA:
             return kind
@@ -149,13 +172,27 @@ _PLANS = (ImportKind.GSD, ImportKind.SUPERPOWERS)
 def _file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    for place in _QUEUE_PLACES:
-        if (path / place).is_file():
-            return path / place
+    try:
+        for place in _PLACES:
+            if (path / place).is_file():
+                return path / place
+        plans = sorted(item.name for item in path.iterdir() if item.suffix.lower() in _ENDINGS)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     raise OodatcaaError(
         "import.no_queue",
-        f"there is no SPRINT_QUEUE.json in the folder {path}",
-        hint="oodatcaa import FILE: name the file itself",
+        f"there is no SPRINT_QUEUE.json, issues.jsonl or tasks.json in the folder {path}",
+        hint="name the files: oodatcaa import "
+        + (f"{path}/*{Path(plans[0]).suffix}" if plans else "FILE"),
+        details=(f"it holds {name}" for name in plans[:_MOST_NAMED]),
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> OodatcaaError:
+    return OodatcaaError(
+        "import.unreadable",
+        f"{path} can not be read: {error.strerror or error}",
+        hint="check the path and its permissions",
     )
 
 
@@ -168,18 +205,16 @@ def _text(path: Path) -> str:
             )
         if not path.is_file():
             raise OodatcaaError(
-                "import.no_file", f"{path} is no regular file", hint="oodatcaa import FILE"
+                "import.no_file",
+                f"{path} is no regular file",
+                hint="save what it gives as a file, then oodatcaa import FILE",
             )
         with path.open("rb") as file:
             data = file.read(HEAD_BYTES)
             if b"\0" not in data or data.startswith((b"\xff\xfe", b"\xfe\xff")):
                 data += file.read(MAX_BYTES + 1 - len(data))
     except OSError as error:
-        raise OodatcaaError(
-            "import.unreadable",
-            f"{path} can not be read: {error.strerror or error}",
-            hint="check the path and its permissions",
-        ) from error
+        raise _unreadable(path, error) from error
     if len(data) > MAX_BYTES:
         raise OodatcaaError(
             "import.too_large",

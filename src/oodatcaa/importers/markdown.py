@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from markdown_it import MarkdownIt
 
@@ -25,11 +26,13 @@ class Block:
     """The first text of a list item."""
 
 
-def blocks(text: str) -> list[Block]:
-    """Never raises; the parser bounds its own nesting."""
+@lru_cache(maxsize=1)
+def blocks(text: str) -> tuple[Block, ...]:
+    """Never raises; the parser bounds its own nesting. Whoever looks what a file is and then reads
+    it asks twice for the same text."""
     parser = MarkdownIt("commonmark", {"maxNesting": 30})
     parser.core.ruler.enableOnly(["normalize", "block"])
-    return list(_flat(parser.parse(text)))
+    return tuple(_flat(parser.parse(text)))
 
 
 def _flat(tokens: list) -> Iterator[Block]:  # type: ignore[type-arg]

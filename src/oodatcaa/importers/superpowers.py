@@ -7,6 +7,7 @@ FAIL must fail at that point, PASS must succeed; the exit status decides, the me
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from oodatcaa.domain.draft import DraftStory
@@ -80,7 +81,7 @@ def read_superpowers(text: str, *, source: str) -> Imported:
     )
 
 
-def _outline(found: list[Block], findings: Findings) -> _Plan:
+def _outline(found: Sequence[Block], findings: Findings) -> _Plan:
     plan = _Plan()
     group = ""
     part: Part | None = None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from oodatcaa.domain.draft import DraftStory
 from oodatcaa.domain.evidence import GateKind, GateSpec
-from oodatcaa.importers.commands import script
-from oodatcaa.importers.findings import Findings
+from oodatcaa.domain.source import Leftover
+from oodatcaa.importers.commands import foreign_paths, script
+from oodatcaa.importers.findings import Findings, as_json, short
 from oodatcaa.importers.oodatcaa.scan import without_surrogates
 from oodatcaa.importers.plan_text import commands_in, items_of
 
@@ -105,6 +107,59 @@ def criteria(text: str, prefix: str, taken: int = 0) -> tuple[list[GateSpec], li
         if not commands or statement != item:
             words.append(item)
     return gates, words
+
+
+@dataclass(frozen=True)
+class Over:
+    """A piece of work that the file says is finished or given up."""
+
+    key: str
+    title: str
+    status: str
+    what: str
+    """What was done, in the file's words."""
+    line: int
+    fields: Any
+
+    def __str__(self) -> str:
+        about = f": {short(self.what, 300)}" if self.what else ""
+        return f"{self.key} {short(self.title, 200)} ({self.status}, line {self.line}){about}"
+
+
+MOST_OF_A_LEFTOVER = 4_000
+"""Of finished work, beside each piece that builds on it; the import's record holds all of it."""
+
+
+def with_finished(drafts: Iterable[DraftStory], over: Mapping[str, Over]) -> tuple[DraftStory, ...]:
+    """The drafts, each with the finished work that it builds on, word for word."""
+    return tuple(
+        draft.evolve(
+            leftovers=(
+                *draft.leftovers,
+                *(_finished(over[key]) for key in draft.depends_on if key in over),
+            )
+        )
+        for draft in drafts
+    )
+
+
+def _finished(item: Over) -> Leftover:
+    text = as_json(item.fields)
+    cut = text if len(text) <= MOST_OF_A_LEFTOVER else text[:MOST_OF_A_LEFTOVER] + "…"
+    what = f"builds on {item.key} {short(item.title)}, {item.status} there"
+    return Leftover(what=what, place=f"line {item.line}", text=cut)
+
+
+def report_paths(gates: Iterable[GateSpec], line: int, findings: Findings) -> None:
+    """Commands that name a path of another machine, each with its line."""
+    for gate in gates:
+        for path in foreign_paths(gate.command):
+            findings.warning(
+                "plan.foreign_path",
+                line,
+                f"{path} is a path of another machine: its command can not pass here",
+                gate.command,
+            )
 
 
 def report_graph(

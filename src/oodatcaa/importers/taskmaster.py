@@ -17,12 +17,15 @@ from oodatcaa.importers.oodatcaa.scan import Node, scan
 from oodatcaa.importers.records import Imported, ImportKind
 from oodatcaa.importers.tables import (
     MOST_TASKS,
+    Over,
     criteria,
     int_of,
     list_of,
     parsed,
     report_graph,
+    report_paths,
     text_of,
+    with_finished,
 )
 
 DEFAULT_TAG = "master"
@@ -76,7 +79,7 @@ class _Item:
 class _Reading:
     findings: Findings
     drafts: list[DraftStory] = field(default_factory=list)
-    done: list[str] = field(default_factory=list)
+    over: dict[str, Over] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
 
 
@@ -103,12 +106,13 @@ def read_taskmaster(text: str, *, source: str) -> Imported:
         seen.add(item.key)
         reading.lines[item.key] = item.line
         _take(reading, item)
-    report_graph(reading.drafts, reading.lines, frozenset(reading.done), findings)
+    report_graph(reading.drafts, reading.lines, frozenset(reading.over), findings)
     return Imported(
         kind=ImportKind.TASKMASTER,
         source=source,
-        drafts=tuple(reading.drafts),
-        done=tuple(reading.done),
+        drafts=with_finished(reading.drafts, reading.over),
+        done=tuple(reading.over),
+        past=tuple(str(item) for item in reading.over.values()),
         findings=findings.all(),
     )
 
@@ -148,19 +152,17 @@ def _list(tag: str, node: Node, findings: Findings) -> list[_Item]:
 
 def _take(reading: _Reading, item: _Item) -> None:
     findings, status = reading.findings, text_of(item.fields.get("status")).lower() or "pending"
-    if status in DONE:
-        reading.done.append(item.key)
-        _report_open_subtasks(findings, item)
+    if status in DONE or status in GONE:
+        over = _over(item, status)
+        reading.over[item.key] = over
+        if status in DONE:
+            _report_open_subtasks(findings, item)
         findings.info(
             "plan.finished",
             item.line,
-            f"task {item.key} is done there; not done again",
+            f"task {item.key} {short(over.title)} is {status} there; not done again",
             item.fields,
         )
-        return
-    if status in GONE:
-        findings.info("plan.finished", item.line, f"task {item.key} is {status}", item.fields)
-        reading.done.append(item.key)
         return
     if status == "deferred":
         findings.warning("taskmaster.deferred", item.line, f"task {item.key} was deferred there")
@@ -169,6 +171,21 @@ def _take(reading: _Reading, item: _Item) -> None:
             "status.unknown", item.line, f"task {item.key}: {short(status)!r} is read as pending"
         )
     reading.drafts.append(_draft(findings, item))
+
+
+def _over(item: _Item, status: str) -> Over:
+    """A finished task with what its subtasks were called."""
+    parts = [part for part in list_of(item.fields.get("subtasks")) if isinstance(part, dict)]
+    names = ", ".join(text_of(part.get("title")) for part in parts)
+    words = [text_of(item.fields.get("description")), names and f"subtasks: {names}"]
+    return Over(
+        key=item.key,
+        title=text_of(item.fields.get("title")) or "without a title",
+        status=status,
+        what="; ".join(word for word in words if word),
+        line=item.line,
+        fields=item.fields,
+    )
 
 
 def _report_open_subtasks(findings: Findings, item: _Item) -> None:
@@ -201,6 +218,7 @@ def _draft(findings: Findings, item: _Item) -> DraftStory:
         )
         leftovers.append(Leftover(what="priority", place=f"line {item.line}", text=priority))
     steps = _steps(findings, item, leftovers)
+    report_paths(gates, item.line, findings)
     return DraftStory(
         key=item.key,
         title=short(title or f"Task {item.key}", 100),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from oodatcaa.domain.adopting import Adopted, Outcome
@@ -96,6 +96,8 @@ class Shown(Protocol):
     def stories(self) -> Sequence[Story]: ...
     @property
     def drafts(self) -> Sequence[DraftStory]: ...
+    @property
+    def changes(self) -> Mapping[str, Sequence[str]]: ...
 
     def summaries(self) -> Iterable[str]: ...
     def over(self) -> Iterable[str]: ...
@@ -105,13 +107,8 @@ def report_lines(report: Shown) -> list[str]:
     """Every file with every finding, every story, and what became of it."""
     lines = [printable(line) for line in report.summaries()]
     stories = {story.id: story for story in report.stories}
-    drafts = {draft.key: draft for draft in report.drafts}
-    for item in report.adopted:
-        story, draft = stories.get(item.story), drafts.get(item.key)
-        lines.append("")
-        lines.append(f"{_WORDS[report.dry_run][item.outcome]}{': ' + item.why if item.why else ''}")
-        if story is not None and draft is not None:
-            lines += draft_lines(story, draft)
+    for item, draft in zip(report.adopted, report.drafts, strict=True):
+        lines += _adopted_lines(report, item, stories.get(item.story), draft)
     over = [printable(line) for line in report.over()]
     lines += ["", *over] if over else []
     if not report.sprint and report.adopted:
@@ -119,17 +116,31 @@ def report_lines(report: Shown) -> list[str]:
     return lines
 
 
+def _adopted_lines(
+    report: Shown, item: Adopted, story: Story | None, draft: DraftStory
+) -> list[str]:
+    """What became of one draft: in full what is new, in short what stays as it was."""
+    word = _WORDS[report.dry_run][item.outcome]
+    if item.outcome in (Outcome.CREATED, Outcome.UPDATED) and story is not None:
+        lines = ["", f"{word}{': ' + item.why if item.why else ''}", *draft_lines(story, draft)]
+    else:
+        lines = ["", f"{word}: {item.story}  {draft.title}"]
+        lines += [f"    {item.why}"] if item.why else []
+    lines += [f"    changed    {line}" for line in report.changes.get(item.story, ())]
+    return [printable(line) for line in lines]
+
+
 _WORDS = {
     False: {
         Outcome.CREATED: "created",
         Outcome.UNCHANGED: "unchanged",
         Outcome.UPDATED: "updated",
-        Outcome.REFUSED: "refused",
+        Outcome.KEPT: "kept as it is",
     },
     True: {
         Outcome.CREATED: "would create",
         Outcome.UNCHANGED: "would not change",
         Outcome.UPDATED: "would update",
-        Outcome.REFUSED: "would refuse",
+        Outcome.KEPT: "would keep as it is",
     },
 }
