@@ -15,10 +15,10 @@ from oodatcaa.app.importing import import_plans
 from oodatcaa.app.people import approve_story, cancel_task, reject_story
 from oodatcaa.app.project import Project
 from oodatcaa.domain.asking import asked_now
+from oodatcaa.domain.commit_message import commit_message
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import Story, StoryStatus, SubtaskStatus
 from oodatcaa.errors import RefusedError
-from oodatcaa.roles.planner.imported_groups import commit_message
 from oodatcaa.views.status import show_text
 
 PLAN = """\

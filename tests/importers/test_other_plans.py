@@ -84,6 +84,41 @@ def test_every_form_of_a_superpowers_plan() -> None:
     assert {("plan.numbering", "73"), ("plan.no_steps", "60")} <= found(imported)
 
 
+def test_a_deeper_heading_and_a_ticked_step_belong_to_their_task(tmp_path: Path) -> None:
+    text = """# P
+
+**Goal:** g
+
+## Task 1: a
+
+### Notes
+
+Mind the gap.
+
+### Step 1: Do it
+
+Run: `make x`
+
+### Step 2: Look
+
+- [x] **Step 3: Done already**
+
+## Afterwards
+
+Rest.
+"""
+    path = tmp_path / "plan"
+    path.write_text(text, encoding="utf-8")
+    imported = import_file(path, now=NOW)
+    draft = imported.drafts[0]
+    assert "Mind the gap." in draft.goal
+    assert [step.title for step in draft.steps] == ["Do it", "Look", "Done already"]
+    assert draft.commands == ("make x",)
+    assert "Rest." in " ".join(item.text for item in draft.leftovers)
+    ticked = next(item for item in imported.findings if item.code == "plan.ticked")
+    assert "1 of 3 steps of Task 1" in ticked.message
+
+
 @pytest.mark.parametrize(
     ("text", "fails", "message"),
     [

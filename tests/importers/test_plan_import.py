@@ -87,8 +87,8 @@ def test_everything_odd_about_the_plan_is_reported() -> None:
         ("plan.checkpoint", "plan.md:62"),
         ("plan.numbering", "plan.md:68"),
         ("plan.verify_prose", "plan.md:72"),
-        ("plan.files_differ", "plan.md"),
-        ("plan.depends_on", "plan.md"),
+        ("plan.files_differ", "plan.md:7"),
+        ("plan.depends_on", "plan.md:6"),
     } <= found
     path = next(f for f in imported.findings if f.code == "plan.foreign_path")
     assert "perhaps --map /Users/somebody/work/service=service" in path.message
@@ -126,3 +126,74 @@ def test_a_gate_name_and_a_title_never_span_lines() -> None:
     draft, _ = draft_of(TEXT.replace("Task 1: Write the store", "Task 1: Write\nthe store"))
     assert draft.steps[0].title == "Write the store"
     assert draft.gates[0].name == "Step 1: Write the store"
+
+
+ODD = """---
+phase: 14-model
+plan: 05
+type: tdd
+depends_on: [1, "14-02", 14-03-PLAN.md, 14-model-04, phases/13-x/13-09-PLAN.md, other]
+files_modified: a/x.py, a/y.py
+autonomous: {autonomous}
+user_setup:
+  - service: stripe
+must_haves:
+  truths: ["It holds"]
+  artifacts:
+    - path: a/x.py
+      min_lines: many
+---
+<objective>Do it.</objective>
+<!-- a comment
+<task type="auto"><name>Not this one</name>
+</task>
+-->
+<tasks>
+<task type="auto" tdd="true" gate="blocking"><name>One</name><files>a/x.py</files>
+<action>Write `a < b && c 2>&1`.
+```xml
+</action>
+</task>
+```
+</action><verify>pytest a</verify></task>
+{more}</tasks>
+"""
+CHECKPOINT = """<task type="checkpoint:human-verify"><what-built>x</what-built></task>
+"""
+
+
+def test_every_form_of_a_dependency_and_several_tags_on_a_line() -> None:
+    draft, imported = draft_of(ODD.format(autonomous="true", more=""))
+    assert draft.depends_on == ("14-01", "14-02", "14-03", "14-04", "13-09", "other")
+    assert draft.files == ("a/x.py", "a/y.py")
+    assert [(step.title, step.files) for step in draft.steps] == [("One", ("a/x.py",))]
+    assert "a < b && c 2>&1" in draft.steps[0].action
+    assert "</task>" in draft.steps[0].action
+    assert draft.steps[0].action.startswith("Test first")
+    assert draft.commands == ("pytest a",)
+    kept = {item.what: (item.place, item.text) for item in draft.leftovers}
+    assert kept["user_setup: a person has to see to this before it runs"] == (
+        "line 8",
+        '[{"service": "stripe"}]',
+    )
+    assert kept["type"] == ("line 4", "tdd")
+    assert "Not this one" in kept["text outside every section"][1]
+    assert '"gate": "blocking"' in kept["task 1: attributes"][1]
+    assert ("plan.field", "plan.md:13") in {(f.code, f.place) for f in imported.findings}
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "alone", "reported"),
+    [
+        ("true", "", True, False),
+        ("false", CHECKPOINT, False, False),
+        ("true", CHECKPOINT, False, True),
+        ("false", "", False, True),
+        ('""', CHECKPOINT, False, False),
+    ],
+)
+def test_whether_a_plan_needs_a_person(said: str, more: str, alone: bool, reported: bool) -> None:
+    draft, imported = draft_of(ODD.format(autonomous=said, more=more))
+    assert draft.autonomous is alone
+    found = {(item.code, item.place) for item in imported.findings}
+    assert (("plan.autonomous", "plan.md:7") in found) is reported

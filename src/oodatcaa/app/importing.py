@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -41,6 +42,7 @@ class ImportReport(Record):
     adopted: tuple[Adopted, ...]
     stories: tuple[Story, ...]
     drafts: tuple[DraftStory, ...]
+    again: str = Field(description="the command line that imports it, loose ends settled")
     changes: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="story -> what differs from its earlier version"
     )
@@ -60,7 +62,7 @@ class ImportReport(Record):
     @property
     def next_command(self) -> str:
         if self.dry_run:
-            return "oodatcaa import FILE without --dry-run"
+            return self.again
         waits = [s.id for s in self.stories if s.source is not None and s.source.wants_approval]
         held = [s.id for s in self.stories if s.source is not None and s.source.held_back]
         if held:
@@ -94,7 +96,7 @@ def import_plans(
     """
     maps = checked_maps(project, maps or {})
     now = datetime.now(UTC)
-    read = [_read(path, now, kind, maps) for path in paths]
+    read = [_read(project, path, now, kind, maps) for path in paths]
     _refuse_empty(read)
     _refuse_one_key_twice(read)
     _refuse_outside(project, read)
@@ -114,8 +116,37 @@ def import_plans(
         adopted=taken[1],
         stories=tuple(story for story in taken[0].stories if story.id in known),
         drafts=drafts,
+        again=_again(paths, kind, maps, assume_done, taken[0]),
         changes=_changes(taken[1], drafts, before),
     )
+
+
+def _again(
+    paths: Sequence[Path],
+    kind: ImportKind | None,
+    maps: Mapping[str, str],
+    assume_done: Sequence[str],
+    board: Board,
+) -> str:
+    """The import as a command line, with an option for each loose end that is left."""
+    sources = [story.source for story in board.stories if story.source is not None]
+    foreign = dict.fromkeys(path for source in sources for path in source.foreign)
+    open_keys = dict.fromkeys(key for source in sources for key in source.unsettled)
+    words = ["oodatcaa", "import", *(shlex.quote(str(path)) for path in paths)]
+    words += ["--from", kind.value] if kind else []
+    for old, new in maps.items():
+        words += ["--map", shlex.quote(f"{old}={new}")]
+    for key in assume_done:
+        words += ["--assume-done", shlex.quote(key)]
+    for path in list(foreign)[:_MOST_TOLD]:
+        words += ["--map", f"{shlex.quote(path)}=PATH"]
+    for key in list(open_keys)[:_MOST_TOLD]:
+        words += ["--assume-done", shlex.quote(key)]
+    return " ".join(words)
+
+
+_MOST_TOLD = 4
+"""Loose ends of one kind that the next command names."""
 
 
 def _drafts_now(project: Project) -> dict[str, DraftStory]:
@@ -170,7 +201,13 @@ def checked_maps(project: Project, maps: Mapping[str, str]) -> dict[str, str]:
     return dict(maps)
 
 
-def _read(path: Path, now: datetime, kind: ImportKind | None, maps: Mapping[str, str]) -> Imported:
+def _read(
+    project: Project,
+    path: Path,
+    now: datetime,
+    kind: ImportKind | None,
+    maps: Mapping[str, str],
+) -> Imported:
     read = import_file(path, now=now, kind=kind, maps=maps)
     unused = tuple(
         Finding(
@@ -182,6 +219,17 @@ def _read(path: Path, now: datetime, kind: ImportKind | None, maps: Mapping[str,
         for old in read.unused_maps
     )
     drafts = as_drafts(read)
+    unknown = tuple(
+        Finding(
+            code="plan.reference",
+            severity=Severity.INFO,
+            place=read.source,
+            message=f"{draft.key}: it wants {path} to be read, which is not in this repository",
+        )
+        for draft in drafts.drafts
+        for path in draft.references
+        if not outside(project.root, path) and not (project.root / path).exists()
+    )
     nothing = tuple(
         Finding(
             code="check.trivial",
@@ -195,7 +243,7 @@ def _read(path: Path, now: datetime, kind: ImportKind | None, maps: Mapping[str,
         and gate.expect == "success"
         and ends_well_anyway(gate.command)
     )
-    return drafts.evolve(findings=(*read.findings, *unused, *nothing))
+    return drafts.evolve(findings=(*read.findings, *unused, *unknown, *nothing))
 
 
 def outside(root: Path, path: str) -> str:

@@ -118,7 +118,10 @@ def show(task: TaskId, json: AsJson = False) -> None:
 
         for line in source_lines(found.source, project.drafts.get(found.source)):
             say(line)
-    following("oodatcaa log --task " + task)
+    waits = isinstance(found, Story) and (found.source is not None and found.source.wants_approval)
+    asks = isinstance(found, Story) and bool(found.asked_for)
+    answer = f"oodatcaa approve {task} --why …"
+    following(answer if waits or asks else f"oodatcaa log --task {task}")
 
 
 def claim(

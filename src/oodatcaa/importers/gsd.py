@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from typing import Any
 
 from oodatcaa.domain.draft import DraftStep, DraftStory
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.goals import Goals
 from oodatcaa.domain.task import slugify
 from oodatcaa.importers.commands import foreign_paths, script
-from oodatcaa.importers.findings import Findings, as_json, leftovers, short
-from oodatcaa.importers.gsd_goals import goals_of, texts_of
+from oodatcaa.importers.findings import Findings, leftovers, short
+from oodatcaa.importers.gsd_front import Front
+from oodatcaa.importers.gsd_goals import goals_of
 from oodatcaa.importers.plan_text import (
     commands_in,
     commands_of,
@@ -64,7 +64,8 @@ def read_plan(text: str, *, source: str) -> Imported:
     """
     findings = Findings(source)
     text = text.replace("\r\n", "\n").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-    front, body, line = split_front(text, findings)
+    values, body, line, lines = split_front(text, findings)
+    front = Front(values, lines, findings)
     parts = outline(body, line, KNOWN)
     for where, problem in parts.problems:
         findings.error("plan.damaged", where, problem)
@@ -78,11 +79,9 @@ def read_plan(text: str, *, source: str) -> Imported:
 
 
 class _Drafter:
-    def __init__(
-        self, findings: Findings, front: dict[str, Any], parts: Outline, source: str
-    ) -> None:
+    def __init__(self, findings: Findings, front: Front, parts: Outline, source: str) -> None:
         self.findings = findings
-        self.front = dict(front)
+        self.front = front
         self.parts = parts
         self.source = source
         self.gates: list[GateSpec] = []
@@ -90,29 +89,27 @@ class _Drafter:
         self.read_first: list[str] = []
 
     def draft(self) -> DraftStory:
-        phase, plan = self._text("phase"), self._text("plan")
-        wave = self._text("wave")
-        files = self._texts("files_modified") + self._texts("files-modified")
-        depends = tuple(
-            key_of(phase, name) if name.isdecimal() else name for name in self._texts("depends_on")
-        )
-        autonomous = self._text("autonomous").lower() != "false"
-        must_haves = self.front.pop("must_haves", {})
+        front = self.front
+        phase, plan, wave = front.text("phase"), front.text("plan"), front.text("wave")
+        files = front.texts("files_modified") + front.texts("files-modified")
+        depends = front.needed(phase, plan)
+        must_haves = front.take("must_haves", {})
         objective = self._section("objective")
         goal, purpose, output = objective_of(objective.text if objective else "")
         if not goal:
             self.findings.error("plan.no_objective", None, "the plan has no <objective>")
         steps = self._steps()
         named = [*files, *(name for step in steps for name in step.files)]
-        goals = goals_of(must_haves, named, self.findings)
+        goals = goals_of(must_haves, named, self.findings, front.lines)
+        autonomous = front.autonomous(asks=any(step.needs_human for step in steps))
         self._criteria()
         self._promised(goals)
         self._compare_files(files, steps, goals)
-        if depends:
+        for name in depends:
             self.findings.info(
                 "plan.depends_on",
-                None,
-                f"it waits for the plans {', '.join(depends)}; import them too, or leave it out",
+                front.lines.of("depends_on", name),
+                f"it waits for the plan {name}: import that too, or say --assume-done {name}",
             )
         references = self._references()
         self._rest()
@@ -136,16 +133,6 @@ class _Drafter:
             statements=tuple(self.statements),
             references=references,
         )
-
-    def _text(self, key: str) -> str:
-        value = self.front.pop(key, "")
-        if isinstance(value, str):
-            return value.strip()
-        self.findings.warning("plan.field", 1, f"{key} is no plain text", value)
-        return ""
-
-    def _texts(self, key: str) -> tuple[str, ...]:
-        return texts_of(self.front.pop(key, ()), key, self.findings)
 
     def _section(self, name: str) -> Section | None:
         found = [section for section in self.parts.sections if section.name == name]
@@ -201,6 +188,9 @@ class _Drafter:
         }
         if extra:
             self.findings.info("plan.unmapped", task.line, f"task {number}: more sections", extra)
+        marks = {key: value for key, value in task.attributes.items() if key != "type"}
+        if marks:
+            self.findings.info("plan.unmapped", task.line, f"task {number}: attributes", marks)
         files = re.split(r"[\n,]+", texts["files"])
         return DraftStep(
             number=number,
@@ -229,6 +219,8 @@ class _Drafter:
             shown = [part for part in task.parts if part.name not in ("name", "title", "verify")]
             return "\n\n".join(f"{part.name}: {content_of(part)}" for part in shown)
         parts = [texts["action"] or texts["implementation"]]
+        if task.attributes.get("tdd") == "true":
+            parts.insert(0, "Test first: write a test that fails, then the code.")
         if texts["behavior"]:
             parts.insert(0, f"Behaviour, to be tested first:\n{texts['behavior']}")
         return "\n\n".join(part for part in parts if part)
@@ -281,7 +273,10 @@ class _Drafter:
         self._warn_of_paths(command, line)
         if _CHANGES.search(command):
             self.findings.warning(
-                "plan.gate_changes", line, f"{gate}: a check that changes files as it runs", command
+                "plan.gate_changes",
+                line,
+                f"{gate} changes files as it runs; a check's own are thrown away afterwards",
+                command,
             )
         guarded = script(command)
         if guarded != command:
@@ -356,17 +351,21 @@ class _Drafter:
         named = {name for step in steps for name in step.files}
         for name in sorted(named - set(files)):
             self.findings.warning(
-                "plan.files_differ", None, f"{name} is in a task, but not in files_modified"
+                "plan.files_differ",
+                self.front.lines.of("files_modified"),
+                f"{name} is in a task, but not in files_modified",
             )
         for name in sorted(set(files) - named) if named else []:
             self.findings.warning(
-                "plan.files_differ", None, f"{name} is in files_modified, but in no task"
+                "plan.files_differ",
+                self.front.lines.of("files_modified", name),
+                f"{name} is in files_modified, but in no task",
             )
         for item in goals.artifacts:
             if files and item.path not in files:
                 self.findings.warning(
                     "plan.files_differ",
-                    None,
+                    self.front.lines.of("must_haves", item.path),
                     f"{item.path} must exist afterwards, but is not in files_modified",
                 )
 
@@ -393,11 +392,7 @@ class _Drafter:
                 self.findings.info(
                     "plan.unmapped",
                     section.line,
-                    f"<{section.name}> has no place in a story",
+                    f"<{section.name}> is kept word for word",
                     content_of(section),
                 )
-        kind = self.front.pop("type", "execute")
-        if kind not in ("execute", "tdd"):
-            self.findings.warning("plan.type", 1, f"type {short(kind)} is neither execute nor tdd")
-        for key, value in self.front.items():
-            self.findings.info("plan.unmapped", 1, f"{key} has no place in a story", as_json(value))
+        self.front.rest()

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from oodatcaa.domain.goals import ArtifactCheck, Goals, KeyLink, Truth
 from oodatcaa.importers.findings import Findings
+from oodatcaa.importers.plan_text import FrontLines
 
 ARTIFACT_KEYS = ("path", "provides", "contains", "min_lines", "exports")
+Place = Callable[[object], int]
+"""The line of an entry of must_haves."""
 LINK_KEYS = ("from", "to", "via", "pattern")
 
 
-def goals_of(value: Any, files: Iterable[str], findings: Findings) -> Goals:
+def goals_of(value: Any, files: Iterable[str], findings: Findings, lines: FrontLines) -> Goals:
     """Goals from the front matter's `must_haves`; everything unreadable is a finding.
 
     `files` are the paths that the plan names: a link may start at the end of one of them.
     """
+
+    def at(item: object) -> int:
+        """The line of an entry, found by its first text."""
+        first = next(iter(item.values()), "") if isinstance(item, dict) else item
+        return lines.of("must_haves", first if isinstance(first, str) else "")
+
     if not isinstance(value, dict):
         if value:
-            findings.warning("plan.field", 1, "must_haves is no mapping", value)
+            findings.warning("plan.field", at(""), "must_haves is no mapping", value)
         return Goals()
     value = dict(value)
-    truths = texts_of(value.pop("truths", ()), "must_haves.truths", findings)
-    artifacts = _artifacts(value.pop("artifacts", ()), findings)
+    truths = texts_of(value.pop("truths", ()), "must_haves.truths", findings, at(""))
+    artifacts = _artifacts(value.pop("artifacts", ()), findings, at)
     known = tuple(dict.fromkeys([*files, *(item.path for item in artifacts)]))
-    links = _links(value.pop("key_links", ()), known, findings)
+    links = _links(value.pop("key_links", ()), known, findings, at)
     if value:
-        findings.info("plan.unmapped", 1, "unknown must_haves", value)
+        findings.info("plan.unmapped", at(""), "unknown must_haves", value)
     return Goals(
         truths=tuple(Truth(statement=text) for text in truths),
         artifacts=artifacts,
@@ -36,16 +45,18 @@ def goals_of(value: Any, files: Iterable[str], findings: Findings) -> Goals:
     )
 
 
-def texts_of(value: Any, key: str, findings: Findings) -> tuple[str, ...]:
+def texts_of(value: Any, key: str, findings: Findings, line: int) -> tuple[str, ...]:
     """A list of texts; a single text is a list of one."""
     items = value if isinstance(value, list | tuple) else [value] if value else []
     odd = [item for item in items if not isinstance(item, str)]
     if odd:
-        findings.warning("plan.field", 1, f"{key} holds more than texts", odd)
+        findings.warning("plan.field", line, f"{key} holds more than texts", odd)
     return tuple(item.strip() for item in items if isinstance(item, str) and item.strip())
 
 
-def _entries(name: str, value: Any, keys: tuple[str, ...], findings: Findings) -> list[dict]:  # type: ignore[type-arg]
+def _entries(
+    name: str, value: Any, keys: tuple[str, ...], findings: Findings, at: Place
+) -> list[dict[str, Any]]:
     """Mappings with values under `keys`; a plain text stands for the first key."""
     found = []
     for item in value if isinstance(value, list) else [value] if value else []:
@@ -53,11 +64,11 @@ def _entries(name: str, value: Any, keys: tuple[str, ...], findings: Findings) -
             item = {keys[0]: item}
         first = item.get(keys[0]) if isinstance(item, dict) else None
         if not isinstance(first, str) or not first.strip():
-            findings.warning("plan.field", 1, f"must_haves.{name}: unreadable", item)
+            findings.warning("plan.field", at(item), f"must_haves.{name}: unreadable", item)
             continue
         rest = {key: part for key, part in item.items() if key not in keys}
         if rest:
-            findings.info("plan.unmapped", 1, f"must_haves.{name}: more fields", rest)
+            findings.info("plan.unmapped", at(item), f"must_haves.{name}: more fields", rest)
         found.append({key: item[key] for key in keys if key in item})
     return found
 
@@ -67,25 +78,27 @@ def _text(item: dict[str, Any], key: str) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _artifacts(value: Any, findings: Findings) -> tuple[ArtifactCheck, ...]:
+def _artifacts(value: Any, findings: Findings, at: Place) -> tuple[ArtifactCheck, ...]:
     found = []
-    for item in _entries("artifacts", value, ARTIFACT_KEYS, findings):
+    for item in _entries("artifacts", value, ARTIFACT_KEYS, findings, at):
         path, _, told = _path_first(_text(item, "path"))
         if " " in path:
-            findings.info("plan.unmapped", 1, "an artifact in words, which nothing decides", path)
+            what = "an artifact in words, which nothing decides"
+            findings.info("plan.unmapped", at(path), what, path)
             continue
         item = {**item, "path": path, "provides": _text(item, "provides") or told}
         lines = _text(item, "min_lines")
         if lines and not (lines.isdecimal() and len(lines) < 7):
-            findings.warning("plan.field", 1, f"min_lines of {item['path']} is no number", lines)
+            what = f"min_lines of {item['path']} is no number"
+            findings.warning("plan.field", at(path), what, lines)
             lines = ""
         found.append(
             ArtifactCheck(
                 path=_text(item, "path"),
                 provides=_text(item, "provides"),
                 min_lines=int(lines or 0),
-                contains=texts_of(item.get("contains"), "contains", findings),
-                exports=texts_of(item.get("exports"), "exports", findings),
+                contains=texts_of(item.get("contains"), "contains", findings, at(path)),
+                exports=texts_of(item.get("exports"), "exports", findings, at(path)),
             )
         )
     return tuple(found)
@@ -99,16 +112,21 @@ def _path_first(text: str) -> tuple[str, str, str]:
     return match[1], match[2], match[3].strip().strip("()")
 
 
-def _links(value: Any, known: tuple[str, ...], findings: Findings) -> tuple[KeyLink, ...]:
+def _links(
+    value: Any, known: tuple[str, ...], findings: Findings, at: Place
+) -> tuple[KeyLink, ...]:
     found = []
-    for item in _entries("key_links", value, LINK_KEYS, findings):
+    for item in _entries("key_links", value, LINK_KEYS, findings, at):
         source, target = _text(item, "from"), _text(item, "to")
         if not target:
-            findings.info("plan.unmapped", 1, "a key link in words, which nothing decides", source)
+            what = "a key link in words, which nothing decides"
+            findings.info("plan.unmapped", at(source), what, source)
             continue
         place = _place(source, known)
         if place != source:
-            findings.info("plan.link_source", 1, f"the link from {source} starts in {place}")
+            findings.info(
+                "plan.link_source", at(source), f"the link from {source} starts in {place}"
+            )
         found.append(
             KeyLink(
                 source=place,

@@ -12,6 +12,7 @@ from oodatcaa.importers.oodatcaa.scan import without_surrogates
 from oodatcaa.importers.sections import Section
 
 _MAX_FRONT = 256_000
+_MOST_LOOKED_AT = 1_000
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 PROGRAM = re.compile(
     r"(?:\w+=\S+\s+)*(?:cd|python[\d.]*|pytest|ruff|mypy|black|uv|uvx|pip|poetry|make|npm|npx|pnpm|"
@@ -36,14 +37,40 @@ class _Loader(yaml.BaseLoader):
         return without_surrogates(super().construct_scalar(node))
 
 
-def split_front(text: str, findings: Findings) -> tuple[dict[str, Any], str, int]:
-    """(front matter, the rest, the line that the rest starts in)."""
+class FrontLines:
+    """Where in the file a key or a text of the front matter stands."""
+
+    def __init__(self, text: str, first: int) -> None:
+        self._lines = text.split("\n")
+        self._first = first
+        self._keys: dict[str, int] = {}
+        for at, line in enumerate(self._lines):
+            key = re.match(r"([\w-]+)\s*:", line)
+            if key:
+                self._keys.setdefault(key[1].replace("-", "_"), at)
+
+    def of(self, key: str, text: str = "") -> int:
+        """The line of a top-level key, or of the first `text` below it; 1 for neither."""
+        start = self._keys.get(key.replace("-", "_"))
+        if start is None:
+            return 1
+        wanted = text.strip().split("\n")[0][:60]
+        if wanted:
+            for at in range(start, min(len(self._lines), start + _MOST_LOOKED_AT)):
+                if wanted in self._lines[at]:
+                    return self._first + at
+        return self._first + start
+
+
+def split_front(text: str, findings: Findings) -> tuple[dict[str, Any], str, int, FrontLines]:
+    """(front matter, the rest, the line that the rest starts in, where its keys stand)."""
     match = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
     if match is None:
         findings.error("plan.front_matter", 1, "no front matter between two lines of ---")
-        return {}, text, 1
+        return {}, text, 1, FrontLines("", 1)
     line = text.count("\n", 0, match.end()) + 1
-    return _front(match[1], findings), text[match.end() :], line
+    lines = FrontLines(match[1], text.count("\n", 0, match.start(1)) + 1)
+    return _front(match[1], findings), text[match.end() :], line, lines
 
 
 def _front(text: str, findings: Findings) -> dict[str, Any]:

@@ -46,6 +46,10 @@ class SprintFacts(Record):
     lease_minutes: dict[str, float] = Field(default_factory=dict)
 
 
+def _counted(severity: Severity, number: int) -> str:
+    return severity.value + "s" * (severity is not Severity.INFO and number != 1)
+
+
 class Imported(Record):
     """The result of an import. Nothing of the file is missing from it: what has no place in a
     story, subtask, note or draft is in a finding's `content`."""
@@ -95,16 +99,16 @@ class Imported(Record):
         A finding's content is cut to `width` characters here; it is complete in `findings`.
         """
         counts = ", ".join(
-            f"{self.count(severity)} {severity.value}{'s' * (severity is not Severity.INFO)}"
+            f"{self.count(severity)} {_counted(severity, self.count(severity))}"
             for severity in Severity
         )
         made = [
-            f"{number} {name}"
-            for number, name in (
-                (len(self.stories), "stories"),
-                (len(self.subtasks), "subtasks"),
-                (len(self.drafts), "plans"),
-                (len(self.notes), "notes"),
+            f"{number} {name if number != 1 else one}"
+            for number, name, one in (
+                (len(self.stories), "stories", "story"),
+                (len(self.subtasks), "subtasks", "subtask"),
+                (len(self.drafts), "plans", "plan"),
+                (len(self.notes), "notes", "note"),
             )
             if number
         ]

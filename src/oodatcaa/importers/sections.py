@@ -7,6 +7,7 @@ counts when it stands at the beginning of a line outside a code fence.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})")
@@ -56,6 +57,8 @@ class _Outliner:
         self.problems: list[tuple[int, str]] = []
         self.loose: list[tuple[int, list[str]]] = []
         self.open: list[str] = []
+        self.comment_end = 0
+        self.places: dict[str, list[int]] = {}
         self.fenced = self._fenced()
 
     def _line(self, at: int) -> int:
@@ -71,31 +74,61 @@ class _Outliner:
             end = self._fence_end(at, match[1], hopeless) if match else None
             if match and end is None:
                 self.problems.append((self._line(at), "a code fence that does not end"))
-            elif end is not None:
+            elif end is not None or (end := self._comment_end(at)) is not None:
                 inside.update(range(at, end + 1))
                 at = end
             at += 1
         return inside
 
+    def _comment_end(self, start: int) -> int | None:
+        """The line that ends the comment of line `start`; None for one line, or none at all."""
+        line = self.lines[start].lstrip()
+        if not line.startswith("<!--") or "-->" in line:
+            return None
+        if self.comment_end <= start:
+            after = range(start + 1, len(self.lines))
+            found = (at for at in after if "-->" in self.lines[at])
+            self.comment_end = next(found, len(self.lines))
+        return self.comment_end if self.comment_end < len(self.lines) else None
+
     def _fence_end(self, start: int, mark: str, hopeless: dict[tuple[str, int], int]) -> int | None:
-        """The line that closes the fence of line `start`.
+        """The line that closes the fence of line `start`; None when its section ends before.
 
         `hopeless` keeps up to which line no fence of a mark ends, so that a file of nothing but
         opening fences is read through once, not once for each of them.
         """
-        if start < hopeless.get((mark[0], len(mark)), 0):
+        key = (mark[0], len(mark))
+        if start < hopeless.get(key, 0):
             return None
         closing = re.compile(rf"\s*{re.escape(mark[0])}{{{len(mark)},}}\s*(?:</[a-z_]+>\s*)?")
+        odd, odd_at = "", len(self.lines)
         for at in range(start + 1, len(self.lines)):
             line = self.lines[at].strip()
             if closing.fullmatch(line):
-                return at
-            if line.startswith("</") and line[2:-1] in self.known and line.endswith(">"):
+                if not odd or self._closes_after(odd, at):
+                    return at
                 break
-        else:
-            at = len(self.lines)
-        hopeless[mark[0], len(mark)] = at
+            if not odd and line.startswith("</") and line[2:-1] in self.known and line[-1] == ">":
+                odd, odd_at = line[2:-1], at
+            elif odd and line.startswith(mark):
+                break  # another fence begins: the tag has ended the section with this one open
+        hopeless[key] = odd_at
         return None
+
+    def _closes_after(self, name: str, at: int) -> bool:
+        """Whether a section is still closed after line `at`: then a closing tag before that line
+        was only words in a fence."""
+        closed = self._next(f"</{name}>", at)
+        return closed is not None and closed <= (self._next(f"<{name}", at) or closed)
+
+    def _next(self, text: str, at: int) -> int | None:
+        """The first line from `at` on that holds `text`."""
+        places = self.places.get(text)
+        if places is None:
+            places = [number for number, line in enumerate(self.lines) if text in line]
+            self.places[text] = places
+        found = bisect_left(places, at)
+        return places[found] if found < len(places) else None
 
     def read(self) -> Outline:
         sections: list[Section] = []

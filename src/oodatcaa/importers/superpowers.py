@@ -46,6 +46,8 @@ class Part:
     title: str
     line: int
     group: str
+    level: int
+    """Of its heading: what stands under a deeper one belongs to the task."""
     body: list[Block] = field(default_factory=list)
 
 
@@ -89,13 +91,13 @@ def _outline(found: Sequence[Block], findings: Findings) -> _Plan:
         if is_task(block):
             match = TASK.match(block.text)
             assert match is not None
-            part = Part(match[1], _plain(match[2]), block.line, group)
+            part = Part(match[1], _plain(match[2]), block.line, group, block.level)
             plan.parts.append(part)
         elif block.kind == "heading" and block.level == 1 and not plan.title:
             plan.title = _plain(block.text)
         elif block.kind == "heading" and _GROUP.match(block.text):
             group, part = _plain(block.text), None
-        elif block.kind == "heading" and block.level <= 3 and part is not None:
+        elif block.kind == "heading" and part is not None and block.level <= part.level:
             part = None
             _header(plan, block, findings)
         elif part is not None:

@@ -73,12 +73,20 @@ class TaskDrafter:
         self.waiting = ""
         """`run` or `expected` when its text is still to come."""
         self.promised: list[str] = []
+        self.ticked = 0
 
     def read(self) -> Task:
         for block in self.body:
             self._block(block)
         for step in self.steps:
             self._finish(step)
+        if self.ticked:
+            self.findings.warning(
+                "plan.ticked",
+                self.line,
+                f"{self.ticked} of {len(self.steps)} steps of {self.name} are ticked off there; "
+                "nothing here proves them, so all are done",
+            )
         if self.promised:
             paths = tuple(dict.fromkeys(self.promised))
             self.task.gates.append(
@@ -107,6 +115,7 @@ class TaskDrafter:
                 self._begin(told[2], block.line)
                 return
         if match:
+            self.ticked += block.text.lower().startswith("[x]")
             self._begin(match[2], block.line)
             if match[3].strip():
                 self._lines(match[3], block.line)
@@ -114,6 +123,7 @@ class TaskDrafter:
         box = _PLAIN_BOX.match(block.text) if block.item and block.kind == "text" else None
         if box and self.label != "files":
             first, _, rest = box[1].partition("\n")
+            self.ticked += block.text.lower().startswith("[x]")
             self._begin(first, block.line)
             if rest.strip():
                 self._lines(rest, block.line + 1)

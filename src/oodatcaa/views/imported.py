@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from oodatcaa.domain.adopting import Adopted, Outcome
-from oodatcaa.domain.draft import DraftStory
+from oodatcaa.domain.commit_message import commit_message
+from oodatcaa.domain.draft import DraftStep, DraftStory
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.source import Source
 from oodatcaa.domain.task import Story
@@ -19,16 +20,32 @@ def draft_lines(story: Story, draft: DraftStory) -> list[str]:
     lines = [f"{story.id}  {draft.title}"]
     lines += [f"    goal       {line}" for line in draft.goal.split("\n")[:1] if line]
     lines += [f"    waits for  {', '.join(story.depends_on)}"] if story.depends_on else []
+    lines += [f"    wave       {draft.wave} of {draft.phase}"] if draft.wave is not None else []
     if source is not None:
         lines += [f"    from       {source.format} {source.file}, {source.key}"]
         lines += [f"    BLOCKED    {source.held_back}"] if source.held_back else []
     lines += [f"    changes    {', '.join(draft.files)}"] if draft.files else []
-    lines += [f"    step {step.number:>2}    [{step.kind}] {step.title}" for step in draft.steps]
+    for step in draft.steps:
+        lines += _step_lines(step)
     lines += _goal_lines(draft)
     for gate in draft.gates:
         lines += _gate_lines(gate)
     lines += [f"    in words   {text}" for text in draft.statements]
+    if source is not None and source.wants_approval:
+        count = f"{source.commands} command{'s' if source.commands != 1 else ''}"
+        lines.append(f"    approval   none of its {count} runs before oodatcaa approve {story.id}")
     return [printable(line) for line in lines]
+
+
+def _step_lines(step: DraftStep) -> list[str]:
+    """A step by its title; what is committed by its message, and what a person is asked in full."""
+    message = commit_message(step.action) if step.kind == "commit" else ""
+    title = f"{step.title}: {message.split(chr(10))[0]}" if message else step.title
+    lines = [f"    step {step.number:>2}    [{step.kind}] {title}"]
+    if step.needs_human:
+        lines.append(f"{'':<15}you are asked here, and the steps after it wait:")
+        lines += [f"{'':<15}{line}" for line in step.action.split("\n") if line.strip()]
+    return lines
 
 
 def _goal_lines(draft: DraftStory) -> list[str]:
@@ -48,7 +65,10 @@ def _gate_lines(gate: GateSpec) -> list[str]:
         return [f"    {gate.id:<10} files: {', '.join(gate.paths)}"]
     must = "must FAIL" if gate.expect == "failure" else "must pass"
     first, *rest = gate.command.split("\n")
-    return [f"    {gate.id:<10} {must}: {first}", *(f"    {'':<10}   {line}" for line in rest)]
+    lines = [f"    {gate.id:<10} {must}: {first}", *(f"    {'':<10}   {line}" for line in rest)]
+    if gate.expect == "failure" and gate.statement:
+        lines.append(f"    {'':<10}   {gate.statement}; the exit status decides")
+    return lines
 
 
 def source_lines(source: Source, draft: DraftStory | None) -> list[str]:
@@ -68,10 +88,37 @@ def source_lines(source: Source, draft: DraftStory | None) -> list[str]:
     lines += [f"    taken as done: {', '.join(source.assumed)}"] if source.assumed else []
     if draft is not None:
         lines += _command_lines(draft)
+        lines += _plan_lines(draft)
     for item in source.leftovers:
         lines.append(f"    kept from {item.place}: {item.what}")
         lines += [f"      {line}" for line in item.text.split("\n")]
     return [printable(line) for line in lines]
+
+
+def _plan_lines(draft: DraftStory) -> list[str]:
+    """Everything else of the plan, in full: agents are told it, so people can read it."""
+    wave = "" if draft.wave is None else str(draft.wave)
+    pairs = [
+        ("phase", draft.phase),
+        ("wave", wave),
+        ("priority", "" if draft.priority is None else str(draft.priority)),
+        ("purpose", draft.purpose),
+        ("output", draft.output),
+        ("a person", "" if draft.autonomous else "is needed on the way"),
+        ("read first", ", ".join(draft.references)),
+        ("changes", ", ".join(draft.files)),
+    ]
+    lines = ["  the plan"]
+    for name, text in pairs:
+        for number, line in enumerate(text.split("\n") if text else ()):
+            lines.append(f"    {name if number == 0 else '':<10} {line}")
+    for step in draft.steps:
+        lines.append(f"    step {step.number:>2}    [{step.kind}] {step.title}")
+        lines += [f"      files: {', '.join(step.files)}"] if step.files else []
+        lines += [f"      {line}" for line in step.action.split("\n") if step.action]
+        lines += [f"      done: {line}" for line in step.done.split("\n") if step.done]
+    lines += _goal_lines(draft)
+    return lines + [f"    in words   {text}" for text in draft.statements]
 
 
 def _command_lines(draft: DraftStory) -> list[str]:

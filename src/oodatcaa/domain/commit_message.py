@@ -1,0 +1,42 @@
+"""The message in a plan's commit commands. It is read, and nothing is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+MOST_OF_A_MESSAGE = 2_000
+_HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1[^\n]*\n(.*?)\n[ \t]*\2\b", re.DOTALL)
+
+
+def commit_message(text: str) -> str:
+    """The message of the first `git commit` in a plan's commands; empty when none can be read.
+
+    Read, never run: `-m`, several of them, and a here-document.
+    """
+    start = re.search(r"\bgit\s+(?:-\S+\s+\S+\s+)*commit\b", text)
+    if start is None:
+        return ""
+    rest = text[start.end() :]
+    heredoc = _HEREDOC.search(rest)
+    if heredoc:
+        return _plain(heredoc[3])
+    try:
+        words = shlex.split(rest)
+    except ValueError:
+        return ""
+    found: list[str] = []
+    for at, word in enumerate(words):
+        if word in ("&&", "||", ";", "git"):
+            break
+        if word.startswith("--message="):
+            found.append(word.removeprefix("--message="))
+        elif re.fullmatch(r"--message|-[a-z]*m", word):
+            found += words[at + 1 : at + 2]
+    return _plain("\n\n".join(found))
+
+
+def _plain(text: str) -> str:
+    """Without control characters, and no longer than a message is."""
+    kept = "".join(c for c in text if c == "\n" or c.isprintable())
+    return kept.strip()[:MOST_OF_A_MESSAGE]
