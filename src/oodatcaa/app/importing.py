@@ -12,6 +12,7 @@ from pydantic import Field
 
 from oodatcaa.app.allowing import is_allowed
 from oodatcaa.app.archiving import CARRIED
+from oodatcaa.app.import_order import Waves, earlier_wave, waves_of
 from oodatcaa.app.project import Project
 from oodatcaa.app.sprints import carried_stories, carried_work
 from oodatcaa.domain.adopting import Adopted, Incoming, Outcome, adopt
@@ -21,7 +22,7 @@ from oodatcaa.domain.draft import DraftStory
 from oodatcaa.domain.draft_changes import draft_changes
 from oodatcaa.domain.evidence import GateKind
 from oodatcaa.domain.source import Source
-from oodatcaa.domain.task import Story, StoryStatus
+from oodatcaa.domain.task import Story
 from oodatcaa.domain.trivial import ends_well_anyway
 from oodatcaa.errors import EXIT_USAGE, OodatcaaError, RefusedError
 from oodatcaa.importers import Finding, Imported, ImportKind, Severity, as_drafts, import_file
@@ -103,7 +104,7 @@ def import_plans(
     pairs = [(item, draft) for item in read for draft in item.drafts]
     allowed = project.config.imports.allow
     before = _drafts_now(project)
-    waves = _waves(project, before, pairs)
+    waves = waves_of(project, before, pairs)
     incoming = tuple(_incoming(item, draft, allowed, waves) for item, draft in pairs)
     settled = frozenset(assume_done) | {key for item in read for key in item.done}
     drafts = tuple(draft for _, draft in pairs)
@@ -308,35 +309,6 @@ def _refuse_outside(project: Project, read: Sequence[Imported]) -> None:
         )
 
 
-Waves = Mapping[tuple[str, str], Mapping[int, Sequence[str]]]
-"""(format, phase) -> wave -> keys of its plans."""
-
-
-def _waves(
-    project: Project,
-    before: Mapping[str, DraftStory],
-    pairs: Sequence[tuple[Imported, DraftStory]],
-) -> Waves:
-    """Of what is imported now and what was before, without the cancelled."""
-    there = [
-        (story.source.format, before[story.id])
-        for story in project.board().stories or carried_stories(project)
-        if story.source and story.id in before and story.status is not StoryStatus.CANCELLED
-    ]
-    found: dict[tuple[str, str], dict[int, list[str]]] = {}
-    for kind, draft in (*there, *((item.kind.value, draft) for item, draft in pairs)):
-        if draft.wave is not None and draft.phase:
-            found.setdefault((kind, draft.phase), {}).setdefault(draft.wave, []).append(draft.key)
-    return found
-
-
-def _earlier_wave(item: Imported, draft: DraftStory, waves: Waves) -> tuple[str, ...]:
-    """The plans of the wave before the draft's own, in its phase: all of them come first."""
-    same = waves.get((item.kind.value, draft.phase), {})
-    lower = [wave for wave in same if draft.wave is not None and wave < draft.wave]
-    return tuple(same[max(lower)]) if lower else ()
-
-
 def _incoming(item: Imported, draft: DraftStory, allowed: Sequence[str], waves: Waves) -> Incoming:
     commands = draft.commands
     foreign = tuple(dict.fromkeys(path for line in commands for path in foreign_paths(line)))
@@ -358,7 +330,7 @@ def _incoming(item: Imported, draft: DraftStory, allowed: Sequence[str], waves: 
         goal=draft.goal,
         kind=draft.kind,
         estimate_minutes=draft.estimate_minutes or max(1, minutes),
-        needs=tuple(dict.fromkeys((*draft.depends_on, *_earlier_wave(item, draft, waves)))),
+        needs=tuple(dict.fromkeys((*draft.depends_on, *earlier_wave(item, draft, waves)))),
         files=draft.files,
         prefer_id=draft.prefer_id,
     )
