@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -463,3 +464,51 @@ def test_a_wave_waits_for_the_wave_before_it(project: Project, tmp_path: Path) -
     assert waits["2-03"] == ("T003", "T004")
     assert waits["2-04"] == ("T001",)
     assert not import_plans(project, paths).changed
+
+
+def test_a_circle_of_plans_is_cut_where_it_closes(project: Project, tmp_path: Path) -> None:
+    plans = [("01", "03"), ("02", "01"), ("03", "02")]
+    text = GSD.replace("plan: {plan}\n", "plan: {plan}\ndepends_on: ['{needs}']\n")
+    paths = [
+        plan_of(text.format(plan=plan, file=plan, needs=needs), tmp_path, f"{plan}.md")
+        for plan, needs in plans
+    ]
+    import_plans(project, paths)
+    stories = carried_stories(project)
+    assert [story.depends_on for story in stories] == [("T003",), ("T001",), ()]
+    assert [s.source.unsettled for s in stories if s.source] == [(), (), ("1-02",)]
+
+
+def test_files_to_read_outside_of_the_repository_are_told_to_nobody(
+    project: Project, tmp_path: Path
+) -> None:
+    context = "<context>\n@~/.ssh/id_rsa\n@../other.md\n@docs/no.md\n@OBJECTIVE.md\n</context>\n"
+    path = plan_of(GSD.format(plan="01", file="x") + context, tmp_path)
+    report = import_plans(project, [path])
+    assert report.drafts[0].references == ("docs/no.md", "OBJECTIVE.md")
+    found = {(item.code, item.severity.value) for item in report.findings}
+    assert {("plan.reference_outside", "warning"), ("plan.reference", "info")} <= found
+    source = report.stories[0].source
+    assert source is not None
+    assert "~/.ssh/id_rsa" in [item.text for item in source.leftovers]
+
+
+def test_the_next_command_of_a_dry_run_settles_the_loose_ends(project: Project) -> None:
+    report = import_plans(project, [POOL], dry_run=True)
+    assert report.next_command == f"oodatcaa import {POOL} --map {HOME}=PATH --assume-done 14-01"
+    settled = import_plans(project, [POOL], maps=MAPS, assume_done=["14-01"], dry_run=True)
+    assert settled.next_command == (
+        f"oodatcaa import {POOL} --map {HOME}=backend --assume-done 14-01"
+    )
+
+
+def test_show_has_the_whole_plan(project: Project) -> None:
+    import_plans(project, [PLANS / "tdd.gsd.md"], assume_done=["07-02"])
+    story = carried_stories(project)[0]
+    assert story.source is not None
+    text = "\n".join(source_lines(story.source, project.drafts.get(story.source)))
+    plan = (PLANS / "tdd.gsd.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"[a-z]{4,}", re.sub(r"</?[a-z_-]+|^[a-z_-]+:", "", plan, flags=re.M)))
+    keys = {"true", "auto", "artifacts", "truths", "links"}
+    goal = {"orget", "entries"}  # show has it above
+    assert {word for word in words - keys if word not in text.lower()} <= goal

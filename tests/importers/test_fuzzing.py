@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from oodatcaa.domain.draft_changes import draft_changes
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.importers import Imported, ImportKind, Severity, as_drafts, detect, import_file
 from oodatcaa.importers.beads import read_beads
@@ -24,6 +25,7 @@ from oodatcaa.importers.oodatcaa import read_queue
 from oodatcaa.importers.own import read_own
 from oodatcaa.importers.superpowers import read_superpowers
 from oodatcaa.importers.taskmaster import read_taskmaster
+from oodatcaa.roles.planner.imported_groups import pieces_of
 
 pytestmark = pytest.mark.timeout(120 + 2 * int(os.environ.get("FUZZ_EXAMPLES", "0")))
 
@@ -102,6 +104,10 @@ def check(kind: ImportKind, text: str) -> Imported:
         assert len({gate.id for gate in draft.gates}) == len(draft.gates)
         assert draft.key not in draft.depends_on
         assert draft.fingerprint
+        assert draft_changes(draft, draft) == ()
+        pieces, asked = pieces_of(draft)  # what the planner makes of it
+        steps = sum(step.kind != "commit" for step in draft.steps)
+        assert len(pieces) + sum(len(piece.asks) for piece in pieces) + len(asked) == steps
     for finding in imported.findings:
         assert "\n" not in finding.message
         line = finding.place.partition(":")[2]

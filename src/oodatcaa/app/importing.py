@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pydantic import Field
 
 from oodatcaa.app.allowing import is_allowed
 from oodatcaa.app.archiving import CARRIED
+from oodatcaa.app.import_checks import outside, read_file, refuse_unfit
 from oodatcaa.app.import_order import Waves, earlier_wave, waves_of
 from oodatcaa.app.project import Project
 from oodatcaa.app.sprints import carried_stories, carried_work
@@ -20,12 +20,10 @@ from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Decision
 from oodatcaa.domain.draft import DraftStory
 from oodatcaa.domain.draft_changes import draft_changes
-from oodatcaa.domain.evidence import GateKind
 from oodatcaa.domain.source import Source
 from oodatcaa.domain.task import Story
-from oodatcaa.domain.trivial import ends_well_anyway
 from oodatcaa.errors import EXIT_USAGE, OodatcaaError, RefusedError
-from oodatcaa.importers import Finding, Imported, ImportKind, Severity, as_drafts, import_file
+from oodatcaa.importers import Finding, Imported, ImportKind
 from oodatcaa.importers.commands import foreign_paths
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.locks import FileLock
@@ -97,10 +95,8 @@ def import_plans(
     """
     maps = checked_maps(project, maps or {})
     now = datetime.now(UTC)
-    read = [_read(project, path, now, kind, maps) for path in paths]
-    _refuse_empty(read)
-    _refuse_one_key_twice(read)
-    _refuse_outside(project, read)
+    read = [read_file(project, path, now, kind, maps) for path in paths]
+    refuse_unfit(project, read)
     pairs = [(item, draft) for item in read for draft in item.drafts]
     allowed = project.config.imports.allow
     before = _drafts_now(project)
@@ -110,14 +106,15 @@ def import_plans(
     drafts = tuple(draft for _, draft in pairs)
     taken = _take(project, incoming, settled, drafts, read, dry_run=dry_run)
     known = {item.story for item in taken[1]}
+    stories = tuple(story for story in taken[0].stories if story.id in known)
     return ImportReport(
         dry_run=dry_run,
         sprint=project.board().sprint is not None,
         files=tuple(read),
         adopted=taken[1],
-        stories=tuple(story for story in taken[0].stories if story.id in known),
+        stories=stories,
         drafts=drafts,
-        again=_again(paths, kind, maps, assume_done, taken[0]),
+        again=_again(paths, kind, maps, assume_done, stories),
         changes=_changes(taken[1], drafts, before),
     )
 
@@ -127,10 +124,10 @@ def _again(
     kind: ImportKind | None,
     maps: Mapping[str, str],
     assume_done: Sequence[str],
-    board: Board,
+    stories: Sequence[Story],
 ) -> str:
     """The import as a command line, with an option for each loose end that is left."""
-    sources = [story.source for story in board.stories if story.source is not None]
+    sources = [story.source for story in stories if story.source is not None]
     foreign = dict.fromkeys(path for source in sources for path in source.foreign)
     open_keys = dict.fromkeys(key for source in sources for key in source.unsettled)
     words = ["oodatcaa", "import", *(shlex.quote(str(path)) for path in paths)]
@@ -200,113 +197,6 @@ def checked_maps(project: Project, maps: Mapping[str, str]) -> dict[str, str]:
                 hint="NEW is a path in this repository, for example . or backend",
             )
     return dict(maps)
-
-
-def _read(
-    project: Project,
-    path: Path,
-    now: datetime,
-    kind: ImportKind | None,
-    maps: Mapping[str, str],
-) -> Imported:
-    read = import_file(path, now=now, kind=kind, maps=maps)
-    unused = tuple(
-        Finding(
-            code="map.unused",
-            severity=Severity.WARNING,
-            place=read.source,
-            message=f"--map {old}=…: this file does not name {old}",
-        )
-        for old in read.unused_maps
-    )
-    drafts = as_drafts(read)
-    unknown = tuple(
-        Finding(
-            code="plan.reference",
-            severity=Severity.INFO,
-            place=read.source,
-            message=f"{draft.key}: it wants {path} to be read, which is not in this repository",
-        )
-        for draft in drafts.drafts
-        for path in draft.references
-        if not outside(project.root, path) and not (project.root / path).exists()
-    )
-    nothing = tuple(
-        Finding(
-            code="check.trivial",
-            severity=Severity.WARNING,
-            place=read.source,
-            message=f"{draft.key}: {gate.command!r} would pass whatever was built",
-        )
-        for draft in drafts.drafts
-        for gate in draft.gates
-        if gate.kind is GateKind.COMMAND
-        and gate.expect == "success"
-        and ends_well_anyway(gate.command)
-    )
-    return drafts.evolve(findings=(*read.findings, *unused, *unknown, *nothing))
-
-
-def outside(root: Path, path: str) -> str:
-    """Why a plan's path is not one in the repository; empty = it is."""
-    plain = path.strip().replace("\\", "/")
-    if plain.startswith(("/", "~")) or re.match(r"[A-Za-z]:/", plain) or "\0" in plain:
-        return f"{path} is no path in this repository"
-    parts = PurePosixPath(plain).parts
-    if ".." in parts:
-        return f"{path} leaves this repository"
-    if parts[:1] == (".git",):
-        return f"{path} is git's own"
-    try:
-        if not (root / plain).resolve().is_relative_to(root.resolve()):
-            return f"{path} leaves this repository through a link"
-    except OSError as error:
-        return f"{path} can not be a path here: {error.strerror}"
-    return ""
-
-
-def _refuse_empty(read: Sequence[Imported]) -> None:
-    """Raises OodatcaaError when a file gives no work at all: whoever named it expected some."""
-    for item in read:
-        if item.empty:
-            raise OodatcaaError(
-                "import.nothing",
-                f"{item.source}: nothing could be recovered from it as {item.kind.value}",
-                hint="mend what is listed, or name another format with --from",
-                details=item.lines()[1:],
-            )
-
-
-def _refuse_one_key_twice(read: Sequence[Imported]) -> None:
-    """Raises OodatcaaError when two files hold different work under one name: one would be lost."""
-    known: dict[tuple[str, str], tuple[str, DraftStory]] = {}
-    for item in read:
-        for draft in item.drafts:
-            file, other = known.setdefault((item.kind, draft.key), (item.source, draft))
-            if other != draft:
-                raise OodatcaaError(
-                    "import.same_key",
-                    f"{file} and {item.source} both hold {draft.key}, and not the same work",
-                    hint="give one of them another phase, plan, id or title",
-                )
-
-
-def _refuse_outside(project: Project, read: Sequence[Imported]) -> None:
-    problems = [
-        f"{item.source}: {draft.key}: {problem}"
-        for item in read
-        for draft in item.drafts
-        for path in draft.paths
-        if (problem := outside(project.root, path))
-    ]
-    if problems:
-        raise RefusedError(
-            "import.outside",
-            f"{len(problems)} path{'s leave' if len(problems) != 1 else ' leaves'} the repository: "
-            f"{problems[0]}",
-            hint="--map OLD=NEW rewrites a path of another machine; nothing was imported",
-            details=problems,
-        )
 
 
 def _incoming(item: Imported, draft: DraftStory, allowed: Sequence[str], waves: Waves) -> Incoming:

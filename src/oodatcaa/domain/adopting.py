@@ -53,6 +53,8 @@ class _Work:
     board: Board
     now: datetime
     ids: dict[tuple[str, str], str]
+    needed: set[str] = field(default_factory=set)
+    """Stories that some story waits for: only from these can a circle be closed."""
     done: list[Adopted] = field(default_factory=list)
 
 
@@ -80,7 +82,8 @@ def adopt(
         if story.source and not _anew(story, drafts.get(_name(story.source)))
     }
     known |= _same_content(board, incoming)
-    work = _Work(board, now, dict(known))
+    needed = {other for story in board.stories for other in story.depends_on}
+    work = _Work(board, now, dict(known), needed)
     _give_ids(work, incoming)
     for item in incoming:
         work.done.append(_take(work, item, assume_done))
@@ -254,11 +257,16 @@ def _needs(
         other = work.ids.get((item.source.format, key))
         if key in assume:
             assumed.append(key)
-        elif other is None or other == story_id or _reaches(work.board, other, story_id):
+        elif other is None or other == story_id or _closes_a_circle(work, other, story_id):
             unsettled.append(key)
         else:
             depends.append(other)
+    work.needed.update(depends)
     return tuple(dict.fromkeys(depends)), tuple(unsettled), tuple(assumed)
+
+
+def _closes_a_circle(work: _Work, other: str, story_id: str) -> bool:
+    return story_id in work.needed and _reaches(work.board, other, story_id)
 
 
 def _reaches(board: Board, start: str, goal: str) -> bool:
@@ -266,11 +274,12 @@ def _reaches(board: Board, start: str, goal: str) -> bool:
     seen: set[str] = set()
     front = [start]
     while front:
-        story = board.story_by_id.get(front.pop())
-        if story is None or story.id in seen:
+        name = front.pop()
+        if name in seen:
             continue
-        seen.add(story.id)
-        front += story.depends_on
+        seen.add(name)  # also one that is still to come in this import
+        story = board.story_by_id.get(name)
+        front += story.depends_on if story is not None else ()
     return goal in seen and goal != start
 
 
@@ -287,8 +296,9 @@ def _settle_earlier(work: _Work, assume: frozenset[str]) -> None:
         found = {
             key: other
             for key, other in there.items()
-            if other != story.id and not _reaches(work.board, other, story.id)
+            if other != story.id and not _closes_a_circle(work, other, story.id)
         }
+        work.needed.update(found.values())
         settled = {*found, *(key for key in story.source.unsettled if key in assume)}
         left = tuple(key for key in story.source.unsettled if key not in settled)
         if left != story.source.unsettled:

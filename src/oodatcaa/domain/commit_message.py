@@ -6,7 +6,9 @@ import re
 import shlex
 
 MOST_OF_A_MESSAGE = 2_000
-_HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1[^\n]*\n(.*?)\n[ \t]*\2\b", re.DOTALL)
+_MOST_LOOKED_AT = 8_000
+_COMMIT = re.compile(r"\bgit\s+(?:-\S+\s+\S+\s+){0,4}commit\b")
+_HEREDOC = re.compile(r"<<-?[ \t]*(['\"]?)(\w{1,40})\1")
 
 
 def commit_message(text: str) -> str:
@@ -14,13 +16,13 @@ def commit_message(text: str) -> str:
 
     Read, never run: `-m`, several of them, and a here-document.
     """
-    start = re.search(r"\bgit\s+(?:-\S+\s+\S+\s+)*commit\b", text)
+    start = _COMMIT.search(text)
     if start is None:
         return ""
-    rest = text[start.end() :]
+    rest = text[start.end() : start.end() + _MOST_LOOKED_AT]
     heredoc = _HEREDOC.search(rest)
     if heredoc:
-        return _plain(heredoc[3])
+        return _plain(_until(heredoc[2], rest[heredoc.end() :]))
     try:
         words = shlex.split(rest)
     except ValueError:
@@ -34,6 +36,15 @@ def commit_message(text: str) -> str:
         elif re.fullmatch(r"--message|-[a-z]*m", word):
             found += words[at + 1 : at + 2]
     return _plain("\n\n".join(found))
+
+
+def _until(end: str, text: str) -> str:
+    """The lines of a here-document; none when nothing ends it."""
+    lines = text.split("\n")[1:]
+    for at, line in enumerate(lines):
+        if line.strip() == end:
+            return "\n".join(lines[:at])
+    return ""
 
 
 def _plain(text: str) -> str:

@@ -110,6 +110,13 @@ def read_beads(text: str, *, source: str) -> Imported:
             issues[name] = _Issue(name, line, row)
         elif len(issues) < MOST_TASKS:
             issues[name] = _Issue(name, line, row)
+        else:
+            findings.error(
+                "beads.too_many",
+                line,
+                f"{name} is not read: {MOST_TASKS:,} issues are the most",
+                row,
+            )
     if not issues:
         findings.error("beads.no_issues", None, "no issue was found in this file")
     for issue in issues.values():

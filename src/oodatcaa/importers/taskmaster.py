@@ -92,6 +92,13 @@ def read_taskmaster(text: str, *, source: str) -> Imported:
     items = _items(result.roots, findings)
     if not items:
         findings.error("taskmaster.no_tasks", None, "no task was found in this file")
+    if len(items) > MOST_TASKS:
+        left = len(items) - MOST_TASKS
+        findings.error(
+            "taskmaster.too_many",
+            items[MOST_TASKS].line,
+            f"{len(items):,} tasks; the last {left:,} are not read",
+        )
     reading = _Reading(findings)
     seen: set[str] = set()
     for item in items[:MOST_TASKS]:

@@ -66,8 +66,9 @@ def _gate_lines(gate: GateSpec) -> list[str]:
     must = "must FAIL" if gate.expect == "failure" else "must pass"
     first, *rest = gate.command.split("\n")
     lines = [f"    {gate.id:<10} {must}: {first}", *(f"    {'':<10}   {line}" for line in rest)]
-    if gate.expect == "failure" and gate.statement:
-        lines.append(f"    {'':<10}   {gate.statement}; the exit status decides")
+    if gate.statement:
+        decides = "; the exit status decides" if gate.expect == "failure" else ""
+        lines.append(f"    {'':<10}   ({gate.statement}{decides})")
     return lines
 
 

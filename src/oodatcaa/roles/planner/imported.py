@@ -33,6 +33,7 @@ from oodatcaa.roles.planner.inputs import PlanInputs
 from oodatcaa.roles.planner.scoring import decide, with_pros_and_cons
 
 STEP_MINUTES = 15
+MOST_QUESTIONS = 50
 FACTORS = (
     Factor(key="given", title="The way is given", weight=1, why="its author has chosen already"),
 )
@@ -63,6 +64,13 @@ def design(inputs: PlanInputs, draft: DraftStory) -> Design:
             hint="set gates.quality in .oodatcaa/config.toml, or give the plan a check",
         )
     pieces, asked_after = pieces_of(draft)
+    questions = sum(len(piece.asks) for piece in pieces) + len(asked_after)
+    if questions > MOST_QUESTIONS:
+        raise OodatcaaError(
+            "plan.too_many_questions",
+            f"{inputs.story.id} asks a person {questions} times; {MOST_QUESTIONS} are the most",
+            hint="cut the plan into several, and import those",
+        )
     if not any(piece.step.kind != "check" for piece in pieces):
         whole = DraftStep(number=1, title=draft.title, action=draft.goal)
         pieces.append(Piece(whole, asked_after))
