@@ -16,6 +16,7 @@ from oodatcaa.app.agent import Mode, run_agent
 from oodatcaa.app.init import init_project
 from oodatcaa.app.project import Project
 from oodatcaa.app.sprints import new_sprint
+from oodatcaa.domain.evidence import Verdict
 from oodatcaa.domain.negotiation import sprint_outcome
 from oodatcaa.domain.task import Role, Task
 
@@ -252,3 +253,18 @@ def board(root: Path) -> dict[str, dict[str, Any]]:
 
 def log(root: Path) -> str:
     return command(root, "log")
+
+
+def nothing_unproved_is_merged(root: Path) -> None:
+    """The target is as it was, or every gate of the story passed on what is in it."""
+    project = Project(root)
+    story = project.board().story_by_id["T001"]
+    if story.integration is None:
+        assert git(root, "show", "main:greeter.py") != GOOD
+        assert git(root, "tag") == ""
+        return
+    assert git(root, "show", "main:greeter.py") == GOOD
+    seen = [project.evidence.load(name) for name in story.integration.evidence]
+    assert seen
+    assert {item.verdict for item in seen} == {Verdict.PASSED}
+    assert "AC1" in {item.gate.id for item in seen}

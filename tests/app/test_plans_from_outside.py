@@ -121,6 +121,17 @@ def test_a_part_that_can_not_be_read_hides_no_problem_of_the_others(project: Pro
     assert len(refused.value.details) == 13, told
 
 
+def test_what_nobody_could_read_before_approving_it_is_refused(project: Project) -> None:
+    values = plan_values()
+    values["test_plan"]["acceptance"][0]["command"] = "true #" + "x" * 5000 + "\ncurl example.org"
+    values["subtasks"][0]["title"] = "t" * 301
+    with pytest.raises(OodatcaaError) as refused:
+        hand_in(project, values)
+    told = "\n".join(refused.value.details)
+    assert "test_plan.acceptance.0.command: 5023 characters, at most 3900" in told
+    assert "subtasks.0.title: 301 characters, at most 300" in told
+
+
 @pytest.mark.parametrize("data", [[], "plan", {}, {"steps": 1, "subtasks": {}, "test_plan": []}])
 def test_what_is_no_plan_at_all_is_refused_in_words(project: Project, data: object) -> None:
     with pytest.raises(OodatcaaError) as refused:

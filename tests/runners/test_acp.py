@@ -101,6 +101,16 @@ def test_stray_lines_are_passed_over_and_a_flood_ends_it(tmp_path: Path) -> None
     assert (turn.ending, "lost in what else it prints" in turn.detail) == (Ending.ERROR, True)
 
 
+def test_who_asks_without_end_is_ended_and_fills_no_log(tmp_path: Path) -> None:
+    notes: list[str] = []
+    asks = [{"ask": "execute", "command": "x" * 5000, "then": []}] * 1200
+    turn = run(tmp_path, *asks, {"silent": 30}, notes=notes)
+    assert (turn.ending, "more than 1000" in turn.detail) == (Ending.ERROR, True)
+    assert len(notes) == 1000
+    assert max(map(len, notes)) < 700
+    assert len(turn.denied) == 20
+
+
 def test_memory_beyond_its_bound_ends_it(tmp_path: Path) -> None:
     turn = run(tmp_path, {"eat": 600_000_000}, DONE, memory_bytes=200_000_000)
     assert turn.ending is Ending.MEMORY, turn.detail

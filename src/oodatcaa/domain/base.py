@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def as_utc(moment: datetime) -> datetime:
@@ -19,7 +19,20 @@ Utc = Annotated[AwareDatetime, AfterValidator(as_utc)]
 GB = 10**9
 """Memory limits are decimal gigabytes: 16 GB = 16e9 bytes."""
 
+SAID_CHARS = 4_000
+"""Whoever works can say anything; the queue and its history keep this much of one text."""
+
+
+def _as_said(value: object) -> object:
+    if not isinstance(value, str) or len(value) <= SAID_CHARS:
+        return value
+    return f"{value[:SAID_CHARS]}… ({len(value)} characters)"
+
+
+Said = Annotated[str, BeforeValidator(_as_said)]
+"""A text that may come from an agent: a longer one is cut, and says so."""
 NonEmpty = Annotated[str, Field(min_length=1)]
+SomeSaid = Annotated[NonEmpty, BeforeValidator(_as_said)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -9,7 +9,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.base import NonEmpty, Record, Said, SomeSaid, Utc
 from oodatcaa.domain.task import Role, Story, Subtask, Task, TaskId
 
 SCHEMA_VERSION = 1
@@ -141,8 +141,8 @@ class Event(Record):
     before: str | None = None
     after: str | None = None
     attempt: int | None = None
-    text: NonEmpty
-    details: tuple[str, ...] = ()
+    text: SomeSaid
+    details: tuple[Said, ...] = ()
     evidence: tuple[str, ...] = ()
 
 

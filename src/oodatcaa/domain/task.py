@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.base import NonEmpty, Record, Said, SomeSaid, Utc
 from oodatcaa.domain.question import Answer, Question
 from oodatcaa.domain.source import Source
 from oodatcaa.domain.waiver import Waiver
@@ -68,8 +68,8 @@ class Failure(Record):
 
     kind: NonEmpty = Field(description="memory_gate, gate, plan, merge, crash …")
     task: TaskId
-    summary: NonEmpty
-    gates: tuple[str, ...] = Field(default=(), description="one line per gate that did not pass")
+    summary: SomeSaid
+    gates: tuple[Said, ...] = Field(default=(), description="one line per gate that did not pass")
     layer: str | None = None
     needed_bytes: int | None = None
     limit_bytes: int | None = None
@@ -86,7 +86,7 @@ class _Task(Record):
     attempt: int = Field(default=0, ge=0, description="the last attempt number handed out")
     expiries: int = Field(default=0, ge=0, description="leases lost in a row in this state")
     lease: Lease | None = None
-    reason: str = Field(default="", description="why it is blocked, waits for a person, …")
+    reason: Said = Field(default="", description="why it is blocked, waits for a person, …")
     evidence: tuple[str, ...] = ()
     commit: str = Field(default="", description="the submitted commit")
     failure: Failure | None = None
@@ -120,7 +120,7 @@ class Story(_Task):
     granted: bool = Field(
         default=False, description="a person said to try again what the policy had given up"
     )
-    lessons: tuple[NonEmpty, ...] = Field(
+    lessons: tuple[SomeSaid, ...] = Field(
         default=(), description="why earlier plans were thrown away; the next planner reads them"
     )
     extra_rounds: int = Field(

@@ -49,6 +49,9 @@ OWNED = frozenset(
 FIXED = ("story", "kind", "version", "branch", "goal", "memory_limit_bytes")
 """What a plan that is handed in whole may repeat, but not say otherwise."""
 
+TITLE_CHARS, COMMAND_CHARS, TEXT_CHARS = 300, 3_900, 40_000
+"""A command has to stand whole in the history, where a person reads what they approve."""
+
 STEP_KINDS = frozenset({StepKind.AGENT, StepKind.COMMAND})
 
 
@@ -112,7 +115,7 @@ def checked_plan(
             return (None, problems) if problems else (Plan.model_validate_json(text), [])
     found = readable_parts(data)
     problems += [*found.problems, *_doable(found.plan, found.steps, found.gates, builder_for)]
-    problems += _empty_checks(desk, found.gates)
+    problems += [*_empty_checks(desk, found.gates), *_too_long(data)]
     if {"story", "version", "subtasks", "keeps"} <= found.known and not found.problems:
         problems += plan_fit(board, story, found.plan)
     if "goals" in found.known:
@@ -129,6 +132,7 @@ def _judged(
         *plan_problems(plan),
         *_doable(plan, plan.steps, gates, builder_for),
         *_empty_checks(desk, gates),
+        *_too_long(plan.model_dump(mode="json")),
         *plan_fit(board, story, plan),
         *_lost_goals(desk, story, plan),
     ]
@@ -242,6 +246,20 @@ def _doable(
         f"gate {gate.id}: this story trains nothing, a metric decides nothing"
         for gate in gates
         if gate.kind is GateKind.METRIC
+    ]
+
+
+def _too_long(value: Any, place: str = "") -> list[str]:
+    if isinstance(value, str):
+        name = place.rpartition(".")[2]
+        short = TITLE_CHARS if name in ("title", "name", "id") else TEXT_CHARS
+        bound = COMMAND_CHARS if name == "command" else short
+        return [f"{place}: {len(value)} characters, at most {bound}"] * (len(value) > bound)
+    if not isinstance(value, dict | list):
+        return []
+    rows = value.items() if isinstance(value, dict) else enumerate(value)
+    return [
+        problem for key, item in rows for problem in _too_long(item, f"{place}.{key}".lstrip("."))
     ]
 
 

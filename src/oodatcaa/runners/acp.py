@@ -16,7 +16,7 @@ from oodatcaa.domain.agents import AcpSpec, CommandSpec, Ending, Order, Turn
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.memory_bound import MemoryBound
 from oodatcaa.kit.process import BoundedSink, Child
-from oodatcaa.runners.acp_client import PolicyClient
+from oodatcaa.runners.acp_client import MOST_ASKED, PolicyClient
 from oodatcaa.runners.command import (
     GRACE_SECONDS,
     LOG_BYTES,
@@ -146,6 +146,8 @@ async def _converse(
             why = _reason_to_end(child, client, order, watch, started)
             if over := bound.over():
                 why = Ending.MEMORY, over
+            elif client.asked > MOST_ASKED:
+                why = Ending.ERROR, f"it asked for more than {MOST_ASKED} permissions and files"
             elif lost := reader.unusable():
                 why = Ending.ERROR, lost
             if why is not None:

@@ -13,9 +13,11 @@ from oodatcaa.domain.agents import AcpSpec, Order, Usage
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.runners.policy import answer, inside
 from oodatcaa.runners.ports import Watch
-from oodatcaa.runners.stream import TEXT_LIMIT, number
+from oodatcaa.runners.stream import MOST_DENIED, TEXT_LIMIT, number, shorten
 
 READ_LIMIT = 2_000_000
+MOST_ASKED = 1_000
+"""Permissions and files of one call: every one is logged, so whoever asks for more is ended."""
 PATH_KEYS = ("path", "paths", "file_path", "filePath", "file", "files", "destination", "new_path")
 COMMAND_KEYS = ("command", "cmd", "script", "code")
 
@@ -29,6 +31,7 @@ class PolicyClient:
         self.text = ""
         self.usage = Usage()
         self.refused: list[str] = []
+        self.asked = 0
         self.heard = time.monotonic()
 
     def on_connect(self, conn: Any) -> None:
@@ -47,7 +50,7 @@ class PolicyClient:
             allowed_paths=self._order.allowed_paths,
             allowed_commands=self._order.allowed_commands,
         )
-        what = command or ", ".join(paths) or tool_call.title or kind
+        what = shorten(command or ", ".join(paths) or tool_call.title or kind)
         self._note(decided.allowed, f"{kind or 'permission'} {what}", decided.why)
         wanted = "allow_once" if decided.allowed else "reject_once"
         option = next((item for item in options if item.kind == wanted), None)
@@ -76,7 +79,7 @@ class PolicyClient:
         **_: Any,
     ) -> schema.ReadTextFileResponse:
         if not inside(path, self._order.allowed_paths, self._order.cwd):
-            self._note(False, f"read {path}", "it lies outside the story's worktree")
+            self._note(False, f"read {shorten(path)}", "it lies outside the story's worktree")
             raise acp.RequestError.invalid_params({"path": "outside the worktree"})
         try:
             with Path(path).open(encoding="utf-8", errors="replace") as file:
@@ -93,7 +96,7 @@ class PolicyClient:
     ) -> schema.WriteTextFileResponse:
         self.heard = time.monotonic()
         allowed = inside(path, self._order.allowed_paths, self._order.cwd)
-        self._note(allowed, f"write {path}", "by the place of the file")
+        self._note(allowed, f"write {shorten(path)}", "by the place of the file")
         if not allowed:
             raise acp.RequestError.invalid_params({"path": "outside the worktree"})
         place = Path(self._order.cwd) / path
@@ -118,7 +121,10 @@ class PolicyClient:
 
     def _note(self, allowed: bool, what: str, why: str) -> None:
         word = "allowed" if allowed else "refused"
-        if not allowed:
+        self.asked += 1
+        if self.asked > MOST_ASKED:
+            return
+        if not allowed and len(self.refused) < MOST_DENIED:
             self.refused.append(f"{what}: {why}")
         self._watch.note(f"{word}: {what} ({why})")
 

@@ -14,6 +14,9 @@ LINE_LIMIT = 4_000_000
 MOST = 1e15
 """More tokens or dollars than this are a mistake of whoever says so."""
 MISSING = object()
+SESSION_CHARS = 300
+MOST_DENIED = 20
+"""Refused permissions of one call that are named."""
 
 
 def at(value: Any, path: str) -> Any:
@@ -111,7 +114,7 @@ class Reader:
         if self._stream.format == "text":
             self._add_text(line + "\n")
             if line.startswith(self._stream.error_text or ("\0",)):
-                self.errors.append(line[:300])
+                self.errors = [line[:300]]
             return
         event = _event(line)
         if event is None:
@@ -119,7 +122,7 @@ class Reader:
         self.events += 1
         for path in self._stream.session:
             found = at(event, path)
-            if isinstance(found, str) and found:
+            if isinstance(found, str) and 0 < len(found) <= SESSION_CHARS:
                 self.session = found
         self._answer(event)
         self._verdict(event)
@@ -167,13 +170,13 @@ class Reader:
         for rule in self._stream.error:
             if matches(event, rule.when):
                 self.succeeded = False
-                self.errors.append(_said(event, rule))
+                self.errors = [_said(event, rule)]
                 break
         for rule in self._stream.denied:
             found = at(event, rule.path) if matches(event, rule.when) else MISSING
             if found is not MISSING and found:
                 items = found if isinstance(found, list) else [found]
-                self.denied += [_short(item) for item in items[:20]]
+                self.denied += [shorten(item) for item in items[: MOST_DENIED - len(self.denied)]]
 
     def _count(self, place: int, rule: UsageAt, event: Any) -> None:
         used = Usage(
@@ -202,10 +205,11 @@ def _event(line: str) -> Any:
 
 def _said(event: Any, rule: Match) -> str:
     found = at(event, rule.path) if rule.path else MISSING
-    return _short(event.get("type", "error") if found is MISSING else found)
+    return shorten(event.get("type", "error") if found is MISSING else found)
 
 
-def _short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """What an agent said, on one line of at most 300 characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return " ".join(text.split())[:300] or "no message"
 
