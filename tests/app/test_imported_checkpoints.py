@@ -89,17 +89,17 @@ def test_checkpoints_stop_the_work_at_their_place_and_answers_are_told_to_it(
     root = project_with(tmp_path, TITLE, FOOTER)
     assert work(root) == "needs_human"
     assert story_of(root).status is StoryStatus.NEEDS_HUMAN
-    assert asked(root) == "human-verify, step 2"
+    assert asked(root) == "human-verify, step 2 (A page with a title)"
     assert git(root, "show", f"{story_of(root).branch}:page.txt") == "title\n"
     text = shown(root)
     assert "Is the title blue?" in text
     assert "oodatcaa approve T002" in text
-    assert "to be asked  decision, step 3" in text
+    assert "to be asked  decision, step 3 (Which footer?)" in text
     assert "oodatcaa approve T002" in story_of(root).reason
 
     answered = approve_story(Project(root), "T002", "ada", "it is blue")
     assert answered.status is StoryStatus.NEEDS_HUMAN  # the next question follows at once
-    assert asked(root) == "decision, step 3"
+    assert asked(root) == "decision, step 3 (Which footer?)"
     assert "Which footer?" in shown(root)
     with pytest.raises(RefusedError, match="asks decision"):
         reject_story(Project(root), "T002", "ada", "no")
@@ -132,7 +132,7 @@ def test_work_that_a_person_says_no_to_is_done_and_looked_at_again(tmp_path: Pat
     rejected = reject_story(Project(root), "T002", "ada", "it is grey")
     assert rejected.status is StoryStatus.NEEDS_ADAPT
     assert work(root) == "needs_human"
-    assert asked(root) == "human-verify, step 2"
+    assert asked(root) == "human-verify, step 2 (A page with a title)"
     assert "it is grey" in calls(tmp_path / "builder.json")[1]["argv"][-1]
     assert git(root, "show", f"{story_of(root).branch}:page.txt") == "blue title\n"
     for why in ("now it is", "a"):

@@ -79,6 +79,8 @@ def test_every_form_of_a_superpowers_plan() -> None:
     assert first.gates[1].command == "set -e\npytest tests/test_store.py -v\nruff check pkg"
     promised = next(gate for gate in first.gates if gate.kind is GateKind.FILES)
     assert "old/store.py" not in promised.paths
+    kept = {item.text: item.place for item in first.leftovers if item.what == "file"}
+    assert kept == {"Modify: `setup.cfg:10-20`": "line 14", "Delete: `old/store.py`": "line 15"}
     assert not any("rm -rf" in command for command in first.commands)
     assert drafts["odd-plan#2-2"].gates[0].expect == "success"
     assert {("plan.numbering", "73"), ("plan.no_steps", "60")} <= found(imported)
@@ -149,7 +151,7 @@ def test_a_tdd_plan_with_the_newer_fields() -> None:
     assert [(step.kind, step.title) for step in draft.steps] == [
         ("tdd", "Time to live"),
         ("auto", "Measure"),
-        ("checkpoint:decision", "Step 3"),
+        ("checkpoint:decision", "Which clock?"),
     ]
     assert "put then get" in draft.steps[0].action
     assert "Compare two clocks." in draft.steps[0].action
@@ -196,6 +198,7 @@ def test_a_legacy_tasks_file() -> None:
     assert store.statements == ("It feels fast",)
     kept = {item.what: item.text for item in store.leftovers}
     assert kept["complexity"] == "4"
+    assert kept["status there"] == "in-progress"
     assert "Make keys." in kept["subtask 2 is done"]
     assert drafts["3"].depends_on == ("2",)
     assert drafts["4"].depends_on == ()
@@ -253,6 +256,7 @@ def test_beads_issues_wait_only_for_what_blocks_there() -> None:
     kept = {item.what: item.text for item in store.leftovers}
     assert kept["notes"] == "Ask Ada."
     assert kept["labels"] == '["cache"]'
+    assert {i.text for i in drafts["bd-9"].leftovers if i.what == "status there"} == {"in_progress"}
     assert "All of it." in kept["its parent bd-1 Cache"]
     assert any(item.what == "related bd-7" for item in drafts["bd-1.2"].leftovers)
     assert {

@@ -42,7 +42,6 @@ _MAPPED = frozenset(
     {"id", "title", "description", "design", "acceptance_criteria", "status", "priority"}
     | {"issue_type", "estimated_minutes", "dependencies"}
 )
-_NOISE = frozenset({"content_hash", "compaction_level", "source_repo"})
 _STATUSES = OPEN | {"closed", "tombstone"}
 
 
@@ -376,8 +375,11 @@ class _Drafter:
                 text=value if isinstance(value, str) else as_json(value),
             )
             for key, value in issue.fields.items()
-            if key not in _MAPPED | _NOISE and value not in (None, "", [], {}, 0, False)
+            if key not in _MAPPED and value not in (None, "", [], {}, 0, False)
         ]
+        for key, plain in (("status", ("", "open")), ("issue_type", ("", "task"))):
+            if issue.text(key) not in plain:
+                rest.append(Leftover(what=f"{key} there", place=place, text=issue.text(key)))
         epics = [
             Leftover(
                 what=f"its parent {parent.id} {parent.text('title')}",

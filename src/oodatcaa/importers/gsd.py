@@ -78,6 +78,15 @@ def read_plan(text: str, *, source: str) -> Imported:
     return Imported(kind=ImportKind.GSD, source=source, drafts=drafts, findings=found)
 
 
+def _asked(task: Section) -> str:
+    """What a checkpoint without a name is about: the first line of what is asked or was built."""
+    if not task.attributes.get("type", "").startswith("checkpoint"):
+        return ""
+    parts = [task.part(name) for name in ("decision", "what-built", "action", "instructions")]
+    lines = [part.text.strip().split("\n")[0] for part in parts if part]
+    return short(next((line for line in lines if line), ""), 80)
+
+
 class _Drafter:
     def __init__(self, findings: Findings, front: Front, parts: Outline, source: str) -> None:
         self.findings = findings
@@ -109,7 +118,7 @@ class _Drafter:
             self.findings.info(
                 "plan.depends_on",
                 front.lines.of("depends_on", name),
-                f"it waits for the plan {name}: import that too, or say --assume-done {name}",
+                f"it waits for the plan {name}, which stands in another file",
             )
         references = self._references()
         self._rest()
@@ -172,7 +181,7 @@ class _Drafter:
         kind = task.attributes.get("type", "tdd" if task.name == "feature" else "auto")
         name = texts["name"] or texts["title"]
         self._check_name(number, name, task)
-        title = re.sub(r"^Task\s+\d+\s*[:.-]\s*", "", name) or f"Step {number}"
+        title = re.sub(r"^Task\s+\d+\s*[:.-]\s*", "", name) or _asked(task) or f"Step {number}"
         human = kind.startswith("checkpoint")
         if human:
             self.findings.warning(
@@ -188,7 +197,8 @@ class _Drafter:
         }
         if extra:
             self.findings.info("plan.unmapped", task.line, f"task {number}: more sections", extra)
-        marks = {key: value for key, value in task.attributes.items() if key != "type"}
+        known = {"type": kind, "gate": "blocking"} if human else {"type": kind}
+        marks = {k: v for k, v in task.attributes.items() if known.get(k) != v}
         if marks:
             self.findings.info("plan.unmapped", task.line, f"task {number}: attributes", marks)
         files = re.split(r"[\n,]+", texts["files"])
@@ -209,7 +219,7 @@ class _Drafter:
             self.findings.warning(
                 "plan.numbering", task.line, f"task {number} calls itself {told[0]!r}"
             )
-        if not name:
+        if not name and not task.attributes.get("type", "").startswith("checkpoint"):
             self.findings.warning("plan.no_name", task.line, f"task {number} has no <name>")
 
     @staticmethod

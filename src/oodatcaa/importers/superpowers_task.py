@@ -32,6 +32,7 @@ _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|`([^`]+)`")
 _FAILS = re.compile(r"\b(FAIL(?:S|ED|URE|ING)?|error|errors)\b", re.IGNORECASE)
 _PASSES = re.compile(r"\b(PASS(?:ES|ED|ING)?|succe\w+|no (?:\w+ )?errors?|0 failed|ok)\b", re.I)
 _GONE = ("delete", "remove")
+_PLAIN_VERBS = ("create", "add", "modify", "update", "edit", "test", "tests", "read", "reference")
 _ONLY_READ = ("read", "reference", "reuse", "see")
 
 
@@ -165,6 +166,9 @@ class TaskDrafter:
             paths = [_LINES.sub("", word)] if re.search(r"[./]", word) else []
         if not paths:
             return False
+        plainly = verb in _PLAIN_VERBS and not re.sub(r"[\s,;]|\band\b|`[^`:#]*`", "", rest)
+        if not plainly:  # line ranges, what is deleted or renamed, remarks
+            self.task.leftovers.append(Leftover(what="file", place=f"line {line}", text=plain))
         if verb in _ONLY_READ:
             self.task.references += paths
             return True

@@ -37,6 +37,8 @@ _FIELDS = frozenset(
     {"id", "title", "description", "status", "dependencies", "priority", "details"}
     | {"testStrategy", "subtasks"}
 )
+_PART_FIELDS = _FIELDS - {"priority", "subtasks"}
+"""Of a subtask: one of its own, and a priority, have no counterpart."""
 _TELLING = ("testStrategy", "details", "dependencies", "priority", "description")
 _OTHERS = ("parent_task", "plan_step", "plan_steps", "agent", "depends_on", "lease")
 
@@ -224,6 +226,9 @@ def _draft(findings: Findings, item: _Item) -> DraftStory:
             "priority.unknown", item.line, f"task {item.key}: {short(priority)!r} is no priority"
         )
         leftovers.append(Leftover(what="priority", place=f"line {item.line}", text=priority))
+    status = text_of(fields.get("status")).lower()
+    if status not in ("", "pending", "todo", "open"):
+        leftovers.append(Leftover(what="status there", place=f"line {item.line}", text=status))
     steps = _steps(findings, item, leftovers)
     report_paths(gates, item.line, findings)
     return DraftStory(
@@ -278,7 +283,7 @@ def _steps(findings: Findings, item: _Item, leftovers: list[Leftover]) -> tuple[
         if status in DONE | GONE:
             leftovers.append(Leftover(what=f"subtask {name} is {status}", place=place, text=text))
             continue
-        rest = {key: value for key, value in part.items() if key not in _FIELDS}
+        rest = {key: value for key, value in part.items() if key not in _PART_FIELDS and value}
         if rest:
             leftovers.append(
                 Leftover(what=f"subtask {name}: more fields", place=place, text=as_json(rest))
