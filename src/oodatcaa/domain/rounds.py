@@ -201,7 +201,8 @@ def held_back(board: Board, story: Story) -> str:
     if story.source is not None and story.source.held_back:
         return story.source.held_back
     for other in board.stories if story.files else ():
-        if other.files and other.id != story.id and _goes_first(other, story):
+        told = other.id == story.id or other.id in story.depends_on
+        if other.files and not told and _goes_first(other, story):
             shared = set(story.files).intersection(other.files)
             if shared:
                 return f"waits for {_trouble(other)}: both change {min(shared)}"

@@ -15,6 +15,7 @@ from oodatcaa.domain.draft import DraftStep, DraftStory
 from oodatcaa.domain.source import Leftover
 from oodatcaa.domain.task import slugify
 from oodatcaa.importers.findings import Findings, as_json, short
+from oodatcaa.importers.oodatcaa.scan import Node, scan
 from oodatcaa.importers.records import Imported, ImportKind
 from oodatcaa.importers.tables import (
     MOST_TASKS,
@@ -131,11 +132,11 @@ def _rows(text: str, findings: Findings) -> Iterator[tuple[int, dict[str, Any]]]
     if isinstance(whole, dict) and isinstance(whole.get("rows"), list):
         whole = whole["rows"]
     if isinstance(whole, list):
-        for item in whole:
+        for at, item in zip(_row_lines(text, len(whole)), whole, strict=True):
             if isinstance(item, dict):
-                yield 1, item
+                yield at, item
             else:
-                findings.error("beads.damaged", None, "a row that is no object", item)
+                findings.error("beads.damaged", at, "a row that is no object", item)
         return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -150,6 +151,15 @@ def _rows(text: str, findings: Findings) -> Iterator[tuple[int, dict[str, Any]]]
             yield number, value
         else:
             findings.error("beads.damaged", number, "a line that is no object", line)
+
+
+def _row_lines(text: str, rows: int) -> list[int]:
+    """Where each row of a table dump begins; the first line for all when that can not be told."""
+    root = next(iter(scan(text, lambda value: "id" in value).roots), Node(line=1))
+    if root.fields is not None:
+        root = root.fields.get("rows", root)
+    lines = [node.line for node in root.items or ()]
+    return lines if len(lines) == rows else [1] * rows
 
 
 def _own_relations(issue: _Issue, findings: Findings) -> None:
@@ -216,11 +226,14 @@ def _drafts(issues: dict[str, _Issue], source: str, findings: Findings) -> Impor
             if issue.gone or issue.closed:
                 over[issue.id] = _over(issue)
             title = short(issue.text("title"))
-            findings.info("plan.finished", issue.line, f"{issue.id} {title} {left}", issue.fields)
+            code = "plan.finished" if issue.id in over else "beads.no_story"
+            findings.info(code, issue.line, f"{issue.id} {title} {left}", issue.fields)
         else:
             drafts.append(_Drafter(issues, children, findings).draft(issue))
     lines = {issue.id: issue.line for issue in issues.values()}
-    report_graph(drafts, lines, frozenset(over), findings)
+    # What waits for a failure is reported as that.
+    failures = {key for draft in drafts for key in draft.depends_on if key.endswith(FAILED)}
+    report_graph(drafts, lines, frozenset(over) | failures, findings)
     return Imported(
         kind=ImportKind.BEADS,
         source=source,

@@ -20,6 +20,7 @@ def draft_lines(story: Story, draft: DraftStory) -> list[str]:
     lines = [f"{story.id}  {draft.title}"]
     lines += [f"    goal       {line}" for line in draft.goal.split("\n")[:1] if line]
     lines += [f"    waits for  {', '.join(story.depends_on)}"] if story.depends_on else []
+    lines += [f"    priority   {draft.priority}"] if draft.priority is not None else []
     lines += [f"    wave       {draft.wave} of {draft.phase}"] if draft.wave is not None else []
     if source is not None:
         lines += [f"    from       {source.format} {source.file}, {source.key}"]
@@ -32,8 +33,9 @@ def draft_lines(story: Story, draft: DraftStory) -> list[str]:
         lines += _gate_lines(gate)
     lines += [f"    in words   {text}" for text in draft.statements]
     if source is not None and source.wants_approval:
-        count = f"{source.commands} command{'s' if source.commands != 1 else ''}"
-        lines.append(f"    approval   none of its {count} runs before oodatcaa approve {story.id}")
+        one = source.commands == 1
+        count = "its 1 command does not run" if one else f"none of its {source.commands} runs"
+        lines.append(f"    approval   {count} before oodatcaa approve {story.id}")
     return [printable(line) for line in lines]
 
 
