@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from oodatcaa.app.project import Project
@@ -15,14 +17,13 @@ from oodatcaa.training.models import ModelStore
 from oodatcaa.training.protocol import ADAPTERS_DIR, SPEC_FILE
 from oodatcaa.training.runs import LATEST, RunStore
 
-BACKEND = "mlx"
 SEPARATOR = "::"
 
 
 class Served(Record):
     """One model id. With a `problem` it can not be used, and that is why.
 
-    `adapter_sha256` and `base_sha256` are what run.json promises; empty where nothing did.
+    `run_id` and `backend` are those of the run that made the adapter. `adapter_sha256` and `base_sha256` are what run.json promises; empty where nothing did.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Served(Record):
     base_path: str
     adapter_path: str | None = None
     run_id: str | None = None
+    backend: str | None = None
     adapter_sha256: str = ""
     base_sha256: str = ""
     created: int = 0
@@ -38,7 +40,11 @@ class Served(Record):
 
 class Catalogue:
     """Model ids: `base`, `base::<run id>`, `base::latest`, and `base::<name>` for the adapters
-    that were named by hand. Looked up anew each time: what a link names now counts."""
+    that were named by hand. Looked up anew each time: what a link names now counts.
+
+    Runs of every backend are here. Two of one id have theirs in front: `base::hf/<run id>`.
+    `latest` is the one that finished last of those that the backends' links name.
+    """
 
     def __init__(
         self,
@@ -157,19 +163,21 @@ class Catalogue:
     def _of_runs(self) -> Iterator[Served]:
         if self._runs is None:
             return
-        found = [
-            self._of_run(run)
-            for run in self._runs.list(BACKEND).runs
-            if run.status is RunStatus.FINISHED
-        ]
-        yield from found
-        link = self._runs.root / BACKEND / LATEST
-        target = link.resolve().name if link.is_symlink() else ""
-        for served in found:
-            if served.run_id == target:
-                yield served.evolve(id=f"{served.base}{SEPARATOR}{LATEST}")
+        runs = [run for run in self._runs.list().runs if run.status is RunStatus.FINISHED]
+        uses = Counter(run.run_id for run in runs)
+        found = [(run, self._of_run(run, own=uses[run.run_id] == 1)) for run in runs]
+        yield from (served for _, served in found)
+        linked = [(run, served) for run, served in found if self._is_latest(run)]
+        if linked:
+            _, newest = max(linked, key=lambda pair: _finished(pair[0]))
+            yield newest.evolve(id=f"{newest.base}{SEPARATOR}{LATEST}")
 
-    def _of_run(self, run: RunRecord) -> Served:
+    def _is_latest(self, run: RunRecord) -> bool:
+        assert self._runs is not None
+        link = self._runs.root / run.backend / LATEST
+        return link.is_symlink() and link.resolve().name == run.run_id
+
+    def _of_run(self, run: RunRecord, *, own: bool) -> Served:
         assert self._runs is not None
         folder = self._runs.folder(run)
         path, problem = self._base_of(run)
@@ -177,12 +185,14 @@ class Catalogue:
         adapter = folder / ADAPTERS_DIR
         if not adapter.is_dir():
             problem = problem or f"the adapter of run {run.run_id} is gone from {folder}"
+        name = run.run_id if own else f"{run.backend}/{run.run_id}"
         return Served(
-            id=f"{base}{SEPARATOR}{run.run_id}",
+            id=f"{base}{SEPARATOR}{name}",
             base=base,
             base_path=path,
             adapter_path=str(adapter),
             run_id=run.run_id,
+            backend=run.backend,
             adapter_sha256=run.adapter_sha256 or "",
             base_sha256="" if run.params.quantize_bits else run.model_sha256,
             created=int(run.started_at.timestamp()),
@@ -235,3 +245,7 @@ class Catalogue:
             if named and (named in (base, path) or Path(named).resolve() == Path(path).resolve()):
                 return base
         return None
+
+
+def _finished(run: RunRecord) -> tuple[datetime, str, str]:
+    return run.finished_at or run.started_at, run.run_id, run.backend
