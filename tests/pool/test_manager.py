@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from oodatcaa.pool.manager import ModelPoolManager
-from oodatcaa.pool.records import Ask, PlacedBase
-from oodatcaa.pool.tensors import sha256_of
+from oodatcaa.pool.records import Ask
+from oodatcaa.training.mlx.infer import ENGINE
+from pool_places import Folders
 from tiny_adapters import make_adapter, make_peft_adapter
 from tiny_model import make_tiny_model
 
-ENGINE = "oodatcaa.training.mlx.infer:open_base"
 REFERENCE = """
 import json, sys
 from mlx_lm import load
@@ -35,14 +35,6 @@ for name, adapter in asked["adapters"].items():
 print(json.dumps(out))
 """
 """What `mlx_lm.generate --adapter-path` does, with the token ids that it does not print."""
-
-
-class Folders:
-    """Model ids are folders; the fingerprint is of the weights."""
-
-    def place(self, model_id: str) -> PlacedBase:
-        sha = sha256_of(Path(model_id) / "model.safetensors")
-        return PlacedBase(name=Path(model_id).name, path=model_id, sha256=sha)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ SEPARATOR = "::"
 class Served(Record):
     """One model id. With a `problem` it can not be used, and that is why.
 
-    `run_id` and `backend` are those of the run that made the adapter. `adapter_sha256` and `base_sha256` are what run.json promises; empty where nothing did.
+    `run_id` and `backend` are those of the run that made the adapter. `adapter_sha256` and
+    `base_sha256` are what run.json promises; empty where nothing did.
     """
 
     id: str

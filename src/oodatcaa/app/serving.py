@@ -246,7 +246,7 @@ def fuse(model: str, target: Path, *, dequantize: bool, adapters: Sequence[str] 
         words += ["--save-path", str(made), *(["--dequantize"] if dequantize else [])]
         weights = sum(f.stat().st_size for f in Path(served.base_path).glob("model*.safetensors"))
         needed = weights * (WHEN_DEQUANTIZED if dequantize else WHEN_FUSED)
-        with serving.pool.memory.reserve(needed, serving.pool.limit, f"fusing {model}"):
+        with Shared(default_reservations()).reserve(needed, serving.pool.limit, f"fusing {model}"):
             _run(words)
         _move(made, target)
     return target.resolve()

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from oodatcaa.pool.member import Member
+from oodatcaa.pool.member import LOAD_SECONDS, Member
 from oodatcaa.pool.records import AdapterInfo, AdapterUse, ModelUse, PlacedBase, pool_key
 
 RESERVED_IN = 32_000_000
@@ -77,6 +77,13 @@ class Entry:
         step = min(-(-missing // RESERVED_IN) * RESERVED_IN, max(missing, limit - self.reserved))
         self.stack.enter_context(memory.reserve(step, limit, f"serving {self.base.name}"))
         self.reserved += step
+
+    def take_off(self, adapter: OnBase) -> None:
+        """Have the child forget an adapter. The caller has the turn, or nobody uses the entry."""
+        self.adapters.pop(adapter.info.content_hash, None)
+        if self.alive:
+            self.child.ask({"op": "drop", "hash": adapter.info.content_hash}, LOAD_SECONDS)
+        self.mlx_bytes -= adapter.bytes
 
     def close(self) -> None:
         if self.member is not None:

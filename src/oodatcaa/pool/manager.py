@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.pool.base_shape import read_base
 from oodatcaa.pool.dialects import CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
 from oodatcaa.pool.entry import Entry, Memory, OnBase, Places
-from oodatcaa.pool.member import Member
+from oodatcaa.pool.member import LOAD_SECONDS, Member
 from oodatcaa.pool.records import (
     AdapterInfo,
     Answer,
@@ -34,18 +33,10 @@ from oodatcaa.pool.records import (
     Score,
     pool_key,
 )
+from oodatcaa.pool.room import Room
 from oodatcaa.pool.validate import validate_adapter
 
-LOAD_SECONDS = 600.0
 ANSWER_SECONDS = 600.0
-
-
-class FreeMemory:
-    """`Memory` for a pool that is alone on its machine."""
-
-    def reserve(self, size: int, limit: int, label: str) -> contextlib.AbstractContextManager[Any]:
-        del size, limit, label
-        return contextlib.nullcontext()
 
 
 class ModelPoolManager:
@@ -72,11 +63,10 @@ class ModelPoolManager:
     ) -> None:
         self.engine, self.places = engine, places
         self.limit = memory_limit_bytes
-        self.memory: Memory = memory or FreeMemory()
-        self._entries: dict[str, Entry] = {}
+        self._room = Room(memory_limit_bytes, memory)
+        self._entries, self._lock = self._room.entries, self._room.lock
         self._infos: dict[tuple[str, str], tuple[object, AdapterInfo]] = {}
-        self._lock = threading.RLock()
-        self._loads = self._evicted_models = self._evicted_adapters = 0
+        self._loads = 0
         self._logs = log_dir or Path(tempfile.mkdtemp(prefix="oodatcaa-pool-"))
 
     def validate_adapter_path(self, path: str | Path, base: str) -> AdapterInfo:
@@ -153,8 +143,8 @@ class ModelPoolManager:
                 bytes=sum(model.bytes for model in models),
                 memory_limit_bytes=self.limit,
                 loads=self._loads,
-                evicted_models=self._evicted_models,
-                evicted_adapters=self._evicted_adapters,
+                evicted_models=self._room.evicted_models,
+                evicted_adapters=self._room.evicted_adapters,
             )
 
     def close(self) -> None:
@@ -204,7 +194,7 @@ class ModelPoolManager:
         with self._lock:
             entry = self._entries.get(base.sha256)
             if entry is not None and not entry.alive:
-                self._forget(entry)
+                self._room.forget(entry)
                 entry = None
             mine = entry is None
             entry = entry or Entry(base)
@@ -226,18 +216,13 @@ class ModelPoolManager:
         with self._lock:
             entry.users -= 1
             if not entry.alive or entry.error is not None:
-                self._forget(entry)
-
-    def _forget(self, entry: Entry) -> None:
-        if self._entries.get(entry.base.sha256) is entry:
-            del self._entries[entry.base.sha256]
-        entry.close()
+                self._room.forget(entry)
 
     def _load(self, entry: Entry) -> None:
         folder = Path(entry.base.path)
         try:
             read_base(folder)
-            self._make_room(entry, sum(f.stat().st_size for f in folder.glob("model*.safetensors")))
+            self._room.make(entry, sum(f.stat().st_size for f in folder.glob("model*.safetensors")))
             options = {
                 "model": str(folder),
                 "memory_limit_bytes": self.limit,
@@ -262,30 +247,23 @@ class ModelPoolManager:
             for old in [
                 a for a in entry.adapters.values() if a.info.adapter_path == info.adapter_path
             ]:
-                self._take_off(entry, old)
-            self._make_room(entry, entry.bytes() + info.size_bytes)
+                entry.take_off(old)
+            self._room.make(entry, info.size_bytes)
             request = {"op": "adapter", "info": info.model_dump(mode="json")}
             added = int(entry.child.ask(request, LOAD_SECONDS)["bytes"])
             found = entry.adapters[info.content_hash] = OnBase(info, added)
             entry.mlx_bytes += added
             if self._info(Path(info.adapter_path), entry.base) != info:
                 # Written to since it was looked at: nobody knows which of the two was read.
-                self._take_off(entry, found)
+                entry.take_off(found)
                 raise _changed(info)
         found.used = time.monotonic()
         found.hits += 1
 
-    def _take_off(self, entry: Entry, adapter: OnBase) -> None:
-        entry.adapters.pop(adapter.info.content_hash, None)
-        if entry.alive:
-            request = {"op": "drop", "hash": adapter.info.content_hash}
-            entry.child.ask(request, LOAD_SECONDS)
-        entry.mlx_bytes -= adapter.bytes
-
     def _settle(self, entry: Entry, info: AdapterInfo | None) -> None:
         """After loading and answering: measured memory counts, not the estimate before."""
         entry.mlx_bytes = int(entry.child.ask({"op": "memory"}, LOAD_SECONDS)["active"])
-        self._make_room(entry, entry.bytes(), info)
+        self._room.make(entry, 0, info)
 
     def _settle_or_unload(self, entry: Entry, info: AdapterInfo | None) -> None:
         """The answer that was made is good; what outgrew the limit can not stay for another."""
@@ -294,55 +272,6 @@ class ModelPoolManager:
                 self._settle(entry, info)
             except RefusedError:
                 entry.child.close()
-
-    def _make_room(self, entry: Entry, needed: int, keep: AdapterInfo | None = None) -> None:
-        """Have `entry` hold `needed` bytes within the limit, at the cost of what is idle.
-
-        Raises RefusedError `pool.memory` when everything else is in use or other programs hold
-        the memory.
-        """
-        while True:
-            with self._lock:
-                others = sum(e.bytes() for e in self._entries.values() if e is not entry)
-                if others + needed <= self.limit:
-                    try:
-                        entry.reserve(needed, self.limit, self.memory)
-                    except RefusedError as error:
-                        why, hint = error.message, error.hint
-                    else:
-                        return
-                else:
-                    why = f"{others / 1e9:.2f} GB are in use by other models"
-                    hint = "try again later, raise the limit, or serve a smaller model"
-                if needed > self.limit or not self._evict_one(entry, keep):
-                    raise RefusedError(
-                        "pool.memory",
-                        f"{entry.base.name} needs {needed / 1e9:.2f} GB, "
-                        f"the limit is {self.limit / 1e9:.2f} GB" + (f"; {why}" if others else ""),
-                        hint=hint,
-                        details=[why],
-                    )
-
-    def _evict_one(self, entry: Entry, keep: AdapterInfo | None) -> bool:
-        """Unload what was not used for the longest time, a model or an adapter; False: nothing
-        is idle. Called under the lock, so nobody begins to use it meanwhile."""
-        idle = [e for e in self._entries.values() if e.users == 0 and e.ready.is_set()]
-        choices: list[tuple[float, Entry, OnBase | None]] = [(e.used, e, None) for e in idle]
-        # The caller holds its own entry's turn, so its other adapters can be taken off.
-        for owner in [*idle, *([entry] if entry.ready.is_set() else [])]:
-            for adapter in owner.adapters.values():
-                if keep is None or adapter.info.content_hash != keep.content_hash:
-                    choices.append((adapter.used, owner, adapter))
-        if not choices:
-            return False
-        _, owner, victim = min(choices, key=lambda choice: (choice[0], choice[2] is None))
-        if victim is None:
-            self._forget(owner)
-            self._evicted_models += 1
-        else:
-            self._take_off(owner, victim)
-            self._evicted_adapters += 1
-        return True
 
     def _info(self, path: Path, base: PlacedBase) -> AdapterInfo:
         """Read again only when one of the adapter's files changed."""

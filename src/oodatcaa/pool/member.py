@@ -16,6 +16,8 @@ from typing import Any
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.memory import tree_memory
 
+LOAD_SECONDS = 600.0
+"""For whatever is no request of a client: loading, adapters, memory."""
 STOP_SECONDS = 5.0
 EXIT_MEMORY = 4
 """How a child ends that its own memory wall stopped."""
