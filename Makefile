@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train
+.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ bench-aa: $(STAMP) ## does the A/B verdict call a configuration better than itse
 
 bench-train: $(STAMP) $(HF_STAMP) ## training speed and memory beside PEFT and stock mlx_lm, into docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_train.py --write
+
+bench-pool: $(STAMP) ## the model pool: memory of 8 adapters, equal answers, speed beside mlx_lm.server
+	$(BIN)/python benchmarks/bench_pool.py --write
 
 KILLS ?= 20
 bench-resume: $(STAMP) ## kill -9 at random moments, resume, compare the bits, into docs/benchmarks.md (KILLS=)

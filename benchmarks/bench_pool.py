@@ -1,4 +1,4 @@
-"""The model pool: what adapters cost in memory, whether answers are stock's, and how fast they come.
+"""The model pool: what adapters cost in memory, whether answers are stock's, how fast they come.
 
 The 135M demo model and 8 random adapters. Memory beside 8 separate loads; 100 random requests from
 4 threads beside what `mlx_lm.generate --adapter-path` does; `oodatcaa serve` beside
@@ -51,7 +51,7 @@ class Demo:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=7, help="requests of each kind to each server"
+        "--rounds", type=int, default=5, help="requests of each kind to each server"
     )
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
@@ -97,8 +97,10 @@ def memory(demo: Demo, folders: list[Path], root: Path) -> str:
         base, after, sizes = pooled(pool, folders)
     apart = [child("load", demo, folder) for folder in folders]
     separate = Held(sum(one["mlx"] for one in apart), sum(one["process"] for one in apart))
-    ratios = [(after.mlx - base.mlx) / sizes, (after.process - base.process) / sizes]
-    met = ["met" if ratio <= ALLOWED else "missed" for ratio in ratios]
+    by_mlx, resident = [
+        f"**{ratio:.2f}** ({'met' if ratio <= ALLOWED else 'missed'})"
+        for ratio in ((after.mlx - base.mlx) / sizes, (after.process - base.process) / sizes)
+    ]
     rows = [
         ("the base alone", base),
         (f"the base and {ADAPTERS} adapters, one process", after),
@@ -116,7 +118,7 @@ The adapters' own size is {sizes / 1e6:.1f} MB. Each was used for one answer bef
 {table}
 
 Beyond the base, as a multiple of the adapters' own size (goal: at most {ALLOWED}): \
-**{ratios[0]:.2f}** by MLX's counter ({met[0]}), **{ratios[1]:.2f}** by resident memory ({met[1]})."""
+{by_mlx} by MLX's counter, {resident} by resident memory."""
 
 
 def pooled(pool: ModelPoolManager, folders: list[Path]) -> tuple[Held, Held, int]:
@@ -212,8 +214,15 @@ client with streaming, greedily; the median of {rounds} requests and the range.
 | --- | --- | ---: | ---: |
 {table}
 
-The stock server holds one model at a time: another adapter means loading the base again. It keeps \
-the cache of prompts it has seen; the pool keeps none."""
+Nothing of a new text was read before. Chat messages share what the chat template puts before them: \
+the stock server keeps the caches of prompts that it has read and goes on from there, the pool reads \
+every prompt as a whole. The stock server holds one adapter at a time: for another one it loads the \
+base again; the pool has all of them on one base."""
+
+
+def text(folders: list[Path], number: int) -> Asked:
+    topic = TOPICS[number % len(TOPICS)]
+    return Asked(f"{topic.title()} was the beginning of story {number}", folders[0], chat=False)
 
 
 def fresh(folders: list[Path], number: int) -> Asked:
@@ -229,9 +238,10 @@ def turned(folders: list[Path], number: int) -> Asked:
 
 
 KINDS = {
-    "one adapter, a new prompt": fresh,
-    "one adapter, the same prompt": again,
-    "another adapter each time": turned,
+    "completion of a new text": text,
+    "chat, a new message": fresh,
+    "chat, the same message": again,
+    "chat, another adapter each time": turned,
 }
 
 

@@ -59,8 +59,11 @@ def random_adapter(folder: Path, base: Path, *, seed: int, rank: int, layers: in
 
 @dataclass(frozen=True)
 class Asked:
+    """A chat message, or with `chat` false a text to go on with."""
+
     prompt: str
     adapter: Path
+    chat: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,34 +77,46 @@ class Timed:
 class Server:
     """One server, asked as any OpenAI client asks."""
 
-    def __init__(self, address: str, *, stock: bool) -> None:
+    def __init__(self, address: str, *, stock: str = "") -> None:
         from openai import OpenAI
 
         self.stock = stock
         self.client = OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0, timeout=600)
 
     def ask(self, asked: Asked) -> Timed:
-        model = "default_model" if self.stock else f"demo::{asked.adapter.name}"
-        # mlx_lm.server takes the adapter of a request in a field of its own.
+        # mlx_lm.server takes the adapter of a request in a field of its own, and only beside a
+        # model that is named: beside "default_model" it keeps the one it was started with.
         extra = {"adapters": str(asked.adapter)} if self.stock else None
+        options: dict[str, Any] = {
+            "model": self.stock or f"demo::{asked.adapter.name}",
+            "max_tokens": ANSWER,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "extra_body": extra,
+        }
         began = time.perf_counter()
-        events: Any = self.client.chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": asked.prompt}],
-            max_tokens=ANSWER,
-            temperature=0,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body=extra,
-        )
-        first = last = tokens = 0.0
-        for event in events:
-            if event.choices and event.choices[0].delta.content:
+        if asked.chat:
+            messages: Any = [{"role": "user", "content": asked.prompt}]
+            events: Any = self.client.chat.completions.create(messages=messages, **options)
+        else:
+            events = self.client.completions.create(prompt=asked.prompt, **options)
+        return _timed(events, began)
+
+
+def _timed(events: Any, began: float) -> Timed:
+    first = last = tokens = 0.0
+    for event in events:
+        if event.choices:
+            choice = event.choices[0]
+            if getattr(choice, "text", "") or getattr(
+                getattr(choice, "delta", None), "content", ""
+            ):
                 last = time.perf_counter()
                 first = first or last
-            if event.usage is not None:
-                tokens = event.usage.completion_tokens
-        return Timed(first - began, (tokens - 1) / (last - first))
+        if event.usage is not None:
+            tokens = event.usage.completion_tokens
+    return Timed(first - began, (tokens - 1) / (last - first))
 
 
 @contextlib.contextmanager
@@ -111,7 +126,7 @@ def ours(folders: list[Path], root: Path) -> Iterator[Server]:
     for folder in folders:
         argv += ["--adapter", f"{folder.name}={folder}"]
     with _running(argv, port, root / "ours.log") as address:
-        yield Server(address, stock=False)
+        yield Server(address)
 
 
 @contextlib.contextmanager
@@ -120,7 +135,7 @@ def stock(model: str, adapter: Path, root: Path) -> Iterator[Server]:
     argv = [sys.executable, "-m", "mlx_lm", "server", "--model", model, "--port", str(port)]
     argv += ["--adapter-path", str(adapter), "--log-level", "WARNING"]
     with _running(argv, port, root / "stock.log") as address:
-        yield Server(address, stock=True)
+        yield Server(address, stock=model)
 
 
 def _free_port() -> int:
