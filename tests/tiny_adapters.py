@@ -30,14 +30,18 @@ def make_adapter(
     keys: Sequence[str] = KEYS,
     scale: float = 8.0,
     model: str = "tiny",
+    dora: bool = False,
 ) -> Path:
     """mlx-lm's dialect. Different seeds answer differently from each other and from the base."""
     tensors = _tensors(seed, rank, blocks, keys)
+    if dora:
+        wide = {n.removesuffix("lora_b"): t.shape[1] for n, t in tensors.items() if n[-1] == "b"}
+        tensors |= {f"{n}m": np.linspace(0.5, 1.5, w, dtype=np.float32) for n, w in wide.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapters.safetensors")
     config: dict[str, Any] = {
         "model": model,
-        "fine_tune_type": "lora",
+        "fine_tune_type": "dora" if dora else "lora",
         "num_layers": len(blocks),
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": list(keys)},
     }

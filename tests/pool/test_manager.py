@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import subprocess
@@ -52,13 +53,23 @@ def chat(prompt: str, max_tokens: int = 8) -> Ask:
     return Ask(messages=({"role": "user", "content": prompt},), max_tokens=max_tokens)
 
 
+def different_adapters(root: Path) -> dict[str, str | None]:
+    """The bare base, and adapters that differ in blocks, matrices, rank, scale and kind."""
+    made: dict[str, Path] = {
+        "plain": make_adapter(root / "plain", seed=1),
+        "last": make_adapter(root / "last", seed=2, rank=2, blocks=(2,), scale=20.0),
+        "all": make_adapter(root / "all", seed=3, rank=6, blocks=(0, 1, 2)),
+        "keys": make_adapter(root / "keys", seed=4, keys=("self_attn.k_proj",)),
+        "dora": make_adapter(root / "dora", seed=5, dora=True),
+    }
+    return {"base": None, **{name: str(folder) for name, folder in made.items()}}
+
+
 @pytest.mark.timeout(900)
 def test_any_interleaving_equals_stock_mlx_lm_token_by_token(
     pool: ModelPoolManager, tiny: Path, tmp_path: Path
 ) -> None:
-    adapters: dict[str, str | None] = {"base": None}
-    for seed in range(3):
-        adapters[f"lora{seed}"] = str(make_adapter(tmp_path / str(seed), seed=seed, rank=2 + seed))
+    adapters = different_adapters(tmp_path)
     prompts = ["Write add_1(x).", "take", "7 times 8"]
     asked = {"model": str(tiny), "adapters": adapters, "prompts": prompts, "max_tokens": 5}
     done = subprocess.run(
@@ -69,13 +80,18 @@ def test_any_interleaving_equals_stock_mlx_lm_token_by_token(
         check=True,
     )
     expected = json.loads(done.stdout.splitlines()[-1])
-    assert len({tuple(v) for v in expected.values()}) > 6
+    assert len({tuple(v) for v in expected.values()}) > 9
 
     choose = random.Random(3)
     requests = [(choose.choice(list(adapters)), choose.choice(prompts)) for _ in range(100)]
+    assert {name for name, _ in requests} == set(adapters)
 
     def one(request: tuple[str, str]) -> tuple[int, ...]:
         name, prompt = request
+        if prompt == "take":
+            # Somebody who goes away in the middle leaves nothing behind.
+            with contextlib.closing(pool.stream(str(tiny), adapters[name], chat("x", 50))) as parts:
+                next(parts)
         return pool.generate(str(tiny), adapters[name], chat(prompt, 5)).tokens
 
     with ThreadPoolExecutor(4) as threads:
@@ -84,8 +100,17 @@ def test_any_interleaving_equals_stock_mlx_lm_token_by_token(
         assert list(tokens) == expected[f"{name}|{prompt}"], (name, prompt)
     status = pool.get_status()
     assert status.loads == 1
-    assert len(status.models[0].adapters) == 3
-    assert status.models[0].hits == 100
+    assert len(status.models[0].adapters) == 5
+    left = sum(prompt == "take" for _, prompt in requests)
+    assert status.models[0].hits == 100 + left
+
+    words = ["mlx_lm", "generate", "--model", str(tiny), "--adapter-path", str(adapters["dora"])]
+    words += ["--prompt", "take", "--max-tokens", "5", "--temp", "0"]
+    said = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=200, check=True
+    ).stdout
+    made = pool.generate(str(tiny), adapters["dora"], chat("take", 5)).text
+    assert said.split("==========")[1] == f"\n{made}\n", "the command itself"
 
 
 def test_a_peft_adapter_is_converted_and_answers_the_same(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from oodatcaa.errors import OodatcaaError
+from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.pool.manager import ModelPoolManager
 from oodatcaa.pool.validate import validate_adapter
+from oodatcaa.training.mlx.infer import ENGINE
+from pool_places import Folders
 from tiny_adapters import KEYS, make_adapter, make_peft_adapter
 from tiny_model import make_tiny_model
 
@@ -105,15 +109,15 @@ def _stranger(t: Tensors) -> None:
 
 def _integers(t: Tensors) -> None:
     name = "model.layers.2.self_attn.q_proj.lora_a"
-    t[name] = t[name].astype(np.int32)
+    t[name] = np.nan_to_num(t[name]).astype(np.int32)
 
 
 BREAKS: list[tuple[Callable[[Tensors], None], str]] = [
     (_drop_b, "model.layers.1.mlp.down_proj has a lora_a but no lora_b"),
     (_drop_block, "blocks 1 are not adapted"),
-    (_wrong_rank, "its rank is 8, adapter_config.json says 4"),
-    (_wrong_size, "it maps 64 to 29, the base model's maps 64 to 32"),
-    (_nan, "lora_a has values that are not finite"),
+    (_wrong_rank, "its rank is 8, adapter_config.json says 4; take the"),
+    (_wrong_size, "it maps 64 to 29, the base model's maps 64 to 32; serve it on"),
+    (_nan, "lora_a has values that are not finite; train it again"),
     (_unknown, "the base model has no layer model.layers.2.self_attn.z_proj"),
     (_stranger, "model.norm.weight is not an adapter tensor"),
     (_integers, "lora_a is I32, not floating point"),
@@ -132,19 +136,60 @@ def test_each_mismatch_is_told(
 
 
 def test_all_mismatches_at_once(tiny: Path, tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path)
+    folder = make_adapter(tmp_path, blocks=(0, 1, 2))
     tensors = load_file(folder / WEIGHTS)
-    for change in (_drop_b, _wrong_size, _nan, _unknown, _stranger):
+    for change in (_drop_b, _wrong_size, _nan, _unknown, _stranger, _wrong_rank, _integers):
         change(tensors)
+    tensors["model.layers.7.mlp.down_proj.lora_b"] = np.ones((4, 64), np.float32)
+    tensors["model.layers.0.self_attn.q_proj.lora_b"][0, 0] = np.inf
     save_file(tensors, folder / WEIGHTS)
     config = json.loads((folder / CONFIG).read_text())
-    config["num_layers"] = "two"
+    config["num_layers"] = 2
     del config["lora_parameters"]["scale"]
     (folder / CONFIG).write_text(json.dumps(config))
     told = problems(folder, tiny)
-    for part in ("no lora_b", "64 to 29", "not finite", "z_proj", "not an adapter tensor",
-                 "no num_layers", "no scale"):  # fmt: skip
+    kinds = ("no lora_b", "64 to 29", "not finite", "z_proj", "not an adapter tensor", "no scale",
+             "its rank is 8", "not floating point", "7.mlp.down_proj has a lora_b but no lora_a",
+             "no layer model.layers.7", "blocks 0, 7 are adapted")  # fmt: skip
+    for part in kinds:
         assert part in told
+
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[:-3])
+    (folder / CONFIG).write_text("{")
+    told = problems(folder, tiny)
+    for part in ("can not be read", "cut off", "no lora_b", "64 to 29", "not finite", "z_proj"):
+        assert part in told
+
+
+NOT_TEXT: list[tuple[dict[str, Any], str]] = [
+    ({"vision_config": {"depth": 2}}, "has a vision_config"),
+    ({"audio_config": {"depth": 2}}, "has a audio_config"),
+    ({"architectures": ["BertModel"]}, "its architecture is BertModel"),
+    ({"architectures": ["WhisperForConditionalGeneration"]}, "WhisperForConditionalGeneration"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), NOT_TEXT, ids=[told for _, told in NOT_TEXT])
+def test_only_text_generation_models_are_taken(
+    change: dict[str, Any], told: str, tiny: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    config = json.loads((base / "config.json").read_text()) | change
+    (base / "config.json").write_text(json.dumps(config))
+    adapter = make_adapter(tmp_path / "adapter")
+    with ModelPoolManager(ENGINE, Folders(), log_dir=tmp_path) as pool:
+        for ask in (
+            lambda: pool.get_model(str(base)),
+            lambda: pool.get_model_with_adapter(str(base), adapter),
+            lambda: pool.validate_adapter_path(adapter, str(base)),
+        ):
+            with pytest.raises(RefusedError) as caught:
+                ask()
+            assert caught.value.code == "pool.not_text"
+            assert told in caught.value.message
+        assert pool.get_status().loads == 0
 
 
 def test_configs_that_promise_something_else(tiny: Path, tmp_path: Path) -> None:

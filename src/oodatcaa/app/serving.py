@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from oodatcaa.pool.records import AdapterInfo, Answer, Ask, Piece, PoolStatus, S
 from oodatcaa.pool.tensors import sha256_of
 from oodatcaa.training.mlx.infer import ENGINE
 from oodatcaa.training.reservation import Reservation, Reservations, default_reservations
+from oodatcaa.training.runs import LATEST, RUN_NAME
 
-MAX_TEXTS = 10_000
 WHEN_FUSED, WHEN_DEQUANTIZED = 2, 8
 """Times the base's weights that fusing holds at most: old and new ones; 4 bits become 16."""
 
@@ -45,14 +44,6 @@ class Adapted(Record):
     served: Served
     info: AdapterInfo | None = None
     problems: tuple[str, ...] = ()
-
-
-class Compared(Record):
-    """One model's answers to the prompts, in their order, and its loss on the file."""
-
-    id: str
-    answers: tuple[Answer, ...]
-    score: Score | None = None
 
 
 class Serving:
@@ -115,19 +106,8 @@ class Serving:
             info = self.pool.validate_adapter_path(served.adapter_path, served.base)
             return Adapted(served=served, info=info)
         except OodatcaaError as error:
-            return Adapted(served=served, problems=error.details or (error.message,))
-
-    def compare(
-        self, ids: Sequence[str], asks: Sequence[Ask], texts: list[Any], say: Callable[[str], None]
-    ) -> tuple[Compared, ...]:
-        """Every model on the same prompts and texts; the base is loaded once for all of them."""
-        found = []
-        for served in [self.checked(model) for model in ids]:
-            say(f"{served.id} …")
-            answers = tuple(self.generate(served.id, ask) for ask in asks)
-            score = self.score(served.id, texts) if texts else None
-            found.append(Compared(id=served.id, answers=answers, score=score))
-        return tuple(found)
+            message = error.message.removeprefix(f"{served.id}: ")
+            return Adapted(served=served, problems=error.details or (message,))
 
 
 def open_serving(
@@ -167,61 +147,20 @@ def _limit(project: Project | None, given: str | None) -> int:
 
 
 def _named(adapters: Sequence[str]) -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for text in adapters:
         name, equals, folder = text.partition("=")
         if not equals or not name or not folder or "::" in name:
-            raise OodatcaaError(
-                "serve.adapter", f"{text!r} is not NAME=FOLDER", hint="--adapter mine=path/to/it"
-            )
-        found[name] = Path(folder)
-    return found
-
-
-def read_texts(path: Path) -> list[Any]:
-    """The texts of a file: JSON lines with `messages`, `text` or `prompt` and `completion`, or
-    the whole of a plain text file. Raises OodatcaaError naming every bad line."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OodatcaaError(
-            "compare.file", f"{path} can not be read: {error}", hint="give a text or JSONL file"
-        ) from error
-    if path.suffix != ".jsonl":
-        return [content] if content.strip() else []
-    found, problems = [], []
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        text = _text(line)
-        if text is None:
-            problems.append(f"{path}:{number} has no messages, text, or prompt and completion")
+            why = f"{text!r} is not NAME=FOLDER"
+        elif name == LATEST or RUN_NAME.match(name):
+            why = f"{name} names a run; choose another name for {folder}"
+        elif name in found:
+            why = f"{name} is given twice"
         else:
-            found.append(text)
-    if problems:
-        raise OodatcaaError(
-            "compare.file", problems[0], hint="mend the lines named", details=problems
-        )
-    return found[:MAX_TEXTS]
-
-
-def _text(line: str) -> Any:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict):
-        return None
-    if isinstance(row.get("messages"), list):
-        return row["messages"]
-    if isinstance(row.get("text"), str):
-        return row["text"]
-    if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-        return [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["completion"]},
-        ]
-    return None
+            found[name] = Path(folder)
+            continue
+        raise OodatcaaError("serve.adapter", why, hint="--adapter mine=path/to/it")
+    return found
 
 
 def fuse(model: str, target: Path, *, dequantize: bool, adapters: Sequence[str] = ()) -> Path:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from oodatcaa.cli.model_text import card, columns, line, printable, side_by_side
 from oodatcaa.cli.show import as_json, following, say
 
 if TYPE_CHECKING:
-    from oodatcaa.app.serving import Adapted, Compared
     from oodatcaa.pool.records import Ask
 
 models_app = typer.Typer(help="Models on this machine, and their adapters.", no_args_is_help=True)
@@ -52,13 +52,15 @@ def list_models(model: Models = None, adapter: Adapters = None, json: AsJson = F
     with open_serving(models=model or (), adapters=adapter or ()) as serving:
         found = [serving.adapted(served) for served in serving.catalogue.list()]
     if json:
-        as_json(found)
+        # Every module of every adapter would be pages: `models show --json` has them.
+        as_json([item.model_dump(mode="json", exclude={"info": {"modules"}}) for item in found])
         return
     for item in found:
-        say(_line(item))
+        say(line(item))
     if not found:
         say("no models yet")
-    following(f"oodatcaa models generate {found[-1].served.id}" if found else "oodatcaa init")
+    usable = [item.served.id for item in found if not item.problems]
+    following(f"oodatcaa models generate {usable[-1]} --prompt '…'" if usable else "oodatcaa init")
 
 
 @models_app.command("show")
@@ -76,8 +78,9 @@ def show(
     if json:
         as_json(found)
         return
-    say(_card(found))
-    following(f"oodatcaa models generate '{model_id}' --prompt '…'")
+    say(card(found))
+    use = f"oodatcaa models generate {model_id} --prompt '…'"
+    following("oodatcaa models list" if found.problems else use)
 
 
 @models_app.command("generate")
@@ -100,9 +103,9 @@ def generate(
     if json:
         as_json(answer)
         return
-    say(answer.text)
+    say(printable(answer.text))
     say(f"\n{answer.completion_tokens} tokens, {answer.tokens_per_second:.1f} tokens/s")
-    following(f"oodatcaa models compare '{model_id}' --prompt '…'")
+    following(f"oodatcaa models compare {model_id} --prompt '…'")
 
 
 @models_app.command("compare")
@@ -122,20 +125,20 @@ def compare(
     json: AsJson = False,
 ) -> None:
     """Base and adapters side by side: the same prompts, greedily, and perplexity on a file."""
-    from oodatcaa.app.serving import open_serving, read_texts
+    from oodatcaa.app.comparing import compare as compare_models
+    from oodatcaa.app.comparing import read_lines, read_texts
+    from oodatcaa.app.serving import open_serving
 
-    asked = [*(prompt or ()), *_lines(prompts)]
+    asked = [*(prompt or ()), *(read_lines(prompts) if prompts else ())]
     texts = read_texts(perplexity) if perplexity else []
+    asks = [_ask(text, max_tokens, 0.0) for text in asked]
+    tell = (lambda _: None) if json else say
     with open_serving(models=model or (), adapters=adapter or (), limit=limit) as serving:
-        base = serving.catalogue.default if not ids else ids[0].partition("::")[0]
-        usable = [s.id for s in serving.catalogue.list() if s.base == base and not s.problem]
-        wanted = [base, *(i for i in ids if i != base)] if ids else usable
-        asks = [_ask(text, max_tokens, 0.0) for text in asked]
-        found = serving.compare(wanted, asks, texts, (lambda _: None) if json else say)
+        found = compare_models(serving, ids or (), asks, texts, tell)
     if json:
         as_json({"prompts": asked, "models": found})
         return
-    say(_side_by_side(asked, found))
+    say(side_by_side(asked, found, columns()))
     following("oodatcaa serve")
 
 
@@ -196,58 +199,3 @@ def _given(prompt: str) -> str:
     import sys
 
     return sys.stdin.read() if prompt == "-" else prompt
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _line(item: Adapted) -> str:
-    if item.problems:
-        return f"{item.served.id}  NOT USABLE: {item.problems[0]}"
-    if item.info is None:
-        return f"{item.served.id}  {item.served.base_path}"
-    info = item.info
-    about = f"{info.fine_tune_type} rank {info.rank}, {info.num_layers} blocks"
-    notes = "".join(f"  note: {warning}" for warning in info.warnings)
-    return f"{item.served.id}  {about}, {info.size_bytes / 1e6:.2f} MB{notes}"
-
-
-def _card(item: Adapted) -> str:
-    served, info = item.served, item.info
-    lines = [served.id, f"  base      {served.base_path}"]
-    if served.adapter_path:
-        lines.append(f"  adapter   {served.adapter_path}")
-    if info is not None:
-        lines += [
-            f"  kind      {info.fine_tune_type}, {info.dialect}'s dialect",
-            f"  rank      {info.rank}, scale {info.scale:g}",
-            f"  blocks    {info.num_layers}",
-            f"  keys      {', '.join(info.keys)}",
-            f"  size      {info.size_bytes / 1e6:.3f} MB",
-            f"  content   sha256 {info.content_hash}",
-        ]
-        lines += [f"  trained on {info.base_model}"] if info.base_model else []
-        lines += [f"  note      {warning}" for warning in info.warnings]
-    lines += [f"  PROBLEM   {problem}" for problem in item.problems]
-    return "\n".join(lines)
-
-
-def _side_by_side(prompts: list[str], found: tuple[Compared, ...]) -> str:
-    lines = []
-    for number, prompt in enumerate(prompts):
-        lines += ["", f"## {prompt}"]
-        for model in found:
-            answer = model.answers[number]
-            lines += ["", f"### {model.id} ({answer.completion_tokens} tokens)", answer.text]
-    if any(model.score for model in found):
-        lines += ["", "perplexity      loss    tokens  model"]
-    for model in found:
-        if model.score is not None:
-            score = model.score
-            shown = "not finite" if score.perplexity is None else f"{score.perplexity:10.3f}"
-            loss = "-" if score.loss is None else f"{score.loss:.4f}"
-            lines.append(f"{shown:>10}  {loss:>8}  {score.tokens:8d}  {model.id}")
-    return "\n".join(lines)

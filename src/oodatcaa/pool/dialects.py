@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -154,6 +155,21 @@ def _peft(config: dict[str, Any]) -> tuple[Layout, list[str]]:
         raw=config if not problems else {},
     )
     return layout, problems
+
+
+def unsaid(weights: str, names: Iterable[str]) -> Layout:
+    """What a weights file alone lets suppose: no promises, so that everything else is checked."""
+    return Layout(
+        dialect="peft" if weights == PEFT_WEIGHTS else "mlx",
+        dora=any(name.endswith((".m", "lora_magnitude_vector.weight")) for name in names),
+        rank=None,
+        scale=None,
+        num_layers=None,
+        layers=None,
+        keys=None,
+        base_model=None,
+        description=None,
+    )
 
 
 def weights_file(folder: Path, layout: Layout | None) -> Path | str:

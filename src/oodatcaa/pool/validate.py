@@ -9,11 +9,15 @@ from pathlib import Path
 
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.pool.base_shape import BLOCK, BaseShape, read_base
-from oodatcaa.pool.dialects import CONFIG, Layout, part_of, read_layout, weights_file
+from oodatcaa.pool.dialects import CONFIG, Layout, part_of, read_layout, unsaid, weights_file
 from oodatcaa.pool.records import AdapterInfo, AdapterModule
 from oodatcaa.pool.tensors import FLOATS, Tensor, look_at, read_tensors, sha256_of
 
 EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embedding", "embeddings"})
+WHOLE = "copy the folder again, or train it again"
+BASE = "serve it on the model that it was trained on"
+CONFIG_OF_ITS_OWN = f"take the {CONFIG} that was saved with these weights"
+FINITE = "train it again with a lower learning rate"
 
 
 @dataclass
@@ -34,6 +38,10 @@ class _Found:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def promised(self, problem: str) -> None:
+        """Weights and configuration do not belong together."""
+        self.problems.append(f"{problem}; {CONFIG_OF_ITS_OWN}")
+
 
 def validate_adapter(path: Path, base_folder: Path) -> AdapterInfo:
     """The adapter in `path`, for the base model in `base_folder`.
@@ -50,13 +58,13 @@ def validate_adapter(path: Path, base_folder: Path) -> AdapterInfo:
         raise _refused(path, base_folder, [*problems, weights])
     tensors, wrong = read_tensors(weights)
     problems += wrong
-    if layout is None:
-        raise _refused(path, base_folder, problems)
+    # Without a configuration the tensors are still held against the base.
+    layout = layout or unsaid(weights.name, tensors)
     found = _Found(layout, weights, base, {}, problems)
     _sort(found, tensors)
     modules = tuple(_modules(found))
     _check_places(found)
-    _check_values(found, whole=not wrong)
+    _check_values(found)
     if found.problems or not modules:
         raise _refused(path, base_folder, found.problems or [f"{weights.name} adapts no layer"])
     if not _same_model(layout.base_model, base_folder):
@@ -93,7 +101,7 @@ def _sort(found: _Found, tensors: dict[str, Tensor]) -> None:
             continue
         parts = found.parts.setdefault(part[0], _Parts())
         if getattr(parts, part[1]) is not None:
-            found.problems.append(f"{name} is there twice under different names")
+            found.problems.append(f"{name} is there twice under different names; keep one of them")
         setattr(parts, part[1], tensor)
 
 
@@ -102,16 +110,16 @@ def _modules(found: _Found) -> Iterator[AdapterModule]:
     for name, parts in sorted(found.parts.items()):
         before = len(found.problems)
         if parts.a is None:
-            found.problems.append(f"{name} has a lora_b but no lora_a")
+            found.problems.append(f"{name} has a lora_b but no lora_a; {WHOLE}")
         if parts.b is None:
-            found.problems.append(f"{name} has a lora_a but no lora_b")
+            found.problems.append(f"{name} has a lora_a but no lora_b; {WHOLE}")
         if parts.m is not None and not found.layout.dora:
-            found.problems.append(f"{name} has a DoRA magnitude, but {CONFIG} says LoRA")
+            found.promised(f"{name} has a DoRA magnitude, but {CONFIG} says LoRA")
         if found.layout.dora and parts.m is None:
-            found.problems.append(f"{name} has no magnitude, but {CONFIG} says DoRA")
+            found.promised(f"{name} has no magnitude, but {CONFIG} says DoRA")
         shape = found.base.find(name)
         if shape is None and not found.base.stacked_when_loaded(name):
-            found.problems.append(f"the base model has no layer {name}")
+            found.problems.append(f"the base model has no layer {name}; {BASE}")
         if parts.a is None or parts.b is None:
             continue
         rank = _check_shapes(found, name, parts.a, parts.b, parts.m, shape)
@@ -139,7 +147,7 @@ def _check_shapes(
     """The rank of a layer's pair; mismatches are noted with what was expected."""
     experts = len(a.shape) == 3
     if len(a.shape) not in (2, 3) or len(b.shape) != len(a.shape):
-        found.problems.append(f"{name}: lora_a {a.shape} and lora_b {b.shape} are no pair")
+        found.problems.append(f"{name}: lora_a {a.shape} and lora_b {b.shape} are no pair; {WHOLE}")
         return None
     # An embedding looks rows up: its "inputs" are the rows, and A is never transposed by mlx-lm.
     embedding = name.rpartition(".")[2] in EMBEDDINGS
@@ -147,19 +155,21 @@ def _check_shapes(
     (inputs, rank_a) = (a.shape[-2], a.shape[-1]) if plain else (a.shape[-1], a.shape[-2])
     (rank_b, outputs) = (b.shape[-2], b.shape[-1]) if plain else (b.shape[-1], b.shape[-2])
     if rank_a != rank_b:
-        found.problems.append(f"{name}: lora_a has rank {rank_a}, lora_b has rank {rank_b}")
+        found.problems.append(
+            f"{name}: lora_a has rank {rank_a}, lora_b has rank {rank_b}; {WHOLE}"
+        )
     expected = found.layout.rank_of(name)
     if expected is not None and rank_a != expected:
-        found.problems.append(f"{name}: its rank is {rank_a}, {CONFIG} says {expected}")
+        found.promised(f"{name}: its rank is {rank_a}, {CONFIG} says {expected}")
     if shape is not None:
         wanted = (shape[-2], shape[-1]) if not embedding else (shape[-1], shape[-2])
         if (outputs, inputs) != wanted or (experts and a.shape[0] != shape[0]):
             found.problems.append(
                 f"{name}: it maps {inputs} to {outputs}, the base model's maps "
-                f"{wanted[1]} to {wanted[0]}"
+                f"{wanted[1]} to {wanted[0]}; {BASE}"
             )
         if m is not None and m.shape[-1:] != (wanted[0],):
-            found.problems.append(f"{name}: its magnitude is {m.shape}, not ({wanted[0]},)")
+            found.problems.append(f"{name}: its magnitude is {m.shape}, not ({wanted[0]},); {BASE}")
     return rank_a
 
 
@@ -174,25 +184,27 @@ def _check_places(found: _Found) -> None:
     if layout.num_layers is not None:
         count = total if layout.num_layers <= 0 else layout.num_layers
         if count > total:
-            found.problems.append(f"{CONFIG}: num_layers is {count}, the base has {total} blocks")
+            found.problems.append(
+                f"{CONFIG}: num_layers is {count}, the base has {total} blocks; {BASE}"
+            )
         expected = set(range(max(0, total - count), total))
     if expected is not None and found.parts:
         if strange := sorted(present - expected):
-            found.problems.append(f"blocks {_list(strange)} are adapted, {CONFIG} names others")
+            found.promised(f"blocks {_list(strange)} are adapted, {CONFIG} names others")
         if absent := sorted(expected - present):
-            found.problems.append(f"blocks {_list(absent)} are not adapted, {CONFIG} says they are")
+            found.promised(f"blocks {_list(absent)} are not adapted, {CONFIG} says they are")
     for key in layout.keys or ():
         hits = {k: b for k, b in keys.items() if _is_key(k, key, layout.dialect)}
         outside = any(_is_key(name, key, layout.dialect) for name in found.parts)
         if not hits and not outside:
-            found.problems.append(f"{CONFIG} names {key!r}, no tensor belongs to it")
+            found.promised(f"{CONFIG} names {key!r}, no tensor belongs to it")
         elif hits and layout.dialect == "mlx":
             absent = sorted((expected or present) & present - set[int]().union(*hits.values()))
             if absent:
-                found.problems.append(f"{key} is missing in blocks {_list(absent)}")
+                found.promised(f"{key} is missing in blocks {_list(absent)}")
     for key in sorted(keys) if layout.keys else ():
         if not any(_is_key(key, name, layout.dialect) for name in layout.keys or ()):
-            found.problems.append(f"{key} is adapted, but {CONFIG} does not name it")
+            found.promised(f"{key} is adapted, but {CONFIG} does not name it")
 
 
 def _is_key(name: str, key: str, dialect: str) -> bool:
@@ -203,18 +215,23 @@ def _list(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:12])) + (", …" if len(numbers) > 12 else "")
 
 
-def _check_values(found: _Found, *, whole: bool) -> None:
+def _check_values(found: _Found) -> None:
     zeros: list[bool] = []
+    size = found.weights.stat().st_size
     for name, parts in sorted(found.parts.items()):
         for leaf, tensor in (("lora_a", parts.a), ("lora_b", parts.b), ("magnitude", parts.m)):
             if tensor is None:
                 continue
             if tensor.dtype not in FLOATS:
-                found.problems.append(f"{name}: {leaf} is {tensor.dtype}, not floating point")
-            elif whole:
+                found.problems.append(
+                    f"{name}: {leaf} is {tensor.dtype}, not floating point; {WHOLE}"
+                )
+            elif 0 <= tensor.start <= tensor.end <= size:
                 values = look_at(found.weights, tensor)
                 if not values.finite:
-                    found.problems.append(f"{name}: {leaf} has values that are not finite")
+                    found.problems.append(
+                        f"{name}: {leaf} has values that are not finite; {FINITE}"
+                    )
                 if leaf == "lora_b":
                     zeros.append(values.zero)
     if zeros and all(zeros):
