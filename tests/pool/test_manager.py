@@ -148,7 +148,8 @@ def test_adapters_cost_what_they_hold_and_the_base_is_there_once(
 def test_a_retrained_adapter_and_a_moved_link_are_never_stale(
     pool: ModelPoolManager, tiny: Path, tmp_path: Path
 ) -> None:
-    first, second = make_adapter(tmp_path / "1", seed=1), make_adapter(tmp_path / "2", seed=2)
+    first, second = make_adapter(tmp_path / "1", seed=21), make_adapter(tmp_path / "2", seed=22)
+    third = make_adapter(tmp_path / "3", seed=23)
     link = tmp_path / "latest"
     link.symlink_to(first)
     one = pool.generate(str(tiny), link, chat("add")).tokens
@@ -157,7 +158,18 @@ def test_a_retrained_adapter_and_a_moved_link_are_never_stale(
     two = pool.generate(str(tiny), link, chat("add")).tokens
     assert one != two == pool.generate(str(tiny), second, chat("add")).tokens
 
-    make_adapter(first, seed=2)  # trained again in place
+    info = pool.validate_adapter_path(first, str(tiny))
+    make_adapter(first, seed=23)  # trained again in place
+    three = pool.generate(str(tiny), first, chat("add")).tokens
+    assert three not in (one, two)
+    assert three == pool.generate(str(tiny), third, chat("add")).tokens
+    status = pool.get_status()
+    assert info.content_hash not in [a.content_hash for a in status.models[0].adapters]
+
+    # What is there already under another name takes the place of the old one too.
+    info = pool.validate_adapter_path(first, str(tiny))
+    make_adapter(first, seed=22)
     assert pool.generate(str(tiny), first, chat("add")).tokens == two
-    places = [a.adapter_path for a in pool.get_status().models[0].adapters]
-    assert places.count(str(first)) == 1
+    hashes = [a.content_hash for a in pool.get_status().models[0].adapters]
+    assert info.content_hash not in hashes
+    assert len(hashes) == len(set(hashes))

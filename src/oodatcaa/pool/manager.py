@@ -242,12 +242,12 @@ class ModelPoolManager:
             entry.ready.set()
 
     def _put_on(self, entry: Entry, info: AdapterInfo) -> None:
+        for old in list(entry.adapters.values()):
+            # It was written anew in its place: nobody can ask for the old one there any more.
+            if old.info.adapter_path == info.adapter_path and old.info != info:
+                entry.take_off(old)
         found = entry.adapters.get(info.content_hash)
         if found is None:
-            for old in [
-                a for a in entry.adapters.values() if a.info.adapter_path == info.adapter_path
-            ]:
-                entry.take_off(old)
             self._room.make(entry, info.size_bytes)
             request = {"op": "adapter", "info": info.model_dump(mode="json")}
             added = int(entry.child.ask(request, LOAD_SECONDS)["bytes"])
