@@ -214,10 +214,10 @@ client with streaming, greedily; the median of {rounds} requests and the range.
 | --- | --- | ---: | ---: |
 {table}
 
-Nothing of a new text was read before. Chat messages share what the chat template puts before them: \
-the stock server keeps the caches of prompts that it has read and goes on from there, the pool reads \
-every prompt as a whole. The stock server holds one adapter at a time: for another one it loads the \
-base again; the pool has all of them on one base."""
+Nothing of a new text was read before. Chat messages share what the chat template puts before \
+them: the stock server keeps the caches of prompts that it has read and goes on from there, the \
+pool reads every prompt as a whole. The stock server holds one adapter at a time: for another one \
+it loads the base again; the pool has all of them on one base."""
 
 
 def text(folders: list[Path], number: int) -> Asked:

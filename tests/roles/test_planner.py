@@ -223,6 +223,19 @@ def test_a_framework_that_is_importable_but_broken_is_not_chosen() -> None:
     assert any("MLX" in line and "Not usable" in line for line in plan.decision.rationale)
 
 
+@pytest.mark.parametrize("kind", [StoryKind.TRAIN, StoryKind.PUBLISH])
+def test_an_adapter_is_loaded_by_what_belongs_to_its_backend(kind: StoryKind) -> None:
+    facts = rich(kind)
+    mlx = plan_story(facts).model_dump_json()
+    assert "stock mlx-lm" in mlx.lower()
+    assert "PEFT" not in mlx
+    trained = facts.run.evolve(backend="hf") if facts.run else None
+    hf = plan_story(facts.evolve(run=trained, backend="hf")).model_dump_json()
+    assert "PEFT" in hf
+    assert "stock mlx-lm" not in hf.lower()
+    assert "mlx_lm.generate" not in hf
+
+
 def test_totals_follow_the_facts() -> None:
     def total(**changes: object) -> float:
         return plan_story(rich(StoryKind.FRAMEWORK, **changes)).decision.totals["mlx"]

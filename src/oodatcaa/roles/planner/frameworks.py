@@ -52,6 +52,18 @@ FACTORS = (
     ),
 )
 
+LOADERS = {"mlx": "stock mlx-lm"}
+"""What loads an adapter of a backend without this project; the others write PEFT's format."""
+
+
+def loader(inputs: PlanInputs) -> str:
+    """Of the run's adapter, or of the one that the planned run will write."""
+    return LOADERS.get(trained_by(inputs), "PEFT")
+
+
+def trained_by(inputs: PlanInputs) -> str:
+    return inputs.run.backend if inputs.run else inputs.backend
+
 
 def names(inputs: PlanInputs) -> tuple[str, ...]:
     """The three frameworks and whatever else was probed; the objective's order first."""

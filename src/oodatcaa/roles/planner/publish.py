@@ -19,6 +19,7 @@ from oodatcaa.roles.planner import gates
 from oodatcaa.roles.planner.common import quality_line
 from oodatcaa.roles.planner.design import Checks, Design, Forced, Group, step
 from oodatcaa.roles.planner.evaluate import run_line, run_paths
+from oodatcaa.roles.planner.frameworks import loader, trained_by
 from oodatcaa.roles.planner.inputs import PlanInputs
 from oodatcaa.roles.planner.parameters import adapter_bytes, loading_minutes
 from oodatcaa.roles.planner.scoring import NOT_AVAILABLE, decide, with_pros_and_cons
@@ -66,17 +67,17 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
             ),
             impact="An adapter without card and hash can not be found, trusted or reproduced",
             statement=f"Make {_run(inputs)}'s adapter usable by others: described, named by hash, "
-            "loadable with stock mlx-lm",
+            f"loadable with {loader(inputs)}",
         ),
         constraints=("Card and record are generated from records, not written by hand",),
         interfaces=(
-            "models/runs/<backend>/<run>/adapters/ for `mlx_lm.generate --adapter-path`",
+            f"models/runs/{trained_by(inputs)}/<run>/adapters/ for {loader(inputs)}",
             "docs/training/records/adapter.json: run id and hashes of model, data and adapter",
         ),
         alternatives=ways,
         decision=decision,
         fallback=Fallback(
-            trigger="stock mlx-lm does not load the adapter, or a hash differs",
+            trigger=f"{loader(inputs)} does not load the adapter, or a hash differs",
             action="Publish the last good checkpoint of the run instead, after evaluating it",
             costs=(("evaluate the checkpoint", 5), ("write card and record again", 2)),
         ),
@@ -95,6 +96,7 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
             f"Adapter of {_run(inputs)}: {_adapter(inputs)}",
             "Nothing from the run store is added to git; *.safetensors in a commit is a defect",
             f"Use afterwards: {_usage(inputs)}",
+            "Compare and serve it here: oodatcaa models list, oodatcaa serve",
         ),
         backend=inputs.backend,
         params=inputs.params,
@@ -108,7 +110,9 @@ def _run(inputs: PlanInputs) -> str:
 
 def _usage(inputs: PlanInputs) -> str:
     folder = f"{inputs.run_dir}/adapters" if inputs.run_dir else "<run folder>/adapters"
-    return f"mlx_lm.generate --model <model folder> --adapter-path {folder}"
+    if trained_by(inputs) == "mlx":
+        return f"mlx_lm.generate --model <model folder> --adapter-path {folder}"
+    return f"PeftModel.from_pretrained(<base model>, {folder!r})"
 
 
 def _adapter(inputs: PlanInputs) -> str:
@@ -215,9 +219,9 @@ def _checks(inputs: PlanInputs, steps: tuple[Step, ...]) -> Checks:
     return Checks(
         acceptance=(
             gates.metric(
-                "Stock mlx-lm uses it",
+                f"{loader(inputs)[:1].upper()}{loader(inputs)[1:]} uses it",
                 "adapter_loads == 1",
-                "A stock mlx-lm load of model and adapter generates tokens; critical",
+                f"Model and adapter loaded with {loader(inputs)} generate tokens; critical",
                 critical=True,
                 timeout=max(600, 240 * load),
             ),
@@ -226,7 +230,10 @@ def _checks(inputs: PlanInputs, steps: tuple[Step, ...]) -> Checks:
             gates.files("Index", steps[1].deliverables),
         ),
         minutes=1 + load,
-        scope=("The adapter in the run store, loaded by stock mlx-lm", "Card, record and index"),
+        scope=(
+            f"The adapter in the run store, loaded by {loader(inputs)}",
+            "Card, record and index",
+        ),
         out_of_scope=("Uploading to a hub", "Quality: decided by the evaluate story"),
         integration=("Run, evaluation and adapter records name the same hashes",),
         regression=(quality_line(inputs), "No weight file is in the commit"),
@@ -252,7 +259,7 @@ def _risks(inputs: PlanInputs) -> tuple[Risk, ...]:
             risk="The adapter works only with this project's loader",
             probability="low",
             impact="high",
-            mitigation="AC1 loads it with stock mlx-lm in its own process",
+            mitigation=f"AC1 loads it with {loader(inputs)} in its own process",
             contingency="write adapter_config.json again from the run's spec",
         ),
         Risk(

@@ -16,6 +16,7 @@ from oodatcaa.roles.planner.choices import (
 )
 from oodatcaa.roles.planner.common import quality_line
 from oodatcaa.roles.planner.design import Checks, Design, Forced, Group, step
+from oodatcaa.roles.planner.frameworks import loader
 from oodatcaa.roles.planner.inputs import PlanInputs
 from oodatcaa.roles.planner.parameters import (
     estimate_for,
@@ -42,7 +43,7 @@ def design(inputs: PlanInputs, forced: Forced | None = None) -> Design:
         ),
         interfaces=(
             "spec.json into the training child; metrics.jsonl, checkpoints and result.json out",
-            "models/runs/<backend>/<run>/: run.json, adapters/ loadable by stock mlx-lm",
+            f"models/runs/<backend>/<run>/: run.json, adapters/ loadable by {loader(inputs)}",
             "A run is resumed from its last good checkpoint after a crash",
         ),
         alternatives=ways,
@@ -181,7 +182,7 @@ def _checks(inputs: PlanInputs, params: QLoRA, steps: tuple[Step, ...]) -> Check
         ),
         integration=(
             "The run's data hash is the data story's, its parameters are this plan's",
-            "adapters/ is in the form that stock mlx-lm loads",
+            f"adapters/ is in the form that {loader(inputs)} loads",
         ),
         regression=(quality_line(inputs), "Earlier runs in the run store are not touched"),
         benchmarks=(
