@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.importers import ImportKind, detect, import_file
-from oodatcaa.importers.front import MAX_BYTES
+from oodatcaa.kit.plan_files import MAX_BYTES
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NOW = datetime(2025, 10, 10, tzinfo=UTC)
@@ -63,6 +65,21 @@ def test_what_can_not_be_imported_gets_one_clear_error(
     assert "\n" not in caught.value.message
     if code == "import.unknown_format":
         assert len(caught.value.details) == 6
+
+
+def test_a_wrong_file_is_told_before_the_readers_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"\x89PNG\0")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "oodatcaa", "import", str(path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "[import.binary]" in done.stderr
+    assert "oodatcaa.kit.plan_files" in done.stderr
+    assert "oodatcaa.importers" not in done.stderr
 
 
 def test_a_missing_file_and_a_device(tmp_path: Path) -> None:

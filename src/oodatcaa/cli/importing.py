@@ -33,6 +33,10 @@ def import_(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Turn plans of other tools into stories. Nothing in them is run."""
+    from oodatcaa.kit.plan_files import plan_file, read_text
+
+    for path in files:
+        read_text(plan_file(path))  # before anything is loaded that takes its time
     from oodatcaa.app.importing import import_plans, parse_maps
     from oodatcaa.app.project import open_project
     from oodatcaa.views.imported import report_lines

@@ -1,4 +1,4 @@
-"""The door: which format a file has, and what is in it. The only place that touches the disk."""
+"""The door: which format a file has, and what is in it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from oodatcaa.importers.gsd import read_plan
 from oodatcaa.importers.oodatcaa import read_queue
 from oodatcaa.importers.own import looks_like_own, read_own
 from oodatcaa.importers.records import Imported, ImportKind
-from oodatcaa.importers.superpowers import looks_like_superpowers, read_superpowers
+from oodatcaa.importers.superpowers import (
+    MAX_PLAN_CHARS,
+    looks_like_superpowers,
+    read_superpowers,
+)
 from oodatcaa.importers.taskmaster import looks_like_taskmaster, read_taskmaster
+from oodatcaa.kit.plan_files import plan_file, read_text
 
-MAX_BYTES = 20_000_000
-"""Ten thousand tasks are about half of this."""
-HEAD_BYTES = 65_536
-_ENDINGS = (".md", ".markdown", ".json", ".jsonl")
-_MOST_NAMED = 10
-MAX_PLAN_CHARS = 2_000_000
-"""A plan for people; the largest ones seen have a tenth of this."""
 UNDERSTOOD = (
     "oodatcaa: a SPRINT_QUEUE.json of the original process, damaged or not",
     "gsd: a plan with YAML front matter and <objective>, <tasks>, <task> sections",
@@ -33,11 +31,6 @@ UNDERSTOOD = (
     "taskmaster: a tasks.json, with or without tags",
     "beads: JSON Lines with one issue a line, or a dump of its table",
     "json: what oodatcaa export --to json writes",
-)
-_PLACES = (
-    *("SPRINT_QUEUE.json", "work/SPRINT_QUEUE.json", ".oodatcaa/work/SPRINT_QUEUE.json"),
-    *("issues.jsonl", ".beads/issues.jsonl"),
-    *("tasks.json", "tasks/tasks.json", ".taskmaster/tasks/tasks.json"),
 )
 _TAGS = re.compile(r"^[ \t]*<(objective|tasks|task|success_criteria|verification)\b", re.MULTILINE)
 _QUEUE_KEYS = re.compile(
@@ -53,8 +46,8 @@ def detect(path: Path) -> ImportKind:
 
     Raises OodatcaaError: import.unknown_format, import.own_format, or that it can not be read.
     """
-    file = _file(path)
-    return _detect(_text(file), file)
+    file = plan_file(path)
+    return _detect(read_text(file), file)
 
 
 def import_file(
@@ -70,8 +63,8 @@ def import_file(
     text before it is read. Nothing is written and no command in the file is run. Raises
     OodatcaaError only when there is nothing to read: see `detect`, and import.wrong_format.
     """
-    file = _file(path)
-    text = _text(file)
+    file = plan_file(path)
+    text = read_text(file)
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     chosen = kind or _detect(text, file)
     if kind is not None and not looks_like(text, kind):
@@ -167,84 +160,3 @@ _READERS: dict[ImportKind, Callable[[str, str, datetime], Imported]] = {
     ImportKind.JSON: lambda text, name, _: read_own(text, source=name),
 }
 _PLANS = (ImportKind.GSD, ImportKind.SUPERPOWERS)
-
-
-def _file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    try:
-        for place in _PLACES:
-            if (path / place).is_file():
-                return path / place
-        plans = sorted(item.name for item in path.iterdir() if item.suffix.lower() in _ENDINGS)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    raise OodatcaaError(
-        "import.no_queue",
-        f"there is no SPRINT_QUEUE.json, issues.jsonl or tasks.json in the folder {path}",
-        hint="name the files: oodatcaa import "
-        + (f"{path}/*{Path(plans[0]).suffix}" if plans else "FILE"),
-        details=(f"it holds {name}" for name in plans[:_MOST_NAMED]),
-    )
-
-
-def _unreadable(path: Path, error: OSError) -> OodatcaaError:
-    return OodatcaaError(
-        "import.unreadable",
-        f"{path} can not be read: {error.strerror or error}",
-        hint="check the path and its permissions",
-    )
-
-
-def _text(path: Path) -> str:
-    """The file's text. Raises OodatcaaError for everything that is no readable text."""
-    try:
-        if not path.exists():
-            raise OodatcaaError(
-                "import.not_found", f"there is no file {path}", hint="check the path"
-            )
-        if not path.is_file():
-            raise OodatcaaError(
-                "import.no_file",
-                f"{path} is no regular file",
-                hint="save what it gives as a file, then oodatcaa import FILE",
-            )
-        with path.open("rb") as file:
-            data = file.read(HEAD_BYTES)
-            if b"\0" not in data or data.startswith((b"\xff\xfe", b"\xfe\xff")):
-                data += file.read(MAX_BYTES + 1 - len(data))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if len(data) > MAX_BYTES:
-        raise OodatcaaError(
-            "import.too_large",
-            f"{path} is larger than {MAX_BYTES // 1_000_000} MB; no queue or plan is",
-            hint="cut out the part that holds the tasks and import that",
-        )
-    return _decode(data, path)
-
-
-def _decode(data: bytes, path: Path) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            return data.decode("utf-16")
-        except UnicodeDecodeError as error:
-            raise _not_text(path, "broken UTF-16", error.start) from error
-    if b"\0" in data:
-        raise OodatcaaError(
-            "import.binary",
-            f"{path} is a binary file (a zero byte at {data.index(0)})",
-            hint="oodatcaa import reads text: a SPRINT_QUEUE.json or a plan",
-        )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_text(path, f"byte {data[error.start]:#04x}", error.start) from error
-
-
-def _not_text(path: Path, what: str, at: int) -> OodatcaaError:
-    return OodatcaaError(
-        "import.not_utf8",
-        f"{path} is not UTF-8 text: {what} at offset {at:,}",
-        hint="convert it first, for example: iconv -f latin1 -t utf-8 FILE > NEW",
-    )

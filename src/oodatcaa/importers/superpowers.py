@@ -18,6 +18,9 @@ from oodatcaa.importers.markdown import Block, blocks
 from oodatcaa.importers.records import Imported, ImportKind
 from oodatcaa.importers.superpowers_task import TaskDrafter
 
+MAX_PLAN_CHARS = 2_000_000
+"""A plan for people; the largest ones seen have a tenth of this."""
+_BEGINNING = 100_000
 TASK = re.compile(r"^\W*Task\s+(\d+(?:\.\d+)*[a-z]?)\b\s*[:.)–—-]*\s*(.*)$", re.IGNORECASE)
 _GROUP = re.compile(r"^\W*(?:Chunk|Phase|Part|Milestone|Stage|Section)\s+\w+", re.IGNORECASE)
 _HEADER = re.compile(r"^\*\*(Goal|Architecture|Tech Stack)\s*:?\s*\*\*\s*:?\s*(.*)$", re.DOTALL)
@@ -25,9 +28,11 @@ _LIKE = re.compile(r"^ {0,3}#{2,4}\s+\W*Task\s+\d", re.MULTILINE | re.IGNORECASE
 
 
 def looks_like_superpowers(text: str) -> bool:
-    if not _LIKE.search(text[:2_000_000]):
+    # What is far too long to be a plan is told so; a look at its beginning is enough for that.
+    head = text if len(text) <= MAX_PLAN_CHARS else text[:_BEGINNING]
+    if not _LIKE.search(head):
         return False
-    found = blocks(text[:2_000_000])
+    found = blocks(head)
     tasks = [block for block in found if is_task(block)]
     steps = [block for block in found if block.kind == "text" and "**Step" in block.text]
     header = any(_HEADER.match(block.text) for block in found if block.kind == "text")
