@@ -95,7 +95,10 @@ def test_checkpoints_stop_the_work_at_their_place_and_answers_are_told_to_it(
     assert "Is the title blue?" in text
     assert "oodatcaa approve T002" in text
     assert "to be asked  decision, step 3 (Which footer?)" in text
+    assert "the work so far is on branch feat/T002-show-a-page" in text
     assert "oodatcaa approve T002" in story_of(root).reason
+    page = (Project(root).work / "plans/T002/AGENT_PLAN.md").read_text(encoding="utf-8")
+    assert "T002-B01, a person (human-verify, step 2" in page
 
     answered = approve_story(Project(root), "T002", "ada", "it is blue")
     assert answered.status is StoryStatus.NEEDS_HUMAN  # the next question follows at once

@@ -92,9 +92,7 @@ def status(json: AsJson = False) -> None:
     for row in status_rows(board, now):
         note = row["note"] or row["title"]
         say(f"  {row['id']:<9} {row['status']:<20} {row['owner']:<13} {note}")
-    stuck = next(
-        (row["id"] for row in status_rows(board, now) if row["status"] == "needs_human"), ""
-    )
+    stuck = next((item.id for item in board.stories if item.status.value == "needs_human"), "")
     following(f"oodatcaa show {stuck}" if stuck else "oodatcaa run")
 
 
@@ -191,9 +189,12 @@ def approve(
     from oodatcaa.app.people import approve_story
     from oodatcaa.app.project import open_project
 
+    asking = ""
     for story in stories:
-        _told(approve_story(open_project(), story, _who(owner), why))
-    following("oodatcaa run")
+        after = approve_story(open_project(), story, _who(owner), why)
+        _told(after)
+        asking = asking or (story if after.asked_for else "")
+    following(f"oodatcaa show {asking}" if asking else "oodatcaa run")
 
 
 def reject(

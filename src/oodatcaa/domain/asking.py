@@ -36,7 +36,7 @@ def ask(board: Board, story_id: str, actor: str, now: datetime) -> tuple[Board, 
         if not questions:
             continue
         reason = (
-            f"asks before {item.id}: {questions[0].line}: oodatcaa show {story_id}, then "
+            f"asks before {item.id}: {questions[0].title}: oodatcaa show {story_id}, then "
             f"oodatcaa approve {story_id} --why 'your answer'"
         )
         paused = move(story, S.NEEDS_HUMAN, now, reason=reason, asked_for=item.id)

@@ -23,12 +23,6 @@ class Question(Record):
     title: NonEmpty
     text: NonEmpty = Field(description="everything that the person has to read, word for word")
 
-    @property
-    def line(self) -> str:
-        """The question in one line, for lists."""
-        plain = " ".join(self.text.split())
-        return f"{self.title}: {plain[:160]}{'…' if len(plain) > 160 else ''}"
-
 
 class Answer(Record):
     """A person's word on one question, told to whoever works on."""

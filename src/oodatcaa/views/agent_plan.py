@@ -338,13 +338,18 @@ def _size(plan: Plan) -> str:
             ("Subtask", "Kind", "What", "Steps", "Waits for", "Estimate"),
             [
                 (part.id, part.kind.value, prose(part.title), _step_range(part),
-                 ", ".join(part.depends_on) or "nothing", minutes(part.estimate_minutes))
+                 _waits(part), minutes(part.estimate_minutes))
                 for part in plan.subtasks
             ],
             "lllllr",
         ),
         *(_exit_gates(plan, part) for part in plan.subtasks if part.kind is SubtaskKind.BUILD),
     )  # fmt: skip
+
+
+def _waits(part: SubtaskPlan) -> str:
+    people = [f"a person ({prose(question.title)})" for question in part.asks]
+    return ", ".join([*part.depends_on, *people]) or "nothing"
 
 
 def _step_range(part: SubtaskPlan) -> str:

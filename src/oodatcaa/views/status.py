@@ -188,6 +188,7 @@ def _questions(board: Board, story: Story) -> list[str]:
             lines.append(f"  {word}  {question.title}, before {item.id}")
             lines += [f"    {line}" for line in question.text.split("\n")]
     if now is not None:
+        lines.append(f"  the work so far is on branch {story.branch}")
         lines.append(f"  answer it: oodatcaa approve {story.id} --why 'your answer'")
         if now.asks is Asks.VERIFY:
             lines.append(f"  or say no: oodatcaa reject {story.id} --why 'what is wrong'")
