@@ -14,6 +14,7 @@ import pytest
 
 from oodatcaa.app import claims
 from oodatcaa.app.archiving import end_sprint, half_closed
+from oodatcaa.app.doctor import diagnose, mend
 from oodatcaa.app.history import sprint_metrics
 from oodatcaa.app.project import Project, open_project
 from oodatcaa.app.sprints import new_sprint
@@ -265,3 +266,45 @@ def test_a_closing_that_is_killed_is_completed_by_the_next(project: Project, poi
     assert [s["id"] for s in carried["stories"]] == ["T001", "T002", "T003", "T004", "T005"]
     assert new_sprint(again).stories[0].plan_version == 1
     assert git(again.root, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(
+    "names", [("SPRINT_QUEUE.json",), ("SPRINT_QUEUE.json", "queue.journal"), ()]
+)
+def test_an_old_commits_queue_does_not_open_a_closed_sprint(
+    project: Project, names: tuple[str, ...]
+) -> None:
+    """Somebody keeps the live files in git and restores some of them, or all."""
+    root, work = project.root, ".oodatcaa/work"
+    cancel_story(project, "T001")
+    project.store.close()
+    git(root, "checkout", "-q", "-b", "backup")
+    git(root, "add", "-f", work)
+    git(root, "commit", "-qm", "the live files")
+    git(root, "rm", "-rq", "--cached", work)
+    git(root, "checkout", "-q", "main")
+    closed = end_sprint(project, "someone")
+    project.store.close()
+
+    git(root, "checkout", "backup", "--", *([f"{work}/{name}" for name in names] or [work]))
+    git(root, "reset", "-q")
+    restored = [path.read_bytes() for path in project.work.iterdir() if path.is_file()]
+    if len(names) == 1:
+        assert "no sprint" in type_command(root, "status")
+        kept = list(project.work.glob("SPRINT_QUEUE.rejected-*.json"))
+    else:
+        with pytest.raises(OodatcaaError, match="archive/sprint-1 knows"):
+            new_sprint(open_project(root))
+        found = diagnose(open_project(root)).findings
+        assert "queue.journal_older" in [one.code for one in found]
+        assert "queue.journal_older" in [one.code for one in mend(open_project(root)) if one.ok]
+        kept = [
+            *project.work.glob("SPRINT_QUEUE*.damaged-*"),
+            *project.work.glob("queue.journal.*"),
+        ]
+    assert {path.read_bytes() for path in kept} <= set(restored)
+    assert kept
+    again = open_project(root)
+    assert again.board().sprint is None
+    assert git(root, "rev-parse", "sprint-1^{commit}") == closed.commit
+    assert new_sprint(again).sprint.number == 2  # type: ignore[union-attr]

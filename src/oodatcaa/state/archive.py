@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from oodatcaa.errors import StateError
@@ -20,6 +21,28 @@ from oodatcaa.state.snapshot import QUEUE_FILE, SCHEMA_FILE
 
 _SEAL = "sealed.json"
 EVENTS_FILE = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A closed sprint: its folder, and the last transaction that belongs to it."""
+
+    folder: Path
+    number: int
+    seq: int
+
+
+def newest_closed(work_dir: Path) -> Sealed | None:
+    """The archived sprint that was closed last. The journal has moved past its `seq`: no folder
+    gets its name before that is durable."""
+    found = []
+    for folder in (work_dir / ARCHIVE).glob("sprint-*"):
+        try:
+            seal = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+            found.append(Sealed(folder, seal["number"], seal["seq"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged by somebody: it proves nothing
+    return max(found, key=lambda one: one.seq, default=None)
 
 
 class SprintArchive:

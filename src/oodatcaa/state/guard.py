@@ -2,7 +2,9 @@
 
 Log, events.jsonl and snapshot are written after the line that they show is durable, so none of them
 can know of a later transaction than the journal, unless somebody put an older journal in its
-place. Going on from that one would hand out attempt and transaction numbers a second time.
+place. Going on from that one would hand out attempt and transaction numbers a second time. The
+archive of a closed sprint is such a view too: with an older journal beside it that sprint would be
+open again, whatever was restored together with the journal.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pydantic import ValidationError
 from oodatcaa.domain.board import Board
 from oodatcaa.errors import StateError
 from oodatcaa.state import dialect
-from oodatcaa.state.archive import EVENTS_FILE
+from oodatcaa.state.archive import EVENTS_FILE, newest_closed
 from oodatcaa.state.journal import Journal
 from oodatcaa.state.lines import REPAIR
 from oodatcaa.state.log import ARCHIVE, LOG_FILE, last_place_of, rotations
@@ -56,7 +58,10 @@ def seen_by_views(work_dir: Path) -> tuple[Seen, ...]:
     except FileNotFoundError:
         data = b""
     found = _SEQ.search(data[:1000])
+    closed = newest_closed(work_dir)
+    archived = [Seen(closed.seq + 1, closed.folder)] if closed else []  # and its closing
     return (
+        *archived,
         Seen(_logged(work_dir), work_dir / LOG_FILE),
         Seen(_last_seq(work_dir / EVENTS_FILE), work_dir / EVENTS_FILE),
         Seen(int(found[1]) if found else 0, work_dir / QUEUE_FILE, data),
@@ -69,10 +74,11 @@ def refuse_rolled_back(journal: Journal, seen: tuple[Seen, ...]) -> None:
         return _refuse_deleted(journal, seen)
     for one in seen:
         if one.seq > journal.replica.seq and one.counts(journal.replica.board):
+            view = one.path.relative_to(journal.path.parent)
             raise StateError(
                 "queue.journal_older",
                 f"{journal.path} was replaced by an older one: it ends at transaction "
-                f"{journal.replica.seq}, {one.path.name} knows of {one.seq}",
+                f"{journal.replica.seq}, {view} knows of {one.seq}",
                 hint=REPAIR,
             )
     return None
@@ -83,8 +89,8 @@ def _refuse_deleted(journal: Journal, seen: tuple[Seen, ...]) -> None:
 
     Only what was seen before the journal was looked for counts: it may have been made since.
     """
-    histories = [one for one in seen if one.path.name != QUEUE_FILE]
-    needing = [one.path for one in histories if one.seq]
+    needing = [one.path for one in seen if one.path.name in (LOG_FILE, EVENTS_FILE) and one.seq]
+    needing += _of_a_closed_sprint(seen)
     events = journal.path.parent / EVENTS_FILE
     if events.exists() and not journal.path.exists():
         needing.append(events)
@@ -95,6 +101,14 @@ def _refuse_deleted(journal: Journal, seen: tuple[Seen, ...]) -> None:
             f"{journal.path} is gone, but {view} needs it",
             hint=REPAIR,
         )
+
+
+def _of_a_closed_sprint(seen: tuple[Seen, ...]) -> list[Path]:
+    """The archive beside a lone snapshot that was written before its sprint was closed."""
+    snapshot = next((one.seq for one in seen if one.data), None)
+    views = (LOG_FILE, EVENTS_FILE, QUEUE_FILE)
+    closed = [one for one in seen if one.path.name not in views]
+    return [one.path for one in closed if snapshot is not None and snapshot < one.seq]
 
 
 def _logged(work_dir: Path) -> int:

@@ -1,7 +1,8 @@
 """What `oodatcaa doctor` finds in the queue's files, and the repair that loses least.
 
 Repair takes the newest state that can be proven: the journal's longest sound part, or the last
-snapshot when it is intact and newer. Every file it replaces is kept beside the new one.
+snapshot when it is intact and newer. What a sprint's archive has moved past is no such state: the
+sprint stays closed. Every file it replaces is kept beside the new one.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from oodatcaa.errors import StateError
 from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.locks import FileLock
-from oodatcaa.state.archive import EVENTS_FILE
+from oodatcaa.state.archive import EVENTS_FILE, Sealed, newest_closed
 from oodatcaa.state.changes import Change, Replica, Transaction, structure_problems
 from oodatcaa.state.guard import refuse_rolled_back, seen_by_views
 from oodatcaa.state.journal import Journal
-from oodatcaa.state.log import read_log
+from oodatcaa.state.log import LOG_FILE, read_log
 from oodatcaa.state.publishing import may_lag
 from oodatcaa.state.recall import lost_steps, with_attempts
 from oodatcaa.state.snapshot import QUEUE_FILE, QueueFile, intact
@@ -124,10 +125,12 @@ def repair(work_dir: Path, clock: Callable[[], datetime] = utc_now) -> Repaired 
 
 def _rebuild(work_dir: Path, now: datetime, what: str) -> Repaired:
     path = work_dir / JOURNAL_FILE
-    candidates = _candidates(work_dir)
+    closed = newest_closed(work_dir)
+    since = closed.seq if closed else 0
+    candidates = _candidates(work_dir, closed)
     source, found, _ = max(candidates, key=lambda one: one[1].seq)
-    sound = [line for _, _, lines in candidates for line in lines]
-    logged = list(read_log(work_dir))
+    sound = [line for _, _, lines in candidates for line in lines if line[0] > since]
+    logged = [one for one in read_log(work_dir) if one.seq > since]
     recalled = _recalled(logged, after=max((seq for seq, _ in sound), default=0))
     # Numbers that were given out once are never given again, though their change may be lost.
     newest = max([found.seq, *(one.seq for one in seen_by_views(work_dir) if not one.data)])
@@ -135,7 +138,8 @@ def _rebuild(work_dir: Path, now: datetime, what: str) -> Repaired:
     board, raised = with_attempts(found.board, logged, now)
     replica = Replica(board, seq=newest, at=max(times, default=None))
     kept = []
-    for name in (JOURNAL_FILE, QUEUE_FILE):
+    stale_log = bool(since) and not logged  # of the closed sprint: no entry here is of this one
+    for name in (JOURNAL_FILE, QUEUE_FILE, *([LOG_FILE] if stale_log else [])):
         original = work_dir / name
         if original.exists():
             copy = work_dir / f"{name}.damaged-{now:%Y-%m-%dT%H-%M-%SZ}"
@@ -156,9 +160,11 @@ def _rebuild(work_dir: Path, now: datetime, what: str) -> Repaired:
         Change(), (said,), seq=replica.seq + 1, revision=replica.revision + 1, at=said.at
     )
     journal = Journal(path)
-    journal.rebase(replica, then=then)
+    journal.rebase(replica, since=since, then=then)
     journal.close()
     (work_dir / QUEUE_FILE).unlink(missing_ok=True)  # a copy is kept; the next commit writes it
+    if stale_log:
+        (work_dir / LOG_FILE).unlink(missing_ok=True)
     return Repaired(found.seq, source, tuple(kept), lost)
 
 
@@ -177,14 +183,20 @@ def _recalled(logged: Sequence[Logged], *, after: int) -> list[tuple[int, bytes]
 _Candidate = tuple[str, Replica, list[tuple[int, bytes]]]
 
 
-def _candidates(work_dir: Path) -> list[_Candidate]:
+def _candidates(work_dir: Path, closed: Sealed | None) -> list[_Candidate]:
     """The states to go on from. Raises StateError `queue.beyond_repair` without any."""
-    journal, snapshot = _sound_part(work_dir / JOURNAL_FILE), _snapshot(work_dir / QUEUE_FILE)
+    journal = _newer(_sound_part(work_dir / JOURNAL_FILE), closed)
+    snapshot = _newer(_snapshot(work_dir / QUEUE_FILE), closed)
     if journal and snapshot and journal[1].board.sprint != snapshot[1].board.sprint:
         history = max(one.seq for one in seen_by_views(work_dir) if not one.data)
         if history < snapshot[1].seq:
             snapshot = None  # of another queue: nothing here ever was where it says it is
     found = [one for one in (journal, snapshot) if one]
+    if closed and not found:
+        # What moves on waits outside of the queue: between two sprints it is empty.
+        last = _snapshot(closed.folder / QUEUE_FILE)
+        revision = last[1].board.revision + 1 if last else 0
+        return [("archive", Replica(Board(revision=revision), seq=closed.seq + 1, at=None), [])]
     if not found:
         raise StateError(
             "queue.beyond_repair",
@@ -192,6 +204,11 @@ def _candidates(work_dir: Path) -> list[_Candidate]:
             hint="put back a copy of one of them, or move the folder away and start a sprint",
         )
     return found
+
+
+def _newer(found: _Candidate | None, closed: Sealed | None) -> _Candidate | None:
+    """None when it is of a sprint that was closed since."""
+    return None if found and closed and found[1].seq <= closed.seq else found
 
 
 def _sound_part(path: Path) -> _Candidate | None:

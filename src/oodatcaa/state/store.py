@@ -26,6 +26,7 @@ from oodatcaa.kit.clock import utc_now
 from oodatcaa.kit.locks import FileLock
 from oodatcaa.kit.turns import Turns
 from oodatcaa.state import lifetime
+from oodatcaa.state.archive import newest_closed
 from oodatcaa.state.changes import Change, Replica, Transaction, difference, refuse_inconsistent
 from oodatcaa.state.guard import refuse_rolled_back, seen_by_views
 from oodatcaa.state.journal import Journal
@@ -322,7 +323,7 @@ class QueueStore:
     ) -> None:
         journal = self._journal
         if not journal.exists:
-            journal.rebase()
+            self._begin()
         behind = (now - read).total_seconds()
         if behind > 1 and self._unclamped:
             events = (*events, clock_note(now, behind))
@@ -334,6 +335,15 @@ class QueueStore:
         journal.commit(done, durable=durable)
         self._owes = not durable
         self._views.view.committed()
+
+    def _begin(self) -> None:
+        """A journal of its own; beside an archive it goes on where the closed sprint ended."""
+        closed = newest_closed(self.work_dir)
+        if closed is None:
+            self._journal.rebase()
+        else:
+            start = Replica(Board(), seq=closed.seq + 1, at=None)
+            self._journal.rebase(start, since=start.seq)
 
     def _publish(self, *, final: bool = False) -> None:
         self._views.write(final=final)
