@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from oodatcaa.app.allowing import is_allowed
-from oodatcaa.app.importing import import_plans, outside, parse_maps
+from oodatcaa.app.import_checks import outside
+from oodatcaa.app.importing import import_plans, parse_maps
 from oodatcaa.app.init import init_project
 from oodatcaa.app.people import approve_story, cancel_task, claim_task
 from oodatcaa.app.plan_export import export_stories

@@ -15,6 +15,7 @@ from oodatcaa.cli.show import as_json, following, say
 from oodatcaa.domain.words import Role
 
 if TYPE_CHECKING:
+    from oodatcaa.app.project import Project
     from oodatcaa.domain.task import Task
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -97,13 +98,15 @@ def status(json: AsJson = False) -> None:
 
 
 def show(task: TaskId, json: AsJson = False) -> None:
-    """Everything about one task."""
+    """Everything about one task, also about one that only an imported file knows."""
     from oodatcaa.app.people import known_task
     from oodatcaa.app.project import open_project
     from oodatcaa.domain.task import Story
     from oodatcaa.views.status import show_text
 
     project = open_project()
+    if project.board().find(task) is None and _show_past(project, task, json):
+        return
     found = known_task(project, task)
     if json:
         as_json(found)
@@ -120,6 +123,29 @@ def show(task: TaskId, json: AsJson = False) -> None:
     asks = isinstance(found, Story) and bool(found.asked_for)
     answer = f"oodatcaa approve {task} --why …"
     following(answer if waits or asks else f"oodatcaa log --task {task}")
+
+
+def _show_past(project: Project, task: str, json: bool) -> bool:
+    """What imported files say of a task that is not on the board; False when they say nothing."""
+    from oodatcaa.app.past_work import past_work
+    from oodatcaa.views.imported import past_lines
+
+    found = past_work(project, task)
+    if found and json:
+        as_json(found)
+    elif found:
+        for one in found:
+            say("\n".join(past_lines(one)))
+        here = next((one.here for one in found if one.here), "")
+        live = project.board().sprint is not None
+        following(
+            f"oodatcaa show {here}"
+            if here and live
+            else "oodatcaa status"
+            if live
+            else "oodatcaa sprint new"
+        )
+    return bool(found)
 
 
 def claim(

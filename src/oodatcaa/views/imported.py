@@ -9,8 +9,9 @@ from oodatcaa.domain.adopting import Adopted, Outcome
 from oodatcaa.domain.commit_message import commit_message
 from oodatcaa.domain.draft import DraftStep, DraftStory
 from oodatcaa.domain.evidence import GateKind, GateSpec
+from oodatcaa.domain.past_work import PastWork
 from oodatcaa.domain.source import Source
-from oodatcaa.domain.task import Story
+from oodatcaa.domain.task import Story, Subtask
 from oodatcaa.views.units import printable
 
 
@@ -194,3 +195,38 @@ _WORDS = {
         Outcome.KEPT: "would keep as it is",
     },
 }
+
+
+def past_lines(past: PastWork) -> list[str]:
+    """For `show`: a task that only an imported file knows."""
+    lines = [
+        f"{past.id} is not on the board; {past.format.value} {past.file} tells of it, "
+        "not proven here"
+    ]
+    lines += [f"  called there   {past.called}"] if past.called != past.id else []
+    lines += [f"  made of it     {past.here}"] if past.here else []
+    if past.story is not None:
+        lines += _task_lines(past.story, "  ")
+        lines += [f"  goal           {past.story.goal}"] if past.story.goal else []
+    elif not past.subtasks and past.told:
+        lines.append(f"  {past.told}")
+    for part in past.subtasks:
+        lines += _task_lines(part, "    " if past.story else "  ")
+    if past.notes:
+        lines.append("  its history there")
+        lines += [
+            f"    {note.at:%Y-%m-%d %H:%M}  {note.subject}  {note.text}" for note in past.notes
+        ]
+    if past.findings:
+        lines.append("  what the import found")
+        lines += [f"    {text}" for text in past.findings]
+    return [printable(line) for line in lines]
+
+
+def _task_lines(task: Story | Subtask, margin: str) -> list[str]:
+    facts = [task.status.value]
+    facts += [f"{task.estimate_minutes} minutes estimated"]
+    facts += [f"commit {task.commit}"] if task.commit else []
+    facts += [f"waits for {', '.join(task.depends_on)}"] if task.depends_on else []
+    facts += [task.reason] if task.reason else []
+    return [f"{margin}{task.id:<9}  {task.title}", f"{margin}{'':<9}  {'; '.join(facts)}"]
