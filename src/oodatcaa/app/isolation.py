@@ -44,6 +44,7 @@ class Look(Record):
     files: dict[str, str] = Field(description="settings, evidence and plans -> content or stamp")
     worktrees: dict[str, str] = Field(description="other stories' worktrees -> their changes")
     held: tuple[str, ...] = Field(description="stories that somebody else works on")
+    history: str = Field(default="", description="how many entries it has, and their hash")
 
 
 def look(project: Project, task: str, attempt: int) -> Look:
@@ -59,6 +60,7 @@ def look(project: Project, task: str, attempt: int) -> Look:
         files=watched.files(project),
         worktrees=watched.worktrees(project, own),
         held=_held(board, own),
+        history=_history_mark(project),
     )
 
 
@@ -145,7 +147,10 @@ def note(
 
 def keep_look(project: Project, found: Look, actor: str) -> None:
     """For an agent that comes back in another process (a manual claim). The journal keeps its
-    hash, for the file is where that agent could write."""
+    hash, for the file is where that agent could write. The first look of an attempt stays, also
+    when its holder claims it once more."""
+    if _stock_taken(project, found.task, found.attempt) is not None:
+        return
     text = found.model_dump_json() + "\n"
     write_atomic(_place(project, found.task, found.attempt), text)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -195,6 +200,7 @@ def _compare(project: Project, before: Look) -> tuple[str, ...]:
         *_file_problems(project, before, watched.files(project), held),
         *_worktree_problems(before.worktrees, watched.worktrees(project, own.id), held),
         *_queue_problems(project, before),
+        *_history_problems(project, before),
     )
 
 
@@ -321,6 +327,27 @@ def _queue_problems(project: Project, before: Look) -> list[str]:
         and logged.event.kind in (EventKind.MANUAL, EventKind.REFUSED)
         and "SPRINT_QUEUE.json" in logged.event.text
     ]
+
+
+def _history_mark(project: Project, count: int | None = None) -> str:
+    """Of the first `count` entries, or of all there are."""
+    digest, seen = hashlib.sha256(), 0
+    for logged in project.store.history():
+        if seen == count:
+            break
+        digest.update(logged.event.model_dump_json().encode())
+        seen += 1
+    return f"{seen} {digest.hexdigest()}"
+
+
+def _history_problems(project: Project, before: Look) -> list[str]:
+    """What decides stands there (accepted plans, moves of the target): it only ever grows."""
+    if not before.history:
+        return []
+    count = int(before.history.partition(" ")[0])
+    if _history_mark(project, count) == before.history:
+        return []
+    return ["entries of the history were changed"]
 
 
 def _held(board: Board, own: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,8 +58,9 @@ def claim_task(
 ) -> Task:
     """A manual lease on a named task, or on the first one offered to a role.
 
-    For a subtask stock is taken of what lies outside of its worktree: `submit_task` refuses what
-    changed there meanwhile. Not for a person `at_terminal`, whose own checkout is theirs to edit.
+    Stock is taken of what lies outside of a story's worktree: `submit_task` and `release_task`
+    refuse what changed there meanwhile. Not for a person `at_terminal`, whose own checkout is
+    theirs to edit.
     """
     if task_id is not None and role is None:
         board = project.board()
@@ -75,7 +77,7 @@ def claim_task(
     held = claims.claim(
         project.store, project.policy, role=role, owner=owner, task=task_id, manual=True
     )
-    if isinstance(held, Subtask) and not at_terminal:
+    if not at_terminal:
         keep_look(project, look(project, held.id, held.attempt), owner)
     return held
 
@@ -96,7 +98,15 @@ def heartbeat_task(project: Project, task_id: str, owner: str) -> Task:
 
 
 def release_task(project: Project, task_id: str, owner: str, why: str) -> Task:
+    """Give a task back. What its holder changed outside of its worktree stays its failure.
+
+    Raises RefusedError `person.needed` for an agent that lets a process's task go, and
+    OodatcaaError `isolation`.
+    """
     task = _held(project, task_id, owner)
+    if isinstance(task.lease, ProcessLease):
+        refuse_agents_hands(project, "release", "person.needed")
+    refuse_strayed(project, task, owner)
     return claims.let_go(project.store, task=task_id, owner=owner, attempt=task.attempt, why=why)
 
 
@@ -121,12 +131,12 @@ def submit_task(
     task = _held(project, task_id, owner)
     assert task.lease is not None
     role = task.lease.role
+    _must_hand_in_itself(task)
+    refuse_strayed(project, task, owner)
     if failure is not None:
         return hand_in_failure(project, task, owner, "reported", failure)
     if role in (Role.PLANNER, Role.REFINER):
         return _submit_plan_file(project, task, owner, plan_file)
-    if isinstance(task, Subtask):
-        refuse_strayed(project, task, owner)
     broadcast = Broadcast(project.work, owner, role, say)
     workshop = Workshop(project)
     desk = workshop.desk(owner, project.objective(), broadcast=broadcast)
@@ -152,6 +162,17 @@ def submit_task(
             do_integrate(claimed)
     broadcast.close()
     return known_task(project, task_id)
+
+
+def _must_hand_in_itself(task: Task) -> None:
+    """What a process of the crew holds it hands in itself, after a look at what its agent did."""
+    lease = task.lease
+    if isinstance(lease, ProcessLease) and lease.pid != os.getpid():
+        raise RefusedError(
+            "lease.not_yours",
+            f"{task.id} is held by a process ({lease.owner}, pid {lease.pid}), which hands it in",
+            hint=f"wait for it, or take it away: oodatcaa release {task.id} --as {lease.owner}",
+        )
 
 
 def refuse_strayed(project: Project, task: Task, owner: str) -> None:

@@ -42,6 +42,17 @@ def worktrees(project: Project, own: str) -> dict[str, str]:
     return found
 
 
+def own_settings() -> dict[str, Path]:
+    """A person's own settings of git: a filter in them could show checks other code than what is
+    committed."""
+    home = Path.home()
+    more = os.environ.get("XDG_CONFIG_HOME", "")
+    folder = (Path(more) if more else home / ".config") / "git"
+    named = os.environ.get("GIT_CONFIG_GLOBAL", "")
+    found = {"~/.gitconfig": Path(named) if named else home / ".gitconfig"}
+    return found | {f"~/.config/git/{name}": folder / name for name in ("config", "attributes")}
+
+
 def files(project: Project) -> dict[str, str]:
     """Settings, the crew's definitions, and every record that the framework relies on."""
     found = {}
@@ -51,6 +62,7 @@ def files(project: Project) -> dict[str, str]:
     for pattern in SETTINGS:
         for path in project.repo.common_dir.glob(pattern):
             found[f".git/{path.relative_to(project.repo.common_dir)}"] = content(path)
+    found |= {name: content(path) for name, path in own_settings().items() if path.is_file()}
     for pattern in RECORDS:
         for path in project.work.glob(pattern):
             found[str(path.relative_to(project.work))] = stamp(path)

@@ -328,7 +328,8 @@ def do_test(claimed: Claimed) -> None:
     assert isinstance(claimed.task, Subtask)
     plan, subtask = claimed.plan(), claimed.task
     commit = commit_to_test(claimed.project, plan.story, plan.branch)
-    examination = examine(plan, claimed.project.repo.paths_at(commit))
+    repo, target = claimed.project.repo, claimed.project.sprint().target_branch
+    examination = examine(plan, repo.paths_at(commit), repo.links_out(commit, target))
     examination, failure = _reviewed(claimed, plan, examination, commit)
     evidence = Checker(claimed.project, claimed.desk).run(
         examination.gates, plan, subtask, commit, say=claimed.broadcast.say

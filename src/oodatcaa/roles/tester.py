@@ -5,6 +5,7 @@ The framework runs every check itself; nothing here can pass anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oodatcaa.domain.evidence import GateKind, GateSpec
@@ -20,10 +21,13 @@ class Examination:
     veto: tuple[str, ...]
 
 
-def examine(plan: Plan, committed: tuple[str, ...]) -> Examination:
+def examine(
+    plan: Plan, committed: tuple[str, ...], links_out: Mapping[str, str] | None = None
+) -> Examination:
     """Every acceptance criterion, quality gate and goal, plus: all promised documents are there.
 
-    `committed` are the paths at the submitted commit. Vetoes what no gate would notice: live
+    `committed` are the paths at the submitted commit, `links_out` its new links to what is not
+    in it. Vetoes what no gate would notice: live
     state, weights or data in git (rules 6 and 9 of the design).
     """
     goals = goal_gates(plan.goals)
@@ -41,8 +45,10 @@ def examine(plan: Plan, committed: tuple[str, ...]) -> Examination:
             )
         )
     forbidden = [path for path in committed if _never_in_git(path)]
-    veto = tuple(f"{path} must never be in git" for path in forbidden[:20])
-    return Examination(gates=tuple(gates), veto=veto)
+    veto = [f"{path} must never be in git" for path in forbidden[:20]]
+    leading = list((links_out or {}).items())[:20]
+    veto += [f"{path} leads out of the repository: {where}" for path, where in leading]
+    return Examination(gates=tuple(gates), veto=tuple(veto))
 
 
 def _never_in_git(path: str) -> bool:

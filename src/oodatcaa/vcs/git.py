@@ -61,6 +61,8 @@ QUIET = {
     "GIT_SEQUENCE_EDITOR": ":",
     "GIT_PAGER": "cat",
     "GIT_MERGE_AUTOEDIT": "no",
+    # refs/replace would show another object than the one that is merged and pushed.
+    "GIT_NO_REPLACE_OBJECTS": "1",
     # Reading commands such as `status` must not take index.lock from an agent that commits.
     "GIT_OPTIONAL_LOCKS": "0",
     # Messages are matched for held locks; only their language changes, not the encoding.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -61,7 +61,11 @@ def object_database(root: Path, common: Path) -> Iterator[GitCmdObjectDB]:
 
     reader = Git(str(root))
     # GitPython hands the whole environment down; these outvote what a calling hook left there.
-    reader.update_environment(GIT_DIR=str(common), GIT_OBJECT_DIRECTORY=str(common / "objects"))
+    reader.update_environment(
+        GIT_DIR=str(common),
+        GIT_OBJECT_DIRECTORY=str(common / "objects"),
+        GIT_NO_REPLACE_OBJECTS="1",
+    )
     try:
         yield GitCmdObjectDB(str(common / "objects"), reader)
     finally:
@@ -83,6 +87,26 @@ def file_at(root: Path, common: Path, sha: str, path: str) -> bytes | None:
 def paths_at(root: Path, sha: str) -> tuple[str, ...]:
     """Every tracked path at the commit."""
     return run_git(root, ["ls-tree", "-r", "-z", "--name-only", sha]).fields()
+
+
+def links_out(root: Path, common: Path, sha: str, paths: Collection[str]) -> dict[str, str]:
+    """Those of `paths` at the commit that are symbolic links to a place outside of the repository
+    (or to its live state), and where they lead to."""
+    wanted, found = frozenset(paths), {}
+    links = []
+    for entry in run_git(root, ["ls-tree", "-r", "-z", sha]).fields():
+        facts, path = entry.split("\t", 1)
+        if facts.startswith("120000 ") and path in wanted:
+            links.append((path, facts.split()[2]))
+    if links:
+        with object_database(root, common) as database:
+            for path, blob in links:
+                data = cast(bytes, database.stream(bytes.fromhex(blob)).read())
+                target = data.decode("utf-8", "replace")
+                place = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120 - text only, no file is looked at
+                if place.startswith(("/", "..", ".git/", ".oodatcaa/work")) or place == ".git":
+                    found[path] = target
+    return found
 
 
 def sizes_at(root: Path, sha: str) -> dict[str, int]:

@@ -143,6 +143,12 @@ class Repository:
     def paths_at(self, commit: str) -> tuple[str, ...]:
         return objects.paths_at(self.root, self.resolve(commit))
 
+    def links_out(self, commit: str, target: str) -> dict[str, str]:
+        """Links that `commit` made or changed since it left `target` and that lead out of the
+        repository: what is there is not part of the commit."""
+        changed = [path for path, _ in self.branch_changes(target, commit)]
+        return objects.links_out(self.root, self.common_dir, self.resolve(commit), changed)
+
     def sizes_at(self, commit: str) -> dict[str, int]:
         return objects.sizes_at(self.root, self.resolve(commit))
 
