@@ -16,8 +16,10 @@ from oodatcaa.app.people import approve_story, cancel_task, reject_story
 from oodatcaa.app.project import Project
 from oodatcaa.domain.asking import asked_now
 from oodatcaa.domain.commit_message import commit_message
+from oodatcaa.domain.lifecycle import invariants
 from oodatcaa.domain.plan import Plan
-from oodatcaa.domain.task import Story, StoryStatus, SubtaskStatus
+from oodatcaa.domain.sprinting import carried_from
+from oodatcaa.domain.task import ManualLease, Role, Story, StoryStatus, SubtaskStatus
 from oodatcaa.errors import RefusedError
 from oodatcaa.views.status import show_text
 
@@ -108,6 +110,8 @@ def test_checkpoints_stop_the_work_at_their_place_and_answers_are_told_to_it(
         reject_story(Project(root), "T002", "ada", "no")
     approve_story(Project(root), "T002", "ada", "b, the large one")
     assert story_of(root).status is StoryStatus.PLANNING_COMPLETE
+    moved_on = carried_from(Project(root).board(), datetime.now(UTC))
+    assert len({s.id: s for s in moved_on.stories}["T002"].answers) == 2
 
     assert work(root) == "needs_human"
     assert asked(root) == "human-action, step 5 (Publish)"
@@ -218,3 +222,25 @@ def test_an_older_plan_keeps_its_fingerprint(tmp_path: Path) -> None:
     assert [("asks" in item) for item in values["subtasks"]] == [False, True, True]
     assert not any("message" in item for item in values["steps"])
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_no_board_may_hold_work_whose_question_is_open(tmp_path: Path) -> None:
+    root = project_with(tmp_path, TITLE)
+    work(root)
+    board = Project(root).board()
+    policy = Project(root).policy
+    assert invariants(board, policy) == ()
+    waiting = board.subtask_by_id["T002-B02"]
+    lease = ManualLease(
+        kind="manual",
+        owner="ada",
+        role=Role.BUILDER,
+        host="here",
+        attempt=1,
+        ttl_seconds=60,
+        claimed_at=board.stories[0].created_at,
+        heartbeat_at=board.stories[0].created_at,
+    )
+    begun = waiting.evolve(status=SubtaskStatus.IN_PROGRESS, lease=lease, attempt=1, reason="")
+    problems = invariants(board.with_task(begun), policy)
+    assert any("nobody answered human-verify, step 2" in line for line in problems)

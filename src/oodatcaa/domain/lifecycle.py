@@ -267,6 +267,9 @@ def _claims_of(board: Board, task: Task) -> list[str]:
     )
     if isinstance(task, Subtask):
         late = task.status in (B.IN_PROGRESS, B.TESTING)
+        story = board.story_by_id.get(task.story)
+        asks = unanswered(task.asks, story.answers, task.depends_on) if late and story else ()
+        problems += [f"{where}, but nobody answered {question.title}" for question in asks]
         if task.status is B.DONE and not (task.evidence and task.commit):
             problems.append(f"{where} without evidence and commit")
     if late:

@@ -120,9 +120,9 @@ def close_sprint(board: Board, now: datetime, *, by: str) -> Decision[Carried]:
 def carried_from(board: Board, now: datetime) -> Carried:
     """The unfinished stories as the next sprint starts them, and the done ones they depend on.
 
-    A story that moves on keeps its id, attempt number, plan version, evidence and waivers, and is
-    planned again; its unfinished subtasks are cancelled but keep their ids, so that a late result
-    of this sprint can never count for new work.
+    A story that moves on keeps its id, attempt number, plan version, evidence, waivers and what
+    people answered, and is planned again; its unfinished subtasks are cancelled but keep their
+    ids, so that a late result of this sprint can never count for new work.
     """
     open_ones = [item for item in board.stories if not is_finished(item)]
     wanted = {item.id for item in open_ones}
@@ -170,6 +170,7 @@ def _carry(story: Story, wanted: set[str], board: Board, now: datetime) -> Story
         lessons=story.lessons,
         source=story.source,
         files=story.files,
+        answers=story.answers,
     )
 
 
