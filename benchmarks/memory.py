@@ -1,7 +1,8 @@
 """`make bench-memory`: forecast against measured peak, over a grid of random models.
 
 Each case is a real training run (the worker in its child, under the watch) of a model made on the
-spot, at a batch that its probe never saw: the probe measures sizes of at most half its tokens.
+spot. It is forecast twice: from a probe of its very batch, which is what a crew asks for where the
+batch is small enough, and from probes of at most half its tokens.
 The table goes into docs/benchmarks.md with `--write`.
 """
 
@@ -33,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2 untied": config("qwen2", 384, 3, 6, 2, 1024, 8000, tied=False),
     "llama tied": config("llama", 320, 6, 5, 5, 896, 4000, tied=True),
     "llama untied f16": config("llama", 256, 3, 4, 2, 704, 6000, tied=False, bits=None),
+    "llama wide": config("llama", 512, 8, 8, 4, 1408, 32000, tied=True),
     "gemma tied": config("gemma", 256, 3, 4, 1, 2048, 12000, tied=True, head_dim=64),
 }
 BASE = {
@@ -62,28 +64,41 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llama untied f16", {"batch_size": 2, "max_seq_length": 128, "fine_tune_type": "full",
                           "optimizer": "sgd", "num_layers": -1}),
     ("qwen2 tied", {"batch_size": 1, "max_seq_length": 512, "grad_checkpoint": True}),
+    ("llama untied f16", {"batch_size": 3, "max_seq_length": 192, "rank": 4}),
+    ("qwen2 tied", {"batch_size": 8, "max_seq_length": 96, "optimizer": "adam"}),
+    ("gemma tied", {"batch_size": 2, "max_seq_length": 320, "grad_checkpoint": True,
+                    "num_layers": -1}),
+    ("llama tied", {"batch_size": 6, "max_seq_length": 128, "optimizer": "muon", "num_layers": 2}),
+    ("qwen2 untied", {"batch_size": 1, "max_seq_length": 768}),
+    ("llama tied", {"batch_size": 2, "max_seq_length": 512, "fine_tune_type": "dora"}),
+    ("llama wide", {"batch_size": 4, "max_seq_length": 256}),
+    ("llama wide", {"batch_size": 2, "max_seq_length": 512, "grad_checkpoint": True,
+                    "num_layers": -1}),
+    ("llama wide", {"batch_size": 8, "max_seq_length": 128, "optimizer": "adafactor", "rank": 32}),
 )  # fmt: skip
 """Ordered so that the first ones already cover every shape."""
+TUNED = 15
+"""The forecast's constants were chosen while looking at the first so many, not at the others."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case: bytes of the process tree, and of MLX's counter."""
+    """One case: bytes of the process tree."""
 
     case: str
     analytic: MemoryEstimate
-    probe: MemoryEstimate
+    same: MemoryEstimate
+    """Forecast from a probe of the very batch."""
+    half: MemoryEstimate
+    """Forecast from probes of at most half its tokens."""
     measured: int
-    mlx: int
 
     @property
     def off(self) -> tuple[float, float, float]:
-        """Relative error of the analytic estimate, the probe's forecast, the probe's for MLX."""
-        return (
-            self.analytic.total_bytes / self.measured - 1,
-            self.probe.total_bytes / self.measured - 1,
-            (self.probe.mlx_peak_bytes or 0) / self.mlx - 1,
-        )
+        """Relative errors of the three."""
+        found = (self.analytic, self.same, self.half)
+        analytic, same, half = (one.total_bytes / self.measured - 1 for one in found)
+        return analytic, same, half
 
 
 class Folders:
@@ -108,21 +123,23 @@ def measure(work: Path, number: int, name: str, changes: dict[str, Any]) -> Row:
         write_model(model, MODELS[name])
     params = QLoRA.model_validate({**BASE, **changes})
     data = write_data(work / f"data-{number}", params.max_seq_length, max(4, params.batch_size))
-    backend = MlxBackend(
-        RunStore(work / f"runs-{number}"),
-        Folders(),
-        reservations=Reservations(work / "ledger"),
-        probes=ProbeCache(work / f"probes-{number}"),
-    )
     spec = TrainSpec(model=str(model), data_dir=str(data), params=params, memory_limit_bytes=8 * GB)
-    asked = Question(spec, model, backend.probes)
-    analytic = asked.analytic
-    probe = backend.forecast(spec, budget=asked.size.tokens // 2)
+    forecasts = []
+    for share in (1, 2):
+        backend = MlxBackend(
+            RunStore(work / f"runs-{number}"),
+            Folders(),
+            reservations=Reservations(work / "ledger"),
+            probes=ProbeCache(work / f"probes-{number}-{share}"),
+        )
+        asked = Question(spec, model, backend.probes)
+        forecasts.append(backend.forecast(spec, budget=asked.size.tokens // share))
     run = backend.train(spec)
     if run.status is not RunStatus.FINISHED or not run.peak_memory_bytes:
         raise RuntimeError(f"case {number} did not finish: {run.failure}")
     shown = ", ".join(f"{key} {value}" for key, value in changes.items())
-    return Row(f"{name}: {shown}", analytic, probe, run.peak_memory_bytes, run.mlx_peak_bytes or 1)
+    same, half = forecasts
+    return Row(f"{name}: {shown}", asked.analytic, same, half, run.peak_memory_bytes)
 
 
 def table(rows: list[Row], minutes: float) -> str:
@@ -131,27 +148,37 @@ def table(rows: list[Row], minutes: float) -> str:
         "",
         measured_with("make bench-memory", ("mlx", "mlx-lm")),
         "",
-        "Random models, real runs of 2 iterations; the peak is that of the "
-        "process tree, which the memory gate compares with the limit. The probe saw batches of at "
-        "most half the tokens.",
+        "Random models, real runs of 2 iterations; the peak is that of the process tree, which the "
+        "memory gate compares with the limit. The first forecast is from a probe of the very "
+        "batch, as a crew asks for where it is small enough; the second from probes of at most "
+        "half its tokens.",
         "",
-        "| case | measured MB | analytic | probe | MLX's counter, MB | probe |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| case | measured MB | analytic | probe of the batch | probes of half |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        analytic, probe, mlx = row.off
+        analytic, same, half = row.off
         lines.append(
-            f"| {row.case} | {row.measured / 1e6:.0f} | {analytic:+.1%} | {probe:+.1%} "
-            f"| {row.mlx / 1e6:.0f} | {mlx:+.1%} |"
+            f"| {row.case} | {row.measured / 1e6:.0f} | {analytic:+.1%} | {same:+.1%} "
+            f"| {half:+.1%} |"
         )
-    count = len(rows)
-    near = sum(abs(row.off[1]) <= 0.05 for row in rows)
-    lowest = min(row.off[1] for row in rows)
-    wide = sum(abs(row.off[0]) <= 0.15 for row in rows)
+    for what, part in (("All", rows), (f"Case {TUNED + 1} on", rows[TUNED:])):
+        if part:
+            said = []
+            for title, place in (("the batch", 1), ("half", 2)):
+                off = [row.off[place] for row in part]
+                near = sum(abs(one) <= 0.05 for one in off)
+                said.append(
+                    f"probe of {title} within 5%: {near} of {len(off)}, lowest {min(off):+.1%}"
+                )
+            wide = sum(abs(row.off[0]) <= 0.15 for row in part)
+            said.append(f"analytic within 15%: {wide} of {len(part)}")
+            lines += ["", f"{what}: {'; '.join(said)}."]
     lines += [
         "",
-        f"Probe within 5%: {near} of {count} (goal 95%); lowest {lowest:+.1%} (goal -2%). "
-        f"Analytic within 15%: {wide} of {count}. {minutes:.0f} minutes.",
+        "Goals: 95% within 5% and none more than 2% under; analytic within 15%. "
+        f"The forecast's prior, noise and margin were chosen while looking at the first {TUNED} "
+        f"cases; the others were not looked at. {minutes:.0f} minutes.",
     ]
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from oodatcaa.domain.training import FineTune, Optimizer, QLoRA, TrainSpec
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.training.estimate import estimate_training, read_shape
+from oodatcaa.training.estimate import estimate_training, read_shape, step_terms
 from oodatcaa.training.forecast import (
     ProbeCache,
     Probed,
@@ -54,7 +54,7 @@ def test_probe_sizes_stay_within_target_and_budget(
 ) -> None:
     target = Size(batch, length, max(1, round(batch * length * share)))
     sizes = probe_sizes(target, budget)
-    assert 1 <= len(sizes) <= 3
+    assert 1 <= len(sizes) <= 4
     for size in sizes:
         assert size.batch <= target.batch
         assert size.length <= target.length
@@ -85,9 +85,38 @@ def test_the_cache_keeps_points_and_the_larger_peak_and_survives_a_torn_file(
     assert not answers(cache.read(other), Size(1, 64, 64))
     assert answers(cache.read(SAME), Size(8, 64, 64))
     assert not answers(cache.read(SAME), Size(9, 64, 64))
+    assert answers(cache.read(SAME), Size(1, 128, 64))
+    assert not answers(cache.read(SAME), Size(1, 160, 64)), "scores grow with the square"
     (file,) = tmp_path.iterdir()
     file.write_text(file.read_text()[:50])
     assert cache.read(SAME).points == ()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    constant=st.floats(0.7, 1.4),
+    growth=st.floats(0.7, 1.8),
+    batch=st.integers(2, 8),
+    length=st.sampled_from([128, 256, 512]),
+)
+def test_a_straight_line_is_found_beyond_what_was_measured(
+    constant: float, growth: float, batch: int, length: int, tiny: Path
+) -> None:
+    shape, params = read_shape(tiny), QLoRA(rank=4, num_layers=4)
+
+    def peak(size: Size | ProbeSize) -> int:
+        at = Size(size.batch, size.length, size.targets)
+        found = step_terms(shape, params, at, device="cpu")
+        fixed = found.weights + found.trained + found.runtime
+        return round(constant * fixed + growth * (found.kept + found.block + found.scores))
+
+    target = Size(batch, length, batch * length)
+    points = tuple(
+        point(size.batch, size.length, peak(size))
+        for size in probe_sizes(target, batch * length // 2)
+    )
+    found = forecast(Probed(family=SAME, points=points), shape, params, target, "cpu")
+    assert 0.95 < found.total_bytes / peak(target) < 1.05
 
 
 def test_a_forecast_is_never_under_a_smaller_size_that_was_measured(tiny: Path) -> None:
@@ -119,7 +148,11 @@ def test_a_probe_measures_the_real_thing_once_and_then_answers(tiny: Path, tmp_p
     spec = TrainSpec(model=str(tiny), data_dir="-", params=params)
     asked = Question(spec, tiny, ProbeCache(tmp_path / "probes"))
     found = asked.measure(128)
-    assert {(p.size.batch, p.size.length) for p in asked.probed.points} == {(1, 128), (1, 64)}
+    assert {(p.size.batch, p.size.length) for p in asked.probed.points} == {
+        (1, 128),
+        (1, 64),
+        (1, 32),
+    }
     assert asked.probed.loss == "targets only"
     assert found.source == "probe"
     assert 100e6 < found.total_bytes < 400e6

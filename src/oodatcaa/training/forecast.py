@@ -1,10 +1,10 @@
 """A forecast from measurements: the analytic terms, scaled to what a probe measured.
 
-A probe trains a few steps at small sizes (or at the very size in question) in a child under the
-limit. Each term of the estimate (constant, growing with tokens, and the moment of the loss or of
-the attention scores, quadratic in the length) gets a factor by least squares, held near 1 where
-the measurements say nothing: a linear Gaussian model with the analytic estimate as its prior. So
-the same code is right on Metal, CUDA and CPU, and after an upgrade of mlx.
+A probe trains a few steps at small sizes (or at the very size in question), each in a child of its
+own under the limit: memory that one size freed would count for the next. What is constant and what
+grows with the batch each get a factor by least squares, held near 1 where the measurements say
+nothing: a linear Gaussian model with the analytic estimate as its prior. So the same code is right
+on Metal, CUDA and CPU, and after an upgrade of mlx.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -22,20 +21,23 @@ from pydantic import ValidationError
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import MemoryEstimate, MemoryPart, ModelShape, QLoRA
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.training.estimate import step_terms
-from oodatcaa.training.formulas import Size, Terms
+from oodatcaa.training.estimate import ACTIVATIONS, ADAPTER, BASELINE, WEIGHTS, step_terms
+from oodatcaa.training.formulas import Size, Terms, at_once
 from oodatcaa.training.frameworks import Framework
 from oodatcaa.training.protocol import ProbePoint, ProbeSize
 
-PRIOR = 0.25
+PRIOR = 0.5
 """Standard deviation of a term's factor before anything is measured."""
-NOISE = 0.005
-"""Of a measured peak, relative: the CPU scheduler runs ahead by a few tensors more or less."""
-MARGIN = 0.01
-"""A forecast shall rather be over than under: added always, and once more for each doubling
-beyond what was measured."""
+NOISE = 0.02
+"""Of a measured peak, relative: the CPU scheduler runs ahead by a few tensors more or less, and
+the heap grows in steps."""
+MARGIN = 0.02
+"""A forecast shall rather be over than under: added once for each doubling beyond what was
+measured."""
 REACH = 4
 """A cached probe answers for batches of at most this many times its tokens."""
+REACH_LENGTH = 2
+"""And for rows of at most this many times its length: attention grows with the square."""
 FOLDER = "probes"
 WORKER_SOURCES = ("engine.py", "examples.py", "monitor.py", "probing.py")
 """What every backend's worker runs besides its own."""
@@ -128,14 +130,14 @@ def _larger(old: ProbePoint, new: ProbePoint) -> ProbePoint:
 
 
 def probe_sizes(target: Size, budget: int) -> tuple[ProbeSize, ...]:
-    """The target itself when it has at most `budget` tokens; else up to three smaller sizes that
-    tell tokens from length apart."""
+    """The target itself when it has at most `budget` tokens; else up to four smaller sizes that
+    tell tokens from length apart, one of them small enough to show a slope."""
     if target.tokens <= budget:
         return (_scaled(target, target.batch, target.length),)
     length = min(target.length, max(64, budget // 32 * 32))
     batch = max(1, min(target.batch, budget // length))
     half = max(32, length // 2 // 32 * 32)
-    sizes = {(batch, length), (batch, half)}
+    sizes = {(batch, length), (batch, half), (1, max(32, length // 4 // 32 * 32))}
     if batch > 1:
         sizes.add((1, length))
     return tuple(_scaled(target, *size) for size in sorted(sizes))
@@ -148,17 +150,9 @@ def _scaled(target: Size, batch: int, length: int) -> ProbeSize:
 
 def answers(probed: Probed, target: Size) -> bool:
     """Whether these points can forecast `target` without measuring again."""
-    measured = max((p.size.batch * p.size.length for p in probed.points), default=0)
-    return measured * REACH >= target.tokens
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One size: its features and the two measured peaks."""
-
-    features: tuple[float, float, float]
-    process: int
-    mlx: int
+    tokens = max((p.size.batch * p.size.length for p in probed.points), default=0)
+    length = max((p.size.length for p in probed.points), default=0)
+    return tokens * REACH >= target.tokens and length * REACH_LENGTH >= target.length
 
 
 def forecast(
@@ -172,32 +166,31 @@ def forecast(
 ) -> MemoryEstimate:
     """The peak at `target`, by cause, from the points of `probed` (at least one)."""
 
-    def found(size: Size) -> Terms:
-        return step_terms(shape, params, size, device=device, fast_cpu=fast_cpu)
+    def features(size: Size, runtime: bool) -> tuple[float, float]:
+        found = step_terms(shape, params, size, device=device, fast_cpu=fast_cpu)
+        return sum(_constant(found, runtime)), sum(_growing(found, params, device, fast_cpu))
 
     rows = [
         (_size(point.size), point.process_bytes + probed.beside_bytes, point.mlx_bytes)
         for point in probed.points
     ]
-    wanted = found(target)
-    scales = {}
-    for name, runtime, peaks in (
-        ("process", True, [process for _, process, _ in rows]),
-        ("mlx", False, [mlx for _, _, mlx in rows]),
-    ):
-        lines = [_features(found(size), runtime) for size, _, _ in rows]
-        scales[name] = calibrate(lines, peaks)
+    process = calibrate(
+        [features(size, True) for size, _, _ in rows], [peak for _, peak, _ in rows]
+    )
+    counter = calibrate([features(size, False) for size, _, _ in rows], [peak for *_, peak in rows])
     beyond = max(0.0, math.log2(target.tokens / max(size.tokens for size, _, _ in rows)))
-    margin = 1 + MARGIN * (1 + beyond)
+    margin = 1 + MARGIN * beyond
     floor = max((process for size, process, _ in rows if _within(size, target)), default=0)
     loaded = probed.loaded_process_bytes + probed.beside_bytes
-    parts = _parts(wanted, scales["process"], margin)
+    wanted = step_terms(shape, params, target, device=device, fast_cpu=fast_cpu)
+    growing = _growing(wanted, params, device, fast_cpu)
+    parts = _parts(_constant(wanted, True), growing, process, margin)
     total = sum(part.bytes for part in parts)
-    least = round(max(floor * (1 + MARGIN), loaded))
+    least = max(floor, loaded)
     if total < least:
         formula = "measured at a size that is no larger, or while loading"
         parts = (*parts, MemoryPart(name="measured beyond", bytes=least - total, formula=formula))
-    mlx = sum(f * s for f, s in zip(_features(wanted, False), scales["mlx"], strict=True))
+    mlx = sum(f * s for f, s in zip(features(target, False), counter, strict=True))
     return MemoryEstimate(
         total_bytes=max(total, least),
         parts=parts,
@@ -227,19 +220,37 @@ def _within(size: Size, target: Size) -> bool:
     )
 
 
-def _features(found: Terms, runtime: bool) -> tuple[float, float, float]:
-    constant = found.weights + found.trained + (found.runtime if runtime else 0)
-    if found.saving > found.kept + found.moment:
-        return constant + found.saving, 0.0, 0.0
-    return constant, found.kept, found.moment
+def _constant(found: Terms, runtime: bool) -> tuple[int, int, int]:
+    """Weights, what is trained, runtime: the same for every batch."""
+    return found.weights, found.trained, found.runtime if runtime else 0
 
 
-def _parts(found: Terms, scales: Sequence[float], margin: float) -> tuple[MemoryPart, ...]:
-    constant, kept, moment = _features(found, True)
+def _growing(found: Terms, params: QLoRA, device: str, fast_cpu: bool) -> tuple[int, int]:
+    """What the batch's size makes: kept activations, and the larger moment after the forward pass.
+
+    Where layers evaluate as they are met the loss works in chunks of one size: it is constant but
+    for the smallest batches, and would hide there how fast the rest grows. A checkpoint's copy
+    counts where it is larger than all of that.
+    """
+    moment = found.moment
+    if at_once(params, device, fast_cpu):
+        moment = found.block + found.scores
+    if found.saving > found.kept + moment:
+        return 0, found.saving
+    return found.kept, moment
+
+
+def _parts(
+    constant: Sequence[int], growing: Sequence[int], scales: Sequence[float], margin: float
+) -> tuple[MemoryPart, ...]:
+    weights, trained, runtime = constant
+    kept, moment = growing
     named = (
-        ("weights, adapter, optimizer and runtime", constant, scales[0]),
-        ("activations", kept, scales[1]),
-        ("loss, or one block on its way back", moment, scales[2]),
+        (WEIGHTS, weights, scales[0]),
+        (ADAPTER, trained, scales[0]),
+        (BASELINE, runtime, scales[0]),
+        (ACTIVATIONS, kept, scales[1]),
+        ("loss, or one block on its way back", moment, scales[1]),
     )
     return tuple(
         MemoryPart(
@@ -248,6 +259,7 @@ def _parts(found: Terms, scales: Sequence[float], margin: float) -> tuple[Memory
             formula=f"{size / 1e9:.3f} GB by formula x {scale:.3f} measured x {margin:.3f} margin",
         )
         for name, size, scale in named
+        if size
     )
 
 

@@ -154,29 +154,33 @@ class Question:
             start_iteration=0,
             memory_limit_bytes=self.limit,
         )
-        sizes = probe_sizes(self.size, budget)
-        request = ProbeRequest(spec=ready, sizes=sizes, vocab_size=self.shape.vocab_size)
-        try:
-            result, ended = ask_child(
-                f"{self._framework.name}.probe",
-                request,
-                ProbeResult,
-                self.limit,
-                settings=self._settings,
-            )
-        except OodatcaaError as error:
-            if error.code != "child.memory_gate":
-                raise
-            return _over(self.analytic, self.limit, error)
-        highest = max(result.loaded_process_bytes, *(p.process_bytes for p in result.points))
+        results, beside = [], []
+        for size in probe_sizes(self.size, budget):
+            request = ProbeRequest(spec=ready, sizes=(size,), vocab_size=self.shape.vocab_size)
+            try:
+                result, ended = ask_child(
+                    f"{self._framework.name}.probe",
+                    request,
+                    ProbeResult,
+                    self.limit,
+                    settings=self._settings,
+                )
+            except OodatcaaError as error:
+                if error.code != "child.memory_gate":
+                    raise
+                return _over(self.analytic, self.limit, error)
+            results.append(result)
+            highest = max(result.loaded_process_bytes, *(p.process_bytes for p in result.points))
+            beside.append(max(0, ended.peak_bytes - highest))
         self.probed = self._cache.add(
             Probed(
                 family=self.family,
-                points=result.points,
-                loaded_mlx_bytes=result.loaded_mlx_bytes,
-                loaded_process_bytes=result.loaded_process_bytes,
-                beside_bytes=max(0, ended.peak_bytes - highest),
-                loss=result.loss,
+                points=tuple(point for result in results for point in result.points),
+                loaded_mlx_bytes=max(one.loaded_mlx_bytes for one in results),
+                loaded_process_bytes=max(one.loaded_process_bytes for one in results),
+                # The smallest: in a short probe the tree's peak is another moment's.
+                beside_bytes=min(beside),
+                loss=results[-1].loss,
             )
         )
         return self._forecast(self.size)
