@@ -20,7 +20,7 @@ NOW = datetime(2025, 10, 10, tzinfo=UTC)
 
 def test_fixtures_are_recognised_by_their_content(tmp_path: Path) -> None:
     kinds = {path.name: detect(path) for path in FIXTURES.iterdir() if path.is_file()}
-    assert len(kinds) == 9
+    assert len(kinds) == 13
     assert {name for name, kind in kinds.items() if kind is ImportKind.GSD} == {"plan.md"}
     other = tmp_path / "without_a_telling_name"
     other.write_bytes((FIXTURES / "truncated.json").read_bytes())

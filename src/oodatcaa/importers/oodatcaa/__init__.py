@@ -19,6 +19,7 @@ from oodatcaa.importers.oodatcaa.identity import Placer
 from oodatcaa.importers.oodatcaa.links import link
 from oodatcaa.importers.oodatcaa.mapping import Mapper
 from oodatcaa.importers.oodatcaa.merge import merge
+from oodatcaa.importers.oodatcaa.nested import nested_times
 from oodatcaa.importers.oodatcaa.scan import Node, Scan, scan
 from oodatcaa.importers.records import Imported, ImportKind
 
@@ -49,7 +50,7 @@ def read_queue(text: str, *, source: str, now: datetime) -> Imported:
     for story in placement.stories:
         counters.check_story(story)
     counters.check(facts)
-    Checks(placement, links, facts, findings, now).run()
+    Checks(placement, links, facts, findings, now, nested_times(read)).run()
     mapped = Mapper(placement, links, findings, now).map()
     if not tasks:
         findings.error("queue.no_tasks", None, "no task was found in this file")

@@ -38,7 +38,9 @@ class Checks:
         facts: Facts,
         findings: Findings,
         now: datetime,
+        nested: Iterable[tuple[str, TimeFact]] = (),
     ) -> None:
+        self.nested = nested
         self.placement = placement
         self.links = links
         self.facts = facts
@@ -241,7 +243,9 @@ class Checks:
     def _times(self) -> None:
         every = [(raw.label, fact) for _, raw in self.pairs for fact in raw.all_times()]
         every += [("the sprint", fact) for fact in self.facts.times]
-        for label, fact in every:
+        known = {(fact.line, fact.key, fact.raw) for _, fact in every}
+        deep = ((o, t) for o, t in self.nested if (t.line, t.key, t.raw) not in known)
+        for label, fact in (*every, *dict.fromkeys(deep)):
             if fact.moment.at > self.now:
                 zone = "; it has no zone and was read as UTC" if fact.moment.zone == "naive" else ""
                 self.findings.warning(

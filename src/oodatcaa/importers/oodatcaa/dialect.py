@@ -88,6 +88,11 @@ def text_of(node: Node | None) -> str:
     return "" if text.lower() in ABSENT else text
 
 
+def is_absent(value: Any) -> bool:
+    """Null, or a spelling of it."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in ABSENT)
+
+
 class TaskReader:
     """Reads found tasks; what is odd about a field goes to `findings`."""
 
@@ -178,7 +183,7 @@ class TaskReader:
             if text:
                 parts = [part.strip() for part in re.split(r"[,;]|\s+and\s+", text)]
                 yield from (part for part in parts if part and part.lower() not in ABSENT)
-            if len(fields) > 1 or (not text and item.plain is not None):
+            if len(fields) > 1 or (not text and not is_absent(item.plain)):
                 task.unmapped[key] = node.plain
 
     def _steps(self, task: RawTask, fields: dict[str, Node]) -> None:

@@ -12,7 +12,7 @@ from oodatcaa.importers.findings import Findings, as_json, short
 from oodatcaa.importers.oodatcaa.collect import Collected, leftovers, without_tasks
 from oodatcaa.importers.oodatcaa.dialect import LeaseFacts, TaskReader, text_of
 from oodatcaa.importers.oodatcaa.scan import Node
-from oodatcaa.importers.oodatcaa.times import TimeFact, parse_ttl
+from oodatcaa.importers.oodatcaa.times import TimeFact, parse_moment, parse_ttl
 from oodatcaa.importers.oodatcaa.words import TASK_LISTS, normal, word_set
 from oodatcaa.importers.records import SprintFacts
 
@@ -208,11 +208,14 @@ class FactReader:
         return True
 
     def _number_or_rest(self, key: str, node: Node, tasks: set[int], *, inside: bool) -> None:
-        fact = self.reader.time("the sprint", key, node)
+        number = number_of(node.scalar)
+        if number is None and inside and re.fullmatch(r"\d{1,9}", text_of(node)):
+            number = float(text_of(node))
+        counts = inside and number is not None and parse_moment(node.scalar) is None
+        fact = None if counts else self.reader.time("the sprint", key, node)
         if fact is not None:
             self.facts.times.append(fact)
             return
-        number = number_of(node.scalar)
         if number is not None:
             self.facts.counters.append(Counter(key, number, node.line, inside))
             return
