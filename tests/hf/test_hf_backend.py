@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,10 +25,13 @@ from oodatcaa.domain.training import (
     TrainSpec,
 )
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.pool.manager import ModelPoolManager
 from oodatcaa.training.backend import HfBackend
 from oodatcaa.training.forecast import ProbeCache
+from oodatcaa.training.mlx.infer import ENGINE
 from oodatcaa.training.reservation import Reservations
 from oodatcaa.training.runs import RunStore
+from pool_places import Folders as Places
 from tiny_model import make_tiny_data, make_tiny_model
 
 torch = pytest.importorskip("torch")
@@ -129,6 +133,43 @@ def test_the_adapter_is_one_that_peft_loads(backend: HfBackend, run: RunRecord) 
     model = PeftModel.from_pretrained(base, str(adapters))
     changed = [t for name, t in model.named_parameters() if "lora_B" in name and t.abs().max() > 0]
     assert len(changed) == 14
+
+
+def test_the_pool_computes_what_peft_computes(
+    backend: HfBackend, run: RunRecord, tiny: Path, tmp_path: Path
+) -> None:
+    """The run's adapter, and others that PEFT itself wrote: patterns, rsLoRA, DoRA."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = "def add_3(x):\n    return x + 3\n"
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(tiny).encode(text)])
+
+    def base() -> Any:
+        return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+
+    folders = [backend.runs.folder(run) / "adapters"]
+    common: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
+    for number, more in enumerate(
+        (
+            {"use_dora": True},
+            {"use_rslora": True, "rank_pattern": {"down_proj": 6}, "alpha_pattern": {"q_proj": 3}},
+        )
+    ):
+        torch.manual_seed(number)
+        model = get_peft_model(
+            base(), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **common, **more)
+        )
+        folders.append(tmp_path / str(number))
+        model.save_pretrained(folders[-1])
+    with ModelPoolManager(ENGINE, Places(), log_dir=tmp_path) as pool:
+        bare = pool.score(str(tiny), None, [text])
+        for folder in folders:
+            model = PeftModel.from_pretrained(base(), str(folder))
+            expected = float(model(input_ids=tokens, labels=tokens).loss)
+            score = pool.score(str(tiny), folder, [text])
+            assert score.loss == pytest.approx(expected, rel=1e-3), folder
+            assert score.loss != pytest.approx(bare.loss, rel=1e-3), folder
 
 
 def test_the_judge_and_a_reply(backend: HfBackend, run: RunRecord, spec: TrainSpec) -> None:
