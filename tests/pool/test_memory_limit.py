@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +38,15 @@ def one(bases: tuple[str, str, str], tmp_path_factory: pytest.TempPathFactory) -
         return pool.get_status().bytes
 
 
+def _add_weights(path: Path, size: int) -> None:
+    """A safetensors file with a hole where its values would be."""
+    header = {"more.bias": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+
+
 def names(status: PoolStatus) -> str:
     """Most recently used first."""
     return "".join(model.model_id for model in status.models)
@@ -63,7 +74,7 @@ def test_the_least_recently_used_model_leaves(
 def test_what_is_in_use_is_never_evicted(
     bases: tuple[str, str, str], one: int, tmp_path: Path
 ) -> None:
-    a, b, _ = bases
+    a, b, c = bases
     limit = int(1.5 * one)
     with ModelPoolManager(ENGINE, Folders(), memory_limit_bytes=limit, log_dir=tmp_path) as pool:
         parts = pool.stream(a, None, Ask(prompt="hello", max_tokens=40, temperature=1.0, seed=1))
@@ -78,6 +89,13 @@ def test_what_is_in_use_is_never_evicted(
         assert last.tokens, "the answer came to its own end"
         pool.generate(b, None, HELLO)
         assert names(pool.get_status()) == "b"
+
+        too_large = tmp_path / "large"
+        shutil.copytree(c, too_large)
+        _add_weights(too_large / "model-more.safetensors", 5_000_000_000)
+        with pytest.raises(RefusedError, match="large needs 5"):
+            pool.get_model(str(too_large))
+        assert names(pool.get_status()) == "b", "nobody's leaving would have helped"
 
 
 def test_adapters_leave_before_one_more_is_refused(
