@@ -47,7 +47,8 @@ def test_list_and_show_name_what_there_is(trained: Path) -> None:
     assert f"model::{run}  lora rank 4, 2 blocks, 0.03 MB\n" in out
     assert f"model::latest  lora rank 4, 2 blocks, 0.03 MB  = {run}\n" in out
     assert "model::mine  lora rank 4" in out
-    assert out.endswith("next: oodatcaa models generate model::mine --prompt '…'\n")
+    again = "model::mine --adapter mine=../peft --prompt '…'"
+    assert out.endswith(f"next: oodatcaa models generate {again}\n")
     listed = json.loads(type_in(trained, "models", "list", "--json").out)
     assert [item["served"]["id"] for item in listed] == ["model", f"model::{run}", "model::latest"]
     assert "modules" not in listed[-1]["info"]
@@ -120,6 +121,26 @@ def test_a_changed_adapter_is_refused_everywhere(trained: Path, tmp_path: Path) 
             complaint(type_in(trained, *words), "adapter.checksum", EXIT_STATE)
     finally:
         weights.write_bytes(whole)
+
+
+def test_outside_of_a_project_models_are_named(trained: Path, tiny: tuple[Path, Path]) -> None:
+    outside = trained.parent
+    assert "name one: --model demo" in type_in(outside, "models", "list").out
+    prompt = ("--prompt", "x", "--max-tokens", "2")
+    for words, code in (
+        (("serve", "--port", "0"), "model.none"),
+        (("models", "compare", *prompt), "model.none"),
+        (("models", "generate", "model", *prompt), "model.unknown_id"),
+    ):
+        assert "--model demo, or a model folder" in complaint(
+            type_in(outside, *words), code, EXIT_FAILURE
+        )
+    named = ("--model", str(tiny[0]), "--adapter", "mine=peft")
+    answer = type_in(outside, "models", "generate", "model::mine", *named, *prompt)
+    assert answer.code == 0, answer.text
+    assert answer.out.endswith(f"compare model::mine {' '.join(named)} --prompt '…'\n")
+    answer = type_in(outside, "fuse", "model::mine", *named, "--out", "fused")
+    assert answer.code == 0, answer.text
 
 
 @contextlib.contextmanager

@@ -150,12 +150,11 @@ def test_the_pool_computes_what_peft_computes(
 
     folders = [backend.runs.folder(run) / "adapters"]
     common: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
-    for number, more in enumerate(
-        (
-            {"use_dora": True},
-            {"use_rslora": True, "rank_pattern": {"down_proj": 6}, "alpha_pattern": {"q_proj": 3}},
-        )
-    ):
+    others: tuple[dict[str, Any], ...] = (
+        {"use_dora": True},
+        {"use_rslora": True, "rank_pattern": {"down_proj": 6}, "alpha_pattern": {"q_proj": 3}},
+    )
+    for number, more in enumerate(others):
         torch.manual_seed(number)
         model = get_peft_model(
             base(), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **common, **more)

@@ -18,6 +18,7 @@ from oodatcaa.training.protocol import ADAPTERS_DIR, SPEC_FILE
 from oodatcaa.training.runs import LATEST, RunStore
 
 SEPARATOR = "::"
+NAME_ONE = "name one: --model demo, or a model folder"
 
 
 class Served(Record):
@@ -71,7 +72,7 @@ class Catalogue:
             raise OodatcaaError(
                 "model.none",
                 "no base model is known here",
-                hint="name one: --model demo, or a model folder",
+                hint=NAME_ONE,
             )
         return next(iter(self._bases))
 
@@ -104,7 +105,7 @@ class Catalogue:
         raise OodatcaaError(
             "model.unknown_id",
             f"there is no model {model_id!r} here",
-            hint="oodatcaa models list" + (f" (for example {known[-1]})" if known else ""),
+            hint=f"oodatcaa models list (for example {known[-1]})" if known else NAME_ONE,
             details=known,
         )
 

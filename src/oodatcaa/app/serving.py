@@ -163,7 +163,14 @@ def _named(adapters: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def fuse(model: str, target: Path, *, dequantize: bool, adapters: Sequence[str] = ()) -> Path:
+def fuse(
+    model: str,
+    target: Path,
+    *,
+    dequantize: bool,
+    models: Sequence[str] = (),
+    adapters: Sequence[str] = (),
+) -> Path:
     """A model folder with the adapter's updates in its weights, made by `mlx_lm.fuse`.
 
     Raises OodatcaaError `fuse.exists`, `fuse.no_adapter`, `fuse.failed`, and what makes an
@@ -171,7 +178,10 @@ def fuse(model: str, target: Path, *, dequantize: bool, adapters: Sequence[str] 
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OodatcaaError("fuse.exists", f"{target} exists already", hint="choose another folder")
-    with open_serving(adapters=adapters) as serving, tempfile.TemporaryDirectory() as scratch:
+    with (
+        open_serving(models=models, adapters=adapters) as serving,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         served = serving.catalogue.find(model)
         if served.adapter_path is None:
             raise OodatcaaError(

@@ -57,10 +57,12 @@ def list_models(model: Models = None, adapter: Adapters = None, json: AsJson = F
         return
     for item in found:
         say(line(item))
-    if not found:
-        say("no models yet")
     usable = [item.served.id for item in found if not item.problems]
-    following(f"oodatcaa models generate {usable[-1]} --prompt '…'" if usable else "oodatcaa init")
+    if not usable:
+        say("no models here; outside of a project name one: --model demo, or a model folder")
+        following("oodatcaa models list --model demo")
+        return
+    following(f"oodatcaa models generate {usable[-1]}{_again(model, adapter)} --prompt '…'")
 
 
 @models_app.command("show")
@@ -79,7 +81,7 @@ def show(
         as_json(found)
         return
     say(card(found))
-    use = f"oodatcaa models generate {model_id} --prompt '…'"
+    use = f"oodatcaa models generate {model_id}{_again(model, adapter)} --prompt '…'"
     following("oodatcaa models list" if found.problems else use)
 
 
@@ -105,7 +107,7 @@ def generate(
         return
     say(printable(answer.text))
     say(f"\n{answer.completion_tokens} tokens, {answer.tokens_per_second:.1f} tokens/s")
-    following(f"oodatcaa models compare {model_id} --prompt '…'")
+    following(f"oodatcaa models compare {model_id}{_again(model, adapter)} --prompt '…'")
 
 
 @models_app.command("compare")
@@ -139,19 +141,23 @@ def compare(
         as_json({"prompts": asked, "models": found})
         return
     say(side_by_side(asked, found, columns()))
-    following("oodatcaa serve")
+    following(f"oodatcaa serve{_again(model, adapter)}")
 
 
 def fuse(
     model_id: Annotated[str, typer.Argument(help="base::adapter, see `oodatcaa models list`")],
     out: Annotated[Path, typer.Option("--out", help="the new model folder")],
     dequantize: Annotated[bool, typer.Option("--dequantize", help="16-bit weights")] = False,
+    model: Models = None,
     adapter: Adapters = None,
 ) -> None:
     """A model folder with the adapter's updates in its weights (through mlx_lm.fuse)."""
     from oodatcaa.app.serving import fuse as fuse_adapter
 
-    say(f"fused: {fuse_adapter(model_id, out, dequantize=dequantize, adapters=adapter or ())}")
+    made = fuse_adapter(
+        model_id, out, dequantize=dequantize, models=model or (), adapters=adapter or ()
+    )
+    say(f"fused: {made}")
     following(f"oodatcaa models generate {out.name} --model {out} --prompt '…'")
 
 
@@ -178,6 +184,7 @@ def serve(
     from oodatcaa.app.serving import open_serving
 
     with open_serving(models=model or (), adapters=adapter or (), limit=limit) as serving:
+        _ = serving.catalogue.default  # raises where there is nothing to serve
 
         def ready(address: str) -> None:
             for served in serving.models():
@@ -186,6 +193,15 @@ def serve(
 
         token = os.environ.get("OODATCAA_TOKEN") or None
         serve_http(serving, host=host, port=port, token=token, on_ready=ready)
+
+
+def _again(models: list[str] | None, adapters: list[str] | None) -> str:
+    """The options that the next command needs to find the same models."""
+    import shlex
+
+    words = [word for name in models or () for word in ("--model", name)]
+    words += [word for name in adapters or () for word in ("--adapter", name)]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _ask(prompt: str, max_tokens: int, temperature: float) -> Ask:
