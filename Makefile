@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-memory bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
+.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ check: lint types test ## ruff, mypy --strict and pytest: what CI runs
 
 bench-memory: $(STAMP) ## forecast against measured peak over a grid of random models, into docs/benchmarks.md
 	$(BIN)/python benchmarks/memory.py --write
+
+bench-checkpointing: $(STAMP) ## peak and step time by how many blocks are computed again, into docs/benchmarks.md
+	$(BIN)/python benchmarks/checkpointing.py --write
 
 bench-real-size: $(STAMP) ## a random 7B model: forecast, probe and a training step, into docs/benchmarks.md
 	$(BIN)/python benchmarks/real_size.py --write

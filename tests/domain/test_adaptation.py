@@ -19,6 +19,7 @@ from oodatcaa.domain.adaptation import (
     adapt_memory,
     smaller_batch,
 )
+from oodatcaa.domain.checkpointing import with_recomputed
 from oodatcaa.domain.plan import AdaptationNote
 from oodatcaa.domain.training import GB, MemoryEstimate, QLoRA
 
@@ -29,7 +30,8 @@ def estimate(params: QLoRA, backend: str = "mlx") -> MemoryEstimate:
     """Shaped like the real one: logits, activations of the trained layers, weights."""
     layers = params.num_layers if params.num_layers > 0 else 30
     tokens = params.batch_size * params.max_seq_length
-    kept = 2 * layers + 20 if params.grad_checkpoint else 20 * layers
+    again = params.recomputed(layers)
+    kept = 2 * again + 20 * max(1, layers - again) if again else 20 * layers
     total = tokens * 49152 * 12 + tokens * 576 * 4 * kept
     total += 135_000_000 * (params.quantize_bits or 4) // 8
     if backend == "hf":
@@ -100,6 +102,22 @@ def test_the_next_backend_is_asked_with_the_params_as_they_were() -> None:
     assert found.note.rungs[0] == "backend mlx -> hf"
     found = adapted(limit=20 * GB, backend="hf", backends=("mlx", "hf"))
     assert found.backend == "hf"
+
+
+def test_only_as_many_blocks_are_computed_again_as_it_takes() -> None:
+    one = QLoRA(batch_size=1, max_seq_length=2048, num_layers=8)
+    limit = 1.95 * GB
+    found = adapted(one, limit=limit, total_layers=30)
+    count = found.params.grad_checkpoint_layers
+    assert count is not None
+    assert 1 < count < 8
+    assert found.note.rungs == (f"gradient checkpointing off -> of {count} of 8 blocks",)
+    assert found.note.after_bytes == estimate(found.params).total_bytes <= MARGIN * limit
+    assert estimate(with_recomputed(one, count - 1, 8)).total_bytes > MARGIN * limit
+    assert estimate(one).total_bytes > MARGIN * limit
+    # Who chose a number gets the rest as the next rung.
+    more = adapted(found.params, limit=1.68 * GB, total_layers=30)
+    assert more.note.rungs[0].startswith(f"gradient checkpointing of the lowest {count} blocks")
 
 
 def test_a_measured_peak_corrects_the_estimates() -> None:

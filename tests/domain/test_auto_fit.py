@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from oodatcaa.domain.auto_fit import Candidate, choose, to_measure, variants
+from oodatcaa.domain.auto_fit import Candidate, choose, instead, to_measure, variants
+from oodatcaa.domain.checkpointing import with_recomputed
 from oodatcaa.domain.training import MemoryEstimate, QLoRA
 
 GB = 10**9
 ASKED = QLoRA(batch_size=4, grad_accumulation_steps=2, iters=20, save_every=4)
 
 
+TRAINED = 8
+
+
 def estimate(params: QLoRA) -> MemoryEstimate:
-    size = params.batch_size * GB // (2 if params.grad_checkpoint else 1)
+    """A checkpointed block keeps an eighth."""
+    kept = TRAINED - 7 * params.recomputed(TRAINED) / 8
+    size = round(params.batch_size * GB * kept / TRAINED)
     return MemoryEstimate(total_bytes=size, parts=(), device="cpu", method="made up")
 
 
@@ -26,12 +32,45 @@ def test_every_variant_takes_the_same_optimizer_steps_over_the_same_rows() -> No
     assert {one.grad_accumulation_steps for one in odd} == {2}
 
 
+def tried(limit: int) -> list[str]:
+    return [one.name for one in to_measure(ASKED, estimate, limit, TRAINED)]
+
+
 def test_what_can_not_fit_is_not_measured_and_recomputing_comes_last() -> None:
-    names = [one.name for one in to_measure(ASKED, estimate, 4 * GB)]
-    assert names == ["4 x 2 accumulated", "2 x 4 accumulated", "1 x 8 accumulated"]
-    names = [one.name for one in to_measure(ASKED, estimate, GB // 2)]
-    assert names == ["1 x 8 accumulated, checkpointed"]
-    assert to_measure(ASKED, estimate, 1) == ()
+    assert tried(4 * GB) == ["4 x 2 accumulated", "2 x 4 accumulated", "1 x 8 accumulated"]
+    assert tried(1) == []
+
+
+def test_no_more_blocks_are_computed_again_than_fitting_takes() -> None:
+    assert tried(GB) == [
+        "1 x 8 accumulated",
+        "8 x 1 accumulated, checkpointing on",
+        "4 x 2 accumulated, checkpointing of the lowest 7 blocks",
+    ]
+    assert tried(GB // 2) == [
+        "4 x 2 accumulated, checkpointing on",
+        "2 x 4 accumulated, checkpointing of the lowest 7 blocks",
+        "1 x 8 accumulated, checkpointing of the lowest 5 blocks",
+    ]
+    for limit in range(GB // 8, 2 * GB, GB // 7):
+        for one in to_measure(ASKED, estimate, limit, TRAINED):
+            count = one.params.recomputed(TRAINED)
+            assert one.need_bytes <= limit
+            if count:
+                fewer = with_recomputed(one.params, count - 1, TRAINED)
+                assert estimate(fewer).total_bytes > limit
+
+
+def test_what_measured_too_large_is_tried_again_with_more_blocks() -> None:
+    first = to_measure(ASKED, estimate, GB // 2, TRAINED)[2]
+    assert first.params.recomputed(TRAINED) == 5
+    measured = first.evolve(need_bytes=round(1.2 * first.need_bytes))
+    more = instead(measured, estimate, GB // 2, TRAINED)
+    assert more is not None
+    assert more.params.recomputed(TRAINED) == 6
+    assert 1.2 * more.need_bytes <= GB // 2
+    hopeless = first.evolve(need_bytes=9 * first.need_bytes)
+    assert instead(hopeless, estimate, GB // 2, TRAINED) is None
 
 
 def test_the_fastest_that_fits_is_taken_and_said() -> None:
@@ -39,10 +78,10 @@ def test_the_fastest_that_fits_is_taken_and_said() -> None:
         params = ASKED.evolve(batch_size=batch)
         return Candidate(params=params, need_bytes=need, source="probe", seconds=seconds)
 
-    tried = (made(8, 9 * GB, 1.0), made(4, 3 * GB, 2.5), made(2, 2 * GB, 2.0))
-    choice = choose(tried, 4 * GB)
-    assert choice.params == tried[2].params
+    made_up = (made(8, 9 * GB, 1.0), made(4, 3 * GB, 2.5), made(2, 2 * GB, 2.0))
+    choice = choose(made_up, 4 * GB)
+    assert choice.params == made_up[2].params
     assert "does not fit" in choice.lines[0]
     assert choice.lines[-1].endswith("the fastest that fits")
-    assert choose(tried, GB).params is None
+    assert choose(made_up, GB).params is None
     assert choose((made(4, GB, None),), GB).lines[-1].endswith("no step was measured")

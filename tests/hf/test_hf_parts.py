@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from oodatcaa.domain.checkpointing import with_recomputed
 from oodatcaa.domain.training import FineTune, LrSchedule, QLoRA
 from oodatcaa.errors import OodatcaaError
 from tiny_model import make_tiny_data, make_tiny_model
@@ -106,7 +108,7 @@ def test_dora_and_checkpointing_give_gradients(tiny: Path) -> None:
         )
         model = attach_adapters(load_base(str(tiny))[0], params)
         if checkpoint:
-            checkpoint_blocks(model)
+            checkpoint_blocks(model, params.evolve(grad_checkpoint=True))
         model.train()
         token_losses(model, batch).mean().backward()
         trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
@@ -115,3 +117,33 @@ def test_dora_and_checkpointing_give_gradients(tiny: Path) -> None:
         found[checkpoint] = trained
     for name, gradient in found[False].items():
         torch.testing.assert_close(gradient, found[True][name])
+
+
+def test_any_number_of_checkpointed_blocks_gives_the_same_gradients(tiny: Path) -> None:
+    from oodatcaa.training.examples import Example
+    from oodatcaa.training.hf.loss import make_batch, token_losses
+    from oodatcaa.training.hf.setup import attach_adapters, checkpoint_blocks, load_base
+
+    batch = make_batch([Example(tuple(range(3, 40)), 10)], 64)
+    found = []
+    for count in (0, 1, 2):
+        torch.manual_seed(0)
+        params = with_recomputed(QLoRA(rank=2, num_layers=2), count, 2)
+        model = attach_adapters(load_base(str(tiny))[0], params)
+        if count:
+            checkpoint_blocks(model, params)
+        calls: Counter[Any] = Counter()
+        blocks = model.get_decoder().layers
+        for block in blocks:
+            block.input_layernorm.register_forward_hook(
+                lambda module, *_, into=calls: into.update([module])
+            )
+        model.train()
+        token_losses(model, batch).mean().backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+        # Of three blocks the last two are trained; transformers traces through the frozen one.
+        counts = [calls[block.input_layernorm] for block in blocks]
+        assert counts == [1 + (count > 0), 1 + (count > 0), 1 + (count > 1)]
+    for name, gradient in found[0].items():
+        for other in found[1:]:
+            torch.testing.assert_close(gradient, other[name])

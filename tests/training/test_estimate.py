@@ -133,6 +133,23 @@ def test_max_seq_length_bounds_longer_data() -> None:
     assert estimate_training(SMOL, params, seq_length=9999) == estimate_training(SMOL, params)
 
 
+def test_every_checkpointed_block_takes_less_memory() -> None:
+    params = QLoRA(batch_size=8, max_seq_length=512, num_layers=8, grad_checkpoint=True)
+    found = [
+        estimate_training(SMOL, params.evolve(grad_checkpoint_layers=count)).total_bytes
+        for count in range(1, 9)
+    ]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 1.5 * found[-1]
+    assert found[-1] == estimate_training(SMOL, params).total_bytes
+    some = estimate_training(SMOL, params.evolve(grad_checkpoint_layers=3))
+    assert "inputs of 3 checkpointed blocks" in next(
+        part.formula for part in some.parts if part.name == "activations"
+    )
+    with pytest.raises(ValueError, match="needs grad_checkpoint"):
+        QLoRA(grad_checkpoint_layers=3)
+
+
 def test_checkpointing_accumulation_and_fewer_bits_help() -> None:
     params = QLoRA(batch_size=8, max_seq_length=1024, num_layers=-1)
     base = estimate_training(SMOL, params).total_bytes

@@ -22,8 +22,18 @@ from mlx.utils import tree_flatten
 from mlx_lm import load
 from mlx_lm.lora import CONFIG_DEFAULTS
 
-from oodatcaa.domain.training import FailureKind, MemoryLayer, RunStatus, TrainProgress, TrainSpec
+from oodatcaa.domain.training import (
+    FailureKind,
+    MemoryLayer,
+    QLoRA,
+    RunStatus,
+    TrainProgress,
+    TrainSpec,
+)
 from oodatcaa.training.checkpoints import checkpoint_name, verify
+from oodatcaa.training.mlx import setup
+from oodatcaa.training.mlx.loss import make_loss, split_head
+from oodatcaa.training.mlx.recompute import recompute
 from oodatcaa.training.mlx.trainer import Run
 from oodatcaa.training.protocol import (
     ADAPTER_CONFIG_FILE,
@@ -31,6 +41,7 @@ from oodatcaa.training.protocol import (
     ADAPTERS_DIR,
     CHECKPOINTS_DIR,
     EXIT_DESCRIBED,
+    FAST_CPU,
     LORA_CONFIG_FILE,
     METRICS_FILE,
     PROGRESS_FILE,
@@ -263,6 +274,60 @@ def test_gradient_checkpointing_only_changes_memory(
     assert [m["loss"] for m in metrics(tmp_path)] == pytest.approx(
         [m["loss"] for m in metrics(reference)], rel=1e-3
     )
+
+
+@pytest.mark.parametrize("fast", ["1", "0"])
+def test_any_number_of_checkpointed_blocks_gives_the_same_gradients(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, fast: str
+) -> None:
+    import mlx.nn as nn
+    import mlx_lm.models.qwen2 as qwen2
+
+    monkeypatch.setenv(FAST_CPU, fast)
+    block = qwen2.TransformerBlock
+    stock = block.__call__
+    found: list[tuple[float, dict[str, mx.array], list[int]]] = []
+    tokens = mx.random.randint(0, 300, (2, 24), key=mx.random.key(1))
+    for params in (
+        QLoRA(num_layers=2, rank=4),
+        *(QLoRA(num_layers=2, rank=4, grad_checkpoint=True, grad_checkpoint_layers=n or None)
+          for n in (1, 2, 0)),
+    ):  # fmt: skip
+        mx.random.seed(3)
+        network, _ = setup.load_base(str(tiny))
+        setup.attach_adapters(network, params)
+        for name, tensor in setup.adapter_tensors(network).items():
+            # lora_b starts at 0, and then nothing of lora_a has a gradient.
+            network.load_weights([(name, tensor + 0.02)], strict=False)
+        calls = [0] * len(network.layers)
+
+        def counted(self: Any, *args: Any, **options: Any) -> Any:
+            calls[[id(one) for one in network.layers].index(id(self))] += 1  # noqa: B023
+            return stock(self, *args, **options)
+
+        block.__call__ = counted
+        try:
+            if params.grad_checkpoint:
+                recompute(network, params)
+            split = split_head(network)
+            network.train()
+            batch = (tokens, mx.arange(8), tokens.reshape(-1)[1:9], mx.ones(8))
+            step = nn.value_and_grad(network, make_loss(split))
+            before = list(calls)
+            (loss, _), gradient = step(network, *batch)
+            mx.eval(loss, gradient)
+            counts = [now - was for now, was in zip(calls, before, strict=True)]
+            found.append((loss.item(), dict(tree_flatten(gradient)), counts))
+        finally:
+            block.__call__ = stock
+    first, *others = found
+    # Frozen below: computed again too, where a gradient is traced through them.
+    assert [counts for _, _, counts in found] == [[1, 1, 1], [1, 2, 1], [1, 2, 2], [1, 2, 2]]
+    for loss, gradient, _ in others:
+        assert loss == pytest.approx(first[0], rel=1e-5)
+        assert gradient.keys() == first[1].keys()
+        for name, tensor in gradient.items():
+            assert mx.allclose(tensor, first[1][name], rtol=1e-3, atol=1e-6).item(), name
 
 
 def rates(folder: Path) -> list[float]:

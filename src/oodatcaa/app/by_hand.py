@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
 from oodatcaa.app.project import Project
-from oodatcaa.domain.auto_fit import choose, to_measure
+from oodatcaa.domain.auto_fit import Candidate, choose, instead, to_measure
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.ports import TrainingBackend
-from oodatcaa.domain.training import RunRecord, TrainProgress, TrainSpec
+from oodatcaa.domain.training import MemoryEstimate, QLoRA, RunRecord, TrainProgress, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.machine import gate_limit
 from oodatcaa.training.backend import ChildBackend
@@ -61,14 +61,26 @@ def _fitted(backend: TrainingBackend, spec: TrainSpec, say: Say) -> TrainSpec:
     if not isinstance(backend, ChildBackend):
         return spec
     limit = gate_limit(spec.memory_limit_bytes)
-    measured = []
-    for one in to_measure(
-        spec.params, lambda params: backend.estimate(spec.evolve(params=params)), limit
-    ):
+    trained = backend.trained_blocks(spec)
+    measured: list[Candidate] = []
+
+    def estimate(params: QLoRA) -> MemoryEstimate:
+        return backend.estimate(spec.evolve(params=params))
+
+    def measure(one: Candidate) -> Candidate:
         say(f"measuring {one.name}")
         found, seconds = backend.time_step(spec.evolve(params=one.params))
         step = None if seconds is None else seconds * one.params.grad_accumulation_steps
-        measured.append(one.evolve(need_bytes=found.total_bytes, source=found.source, seconds=step))
+        done = one.evolve(need_bytes=found.total_bytes, source=found.source, seconds=step)
+        measured.append(done)
+        return done
+
+    for one in to_measure(spec.params, estimate, limit, trained):
+        done = measure(one)
+        if done.need_bytes > limit:
+            more = instead(done, estimate, limit, trained)
+            if more is not None and more.params not in [known.params for known in measured]:
+                measure(more)
     choice = choose(measured, limit)
     for line in choice.lines:
         say(line)

@@ -40,6 +40,9 @@ def estimate(
     grad_checkpoint: Annotated[
         bool | None, typer.Option("--grad-checkpoint/--no-grad-checkpoint", help="keep inputs only")
     ] = None,
+    grad_checkpoint_layers: Annotated[
+        int | None, typer.Option(help="with --grad-checkpoint: of the lowest N trained blocks")
+    ] = None,
     mask_prompt: Annotated[
         bool | None, typer.Option("--mask-prompt/--no-mask-prompt", help="loss on answers only")
     ] = None,
@@ -60,6 +63,7 @@ def estimate(
         "max_seq_length": max_seq_length,
         "grad_accumulation_steps": grad_accumulation_steps,
         "grad_checkpoint": grad_checkpoint,
+        "grad_checkpoint_layers": grad_checkpoint_layers,
         "mask_prompt": mask_prompt,
         "quantize_bits": quantize_bits,
     }

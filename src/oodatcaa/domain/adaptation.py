@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oodatcaa.domain.base import NonEmpty, Record
+from oodatcaa.domain.checkpointing import fewest_recomputed
 from oodatcaa.domain.objective import METRICS
 from oodatcaa.domain.plan import AdaptationNote
 from oodatcaa.domain.task import Failure
@@ -181,10 +182,39 @@ def _walk(ladder: _Ladder, rungs: _Rungs, below: int | None) -> QLoRA | None:
             _take(ladder, name, what)
             ladder.params = changed
             if fits:
-                return changed
+                return _least_recomputed(ladder, rungs, below)
             break
         else:
             return None
+
+
+CHECKPOINTING = "gradient checkpointing"
+
+
+def _least_recomputed(ladder: _Ladder, rungs: _Rungs, below: int | None) -> QLoRA:
+    """Where the ladder turned checkpointing on: of the fewest blocks that still fit."""
+    params = ladder.params
+    known = params.num_layers if params.num_layers > 0 else rungs.total_layers
+    if known is None or not any(line.startswith(CHECKPOINTING) for line in ladder.taken):
+        return params
+
+    def fits(one: QLoRA) -> bool:
+        need = ladder.bytes_of(one)
+        return need <= ladder.ceiling and (below is None or need < below)
+
+    found = fewest_recomputed(params, known, fits)
+    if found is None or found == params:
+        return params
+    what = f"{CHECKPOINTING} of {found.grad_checkpoint_layers} of {known} blocks"
+    ladder.lines.append(f"{what}: {_gb(ladder.bytes_of(found))}, fits and takes less time")
+    ladder.taken = [
+        f"{line.split(' -> ')[0]} -> of {found.grad_checkpoint_layers} of {known} blocks"
+        if line.startswith(CHECKPOINTING)
+        else line
+        for line in ladder.taken
+    ]
+    ladder.params = found
+    return found
 
 
 def _take(ladder: _Ladder, name: str, what: str) -> None:
@@ -208,8 +238,8 @@ class _Rungs:
         factor = _smallest_factor(params.batch_size)
         if factor is not None:
             yield "batch", smaller_batch(params, factor)
-        if not params.grad_checkpoint:
-            yield "gradient checkpointing", params.evolve(grad_checkpoint=True)
+        if not params.grad_checkpoint or params.grad_checkpoint_layers is not None:
+            yield CHECKPOINTING, params.evolve(grad_checkpoint=True, grad_checkpoint_layers=None)
         shorter = self._sequence()
         if shorter is not None and shorter < params.max_seq_length:
             yield "sequence length", params.evolve(max_seq_length=shorter)
@@ -261,8 +291,8 @@ def _change(name: str, old: QLoRA, new: QLoRA) -> str:
             f"{old.batch_size} x {old.grad_accumulation_steps} -> "
             f"{new.batch_size} x {new.grad_accumulation_steps} accumulated"
         )
-    if name == "gradient checkpointing":
-        return "off -> on"
+    if name == CHECKPOINTING:
+        return f"{old.checkpointing or 'off'} -> on"
     if name == "sequence length":
         return f"{old.max_seq_length} -> {new.max_seq_length}"
     if name == "layers":

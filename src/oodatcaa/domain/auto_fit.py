@@ -1,8 +1,8 @@
 """Which way of training the same thing is the fastest that fits. Pure: the numbers are arguments.
 
-Candidates differ in how the effective batch is cut into micro-batches and in recomputing
-activations. Neither changes what is learned: the gradient of an optimizer step is that of the same
-examples, and the number of optimizer steps stays.
+Candidates differ in how the effective batch is cut into micro-batches and in how many blocks are
+computed again in the backward pass. Neither changes what is learned: the gradient of an optimizer
+step is that of the same examples, and the number of optimizer steps stays.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from oodatcaa.domain.base import Record
+from oodatcaa.domain.checkpointing import fewest_recomputed
 from oodatcaa.domain.training import MemoryEstimate, QLoRA
 
 FEW = 3
@@ -29,7 +30,7 @@ class Candidate(Record):
     @property
     def name(self) -> str:
         p = self.params
-        checkpointing = ", checkpointed" if p.grad_checkpoint else ""
+        checkpointing = f", checkpointing {p.checkpointing}" if p.grad_checkpoint else ""
         return f"{p.batch_size} x {p.grad_accumulation_steps} accumulated{checkpointing}"
 
 
@@ -41,8 +42,8 @@ class Choice(Record):
 
 
 def variants(params: QLoRA) -> tuple[QLoRA, ...]:
-    """Every micro-batch that divides the effective batch, with and without checkpointing; the one
-    that was asked for first, then larger micro-batches before smaller ones."""
+    """Every micro-batch that divides the effective batch, without checkpointing and with all of
+    it; the one that was asked for first, then larger micro-batches before smaller ones."""
     whole = params.effective_batch
     steps = params.optimizer_steps
     found = [params]
@@ -58,6 +59,7 @@ def variants(params: QLoRA) -> tuple[QLoRA, ...]:
                     grad_accumulation_steps=accumulate,
                     iters=steps * accumulate if same else params.iters,
                     grad_checkpoint=checkpoint,
+                    grad_checkpoint_layers=None,
                     **_cadence(params, accumulate),
                 )
             )
@@ -74,16 +76,43 @@ def _cadence(params: QLoRA, accumulate: int) -> dict[str, int]:
 
 
 def to_measure(
-    params: QLoRA, estimate: Callable[[QLoRA], MemoryEstimate], limit: int
+    params: QLoRA, estimate: Callable[[QLoRA], MemoryEstimate], limit: int, trained: int
 ) -> tuple[Candidate, ...]:
-    """The few of `variants` that are worth measuring: those expected to fit, without
-    recomputing before with it; none when nothing is expected to fit."""
-    known = []
+    """The few of `variants` that are worth measuring: those expected to fit, with the fewest of
+    the `trained` blocks computed again that this takes, and without any before with some. None
+    when nothing is expected to fit."""
+
+    def fits(one: QLoRA) -> bool:
+        return estimate(one).total_bytes <= limit
+
+    found: list[QLoRA] = []
     for one in variants(params):
-        found = estimate(one)
-        known.append(Candidate(params=one, need_bytes=found.total_bytes, source=found.source))
-    fitting = [one for one in known if one.need_bytes <= limit]
-    return tuple(sorted(fitting, key=lambda one: one.params.grad_checkpoint)[:FEW])
+        if one == params or not one.grad_checkpoint:
+            found += [one] if fits(one) else []
+        elif fewest := fewest_recomputed(one, trained, fits):
+            found.append(fewest)
+    few = sorted(dict.fromkeys(found), key=lambda one: one.grad_checkpoint)[:FEW]
+    return tuple(_candidate(one, estimate) for one in few)
+
+
+def instead(
+    tried: Candidate, estimate: Callable[[QLoRA], MemoryEstimate], limit: int, trained: int
+) -> Candidate | None:
+    """What to measure after a candidate that was estimated to fit, but did not: a few more blocks
+    computed again, with the estimates raised by what that one needed. None = nothing is left."""
+    raised = max(1.0, tried.need_bytes / max(1, estimate(tried.params).total_bytes))
+
+    def fits(one: QLoRA) -> bool:
+        return estimate(one).total_bytes * raised <= limit
+
+    already = tried.params.recomputed(trained)
+    found = fewest_recomputed(tried.params, trained, fits, more_than=already)
+    return _candidate(found, estimate) if found is not None else None
+
+
+def _candidate(params: QLoRA, estimate: Callable[[QLoRA], MemoryEstimate]) -> Candidate:
+    found = estimate(params)
+    return Candidate(params=params, need_bytes=found.total_bytes, source=found.source)
 
 
 def choose(candidates: Sequence[Candidate], limit: int) -> Choice:

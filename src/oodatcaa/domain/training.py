@@ -83,6 +83,10 @@ class QLoRA(Record):
         default=False,
         description="recompute activations in the backward pass: less memory, more time",
     )
+    grad_checkpoint_layers: PositiveInt | None = Field(
+        default=None,
+        description="recompute only the lowest N trained blocks; left out = every one",
+    )
     mask_prompt: bool = Field(
         default=True, description="loss on the answer alone, not on the prompt"
     )
@@ -139,6 +143,31 @@ class QLoRA(Record):
         """Optimizer steps once so many iterations are done."""
         whole, rest = divmod(iterations, self.grad_accumulation_steps)
         return whole + (rest > 0 and iterations == self.iters)
+
+    def recomputed(self, trained: int) -> int:
+        """How many of so many trained blocks, counted from the lowest, are computed again."""
+        if not self.grad_checkpoint:
+            return 0
+        wanted = self.grad_checkpoint_layers
+        return trained if wanted is None else min(wanted, trained)
+
+    @property
+    def checkpointing(self) -> str:
+        """In words: `on`, `of the lowest 3 blocks`, or nothing."""
+        if self.grad_checkpoint_layers is not None:
+            count = self.grad_checkpoint_layers
+            return f"of the lowest {count} blocks" if count > 1 else "of the lowest block"
+        return "on" if self.grad_checkpoint else ""
+
+    def trained_blocks(self, blocks: int) -> int:
+        """How many of a model's `blocks` are trained."""
+        return blocks if self.num_layers < 0 else min(self.num_layers, blocks)
+
+    @model_validator(mode="after")
+    def _layers_of_nothing(self) -> QLoRA:
+        if self.grad_checkpoint_layers is not None and not self.grad_checkpoint:
+            raise ValueError("grad_checkpoint_layers needs grad_checkpoint: true")
+        return self
 
     @model_validator(mode="after")
     def _adam_has_no_weight_decay(self) -> QLoRA:

@@ -133,6 +133,11 @@ class ChildBackend:
         """
         return self._ask(spec, Path(self.models.resolve(spec.model))).analytic
 
+    def trained_blocks(self, spec: TrainSpec) -> int:
+        """How many of the model's blocks `spec` trains."""
+        shape = read_shape(Path(self.models.resolve(spec.model)).resolve())
+        return spec.params.trained_blocks(shape.num_layers)
+
     def forecast(self, spec: TrainSpec, *, budget: int = PROBE_TOKENS) -> MemoryEstimate:
         """What a probe says about the worst batch that the data allow.
 

@@ -112,10 +112,12 @@ def _step_parts(
     what = "weights'" if params.fine_tune_type is FineTune.FULL else "adapter's"
     count = trained_parameters(shape, params)
     trained = f"{count} of the {what} parameters with gradient, {params.optimizer.value}'s moments"
-    if params.grad_checkpoint:
-        kept = f"inputs of {blocks} checkpointed blocks: {batch} x hidden {shape.hidden_size}"
-    else:
-        kept = f"{blocks} blocks x {batch}, hidden {shape.hidden_size}, inner {inner_width(shape)}"
+    again = params.recomputed(blocks)
+    whole = f"blocks x {batch}, hidden {shape.hidden_size}, inner {inner_width(shape)}"
+    kept = f"{blocks} {whole}"
+    if again:
+        kept = f"inputs of {again} checkpointed blocks: {batch} x hidden {shape.hidden_size}"
+        kept += f"; {blocks - again} {whole}" if again < blocks else ""
     parts = [
         MemoryPart(name=ADAPTER, bytes=found.trained, formula=trained),
         MemoryPart(name=ACTIVATIONS, bytes=found.kept, formula=kept),

@@ -67,6 +67,7 @@ def family(model: str, versions: dict[str, str], device: str, params: QLoRA) -> 
         "num_layers": str(params.num_layers),
         "keys": ",".join(params.keys) if params.keys is not None else "every",
         "grad_checkpoint": str(params.grad_checkpoint),
+        "grad_checkpoint_layers": str(params.grad_checkpoint_layers),
         "accumulates": str(params.grad_accumulation_steps > 1),
         "dropout": str(params.dropout > 0),
         "quantize_bits": str(params.quantize_bits),

@@ -187,8 +187,7 @@ def block_of(shape: ModelShape) -> BlockShape:
 
 
 def trained_blocks(shape: ModelShape, params: QLoRA) -> int:
-    count = shape.num_layers if params.num_layers < 0 else params.num_layers
-    return min(count, shape.num_layers)
+    return params.trained_blocks(shape.num_layers)
 
 
 def adapted(shape: ModelShape, params: QLoRA) -> tuple[Matrix, ...]:
@@ -231,7 +230,8 @@ def terms(
     scores = size.batch * shape.num_heads * size.length**2
     one = layer + round(kind.kept_scores * scores) + _dora(shape, params, kind)
     trained = trained_parameters(shape, params)
-    inputs = blocks * size.tokens * shape.hidden_size * kind.itemsize
+    again = params.recomputed(blocks)
+    inputs = again * size.tokens * shape.hidden_size * kind.itemsize
     quantised = shape.bits is not None or params.quantize_bits is not None
     largest = max((m.rows * m.columns for m in block_of(shape).matrices), default=0)
     matrix = kind.itemsize * largest if quantised and kind.head_copies else 0
@@ -239,11 +239,12 @@ def terms(
     dense = max(2 * matrix, ahead)
     head = kind.head_copies * kind.itemsize * shape.hidden_size * shape.vocab_size
     held = held_head(shape, params, device, fast_cpu)
-    block = (2 * one if params.grad_checkpoint else one) + dense
+    # What blocks above have kept is gone again when the first one is computed a second time.
+    block = (2 * one if again == blocks else one) + dense
     return Terms(
         weights=weights + held,
         trained=round(4 * trained * _copies(params)),
-        kept=inputs if params.grad_checkpoint else blocks * one,
+        kept=inputs + (blocks - again) * one,
         loss=_loss(shape, params, size, device, fast_cpu),
         block=dense if kind is AT_ONCE else block,
         scores=round(kind.scores * scores),

@@ -56,7 +56,7 @@ def parameters(params: QLoRA) -> str:
         ("optimizer steps", number(params.optimizer_steps), "updates of the weights"),
         ("learning rate", number(params.learning_rate), schedule(params)),
         ("weight decay", number(params.weight_decay), "of the optimizer"),
-        ("gradient checkpointing", "on" if params.grad_checkpoint else "off",
+        ("gradient checkpointing", params.checkpointing or "off",
          "recomputes activations instead of keeping them"),
         ("prompt masking", "on" if params.mask_prompt else "off", masked),
         ("seed", str(params.seed), "data order and adapter initialisation"),

@@ -29,7 +29,7 @@ def setting(params: QLoRA) -> str:
         batch += f" accumulated {params.grad_accumulation_steps} times"
     extras = []
     if params.grad_checkpoint:
-        extras.append("gradient checkpointing")
+        extras.append(f"gradient checkpointing {params.checkpointing}".removesuffix(" on"))
     if params.quantize_bits is not None:
         extras.append(f"base model re-quantised to {params.quantize_bits} bits")
     return ", ".join(

@@ -126,6 +126,8 @@ def _problems(spec: TrainSpec, shape: ModelShape, rows: str) -> list[str]:
         problems.append(f"num_layers is {p.num_layers}, the model has {shape.num_layers} blocks")
     if rows == "prompt":
         problems.append("the data are prompt and completion: write them as messages")
+    if p.grad_checkpoint_layers is not None:
+        problems.append("grad_checkpoint_layers: axolotl recomputes every block, leave it out")
     if p.selects:
         problems.append("select_best and early stopping are not wired to axolotl")
     return problems

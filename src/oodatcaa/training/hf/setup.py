@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oodatcaa.domain.training import FineTune, LrSchedule, Optimizer, QLoRA, TrainSpec
 from oodatcaa.errors import OodatcaaError
@@ -216,14 +217,27 @@ def described(spec: TrainSpec) -> dict[str, Any]:
         "weight_decay": p.weight_decay,
         "max_seq_length": p.max_seq_length,
         "gradient_checkpointing": p.grad_checkpoint,
+        "gradient_checkpointing_lowest": p.grad_checkpoint_layers,
         "mask_prompt": p.mask_prompt,
     }
 
 
-def checkpoint_blocks(network: Any) -> None:
-    """Recompute every block in the backward pass; transformers is renaming the method."""
+def checkpoint_blocks(network: Any, params: QLoRA) -> None:
+    """Recompute the lowest `params.recomputed()` trained blocks in the backward pass, and the
+    frozen ones below; transformers is renaming the method.
+
+    Raises OodatcaaError `train.bad_params` for an architecture whose blocks can not be chosen.
+    """
     newer = getattr(network, "activation_checkpointing_enable", None)
     (newer or network.gradient_checkpointing_enable)({"use_reentrant": False})
+    blocks = _blocks(network)
+    trained = params.trained_blocks(len(blocks))
+    for block in blocks[len(blocks) - trained + params.recomputed(trained) :]:
+        if not isinstance(block, GradientCheckpointingLayer):
+            raise _bad_params(
+                ["grad_checkpoint_layers: transformers recomputes this model's blocks all or none"]
+            )
+        block.gradient_checkpointing = False
 
 
 def adapter_config(network: Any, spec: TrainSpec) -> dict[str, Any]:

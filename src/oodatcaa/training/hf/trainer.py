@@ -73,7 +73,7 @@ class Run(TrainingRun):
             lambda source, start: restore(source, network, optimizer, identity, start)
         )
         if self.params.grad_checkpoint:
-            setup.checkpoint_blocks(network)
+            setup.checkpoint_blocks(network, self.params)
         state = State(network, optimizer, resumed.optimizer_step if resumed else 0)
         self.monitor = Monitor(
             self.folder,

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.tuner.trainer import TrainingArgs, evaluate, grad_checkpoint, train
+from mlx_lm.tuner.trainer import TrainingArgs, evaluate, train
 
 from oodatcaa.domain.training import Machine, TrainSpec
 from oodatcaa.kit.files import write_atomic
@@ -24,6 +24,7 @@ from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.guard import COUNTERS
 from oodatcaa.training.mlx.loss import Split, make_loss, split_head
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
+from oodatcaa.training.mlx.recompute import recompute
 from oodatcaa.training.monitor import Monitor
 from oodatcaa.training.progress import DiskFullError, Enough, Stop
 from oodatcaa.training.protocol import ADAPTER_FILE, ADAPTERS_DIR, LORA_CONFIG_FILE
@@ -70,7 +71,7 @@ class Run(TrainingRun):
         if self.params.grad_checkpoint:
             # Before the prefix is split off: a block that is computed again in the backward pass
             # must find the input that it was given, not the one that the prefix replaces.
-            grad_checkpoint(network.layers[0])
+            recompute(network, self.params)
         self.prefix = frozen_prefix(network) if fast_cpu() else None
         eager = at_once(self.params, accelerator(), fast_cpu())
         loss = make_loss(split, prefix=self.prefix, at_once=eager)
