@@ -439,6 +439,27 @@ def test_what_others_built_on_is_written_anew_or_told_as_unsure(
     assert [one.event.text for one in read_log(work)] == texts
 
 
+def test_what_another_wrote_anew_meanwhile_needs_no_more(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = large(work), QueueStore(work, exact_tasks=0, journal_bytes=1)
+    real = os.fdatasync
+
+    def fail(_: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", real)
+        for number in range(30):
+            note(other, f"later {number}" + "x" * 500)
+        raise OSError(errno.EIO, "the disk is gone")
+
+    before = (work / "queue.journal").stat().st_ino
+    monkeypatch.setattr(os, "fdatasync", fail)
+    note(store, "first")
+    assert (work / "queue.journal").stat().st_ino != before, "the other never wrote it anew"
+    texts = [one.event.text for one in QueueStore(work).history()]
+    assert texts[2] == "first"
+    assert len(texts) == 33
+
+
 def test_reserved_space_is_given_back_and_never_read_as_text(work: Path) -> None:
     store, reader = large(work), QueueStore(work)
     for _ in range(12):

@@ -69,6 +69,12 @@ class Journal:
         return self._at is not None
 
     @property
+    def place(self) -> tuple[tuple[int, int], int]:
+        """The file that it reads, and up to where."""
+        assert self._at is not None
+        return self._at.identity, self._at.offset
+
+    @property
     def grown(self) -> bool:
         """Whether a new base would save more reading than it costs to write."""
         at = self._at

@@ -261,14 +261,17 @@ class QueueStore:
     def _rescue(self, error: OSError) -> None:
         """The disk refused to confirm our line. Under the lock: take it back if it is the last;
         if others have built on it, write everything anew, elsewhere."""
-        ours = self._journal.replica.seq
-        self._journal.follow(locked=True)
-        if self._journal.replica.seq == ours:
-            raise self._journal.taken_back(error) from error
+        journal = self._journal
+        before = journal.place
+        journal.follow(locked=True)
+        if journal.place == before:
+            raise journal.taken_back(error) from error
+        if journal.place[0] != before[0]:
+            return  # somebody else wrote everything anew
         try:
             self._views.renew_base()
         except (OSError, StateError):
-            raise unsure(self._journal.path, error) from error
+            raise unsure(journal.path, error) from error
 
     def _settle_if_free(self) -> None:
         if self._lock.try_acquire():
