@@ -244,3 +244,29 @@ def test_no_board_may_hold_work_whose_question_is_open(tmp_path: Path) -> None:
     begun = waiting.evolve(status=SubtaskStatus.IN_PROGRESS, lease=lease, attempt=1, reason="")
     problems = invariants(board.with_task(begun), policy)
     assert any("nobody answered human-verify, step 2" in line for line in problems)
+
+
+CHECKS = """\
+# A page
+
+**Goal:** Show it.
+
+### Task 1: Draw the page
+
+**Files:**
+- Create: `page.txt`
+
+Run: `grep -q title page.txt`
+Expected: FAIL
+
+Run: `grep -q title page.txt`
+Expected: PASS
+"""
+
+
+def test_a_task_of_checks_alone_is_worked_on_before_the_one_that_must_pass(tmp_path: Path) -> None:
+    root = project_with(tmp_path, TITLE, plan=CHECKS)
+    assert work(root) == "done"
+    plan = Project(root).plans.load("T002", 1)
+    assert [step.kind.value for step in plan.steps] == ["check", "agent", "check"]
+    assert git(root, "show", "main:page.txt") == "title\n"

@@ -83,6 +83,8 @@ def test_every_form_of_a_superpowers_plan() -> None:
     assert kept == {"Modify: `setup.cfg:10-20`": "line 14", "Delete: `old/store.py`": "line 15"}
     assert not any("rm -rf" in command for command in first.commands)
     assert drafts["odd-plan#2-2"].gates[0].expect == "success"
+    without_steps = drafts["odd-plan#2"]  # its Run: decides all the same
+    assert [(step.kind, step.gates) for step in without_steps.steps] == [("check", ("V1",))]
     assert {("plan.numbering", "73"), ("plan.no_steps", "60")} <= found(imported)
 
 

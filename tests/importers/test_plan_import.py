@@ -197,3 +197,44 @@ def test_whether_a_plan_needs_a_person(said: str, more: str, alone: bool, report
     assert draft.autonomous is alone
     found = {(item.code, item.place) for item in imported.findings}
     assert (("plan.autonomous", "plan.md:7") in found) is reported
+
+
+NEWER = """---
+phase: 2-a
+plan: 01
+---
+<objective>Do it.</objective>
+<context>
+@docs/a.md
+
+<interfaces>
+```ts
+export interface A {}
+```
+Take these.
+</interfaces>
+</context>
+<tasks>
+<task type="auto">
+  <name>One</name>
+  <action>Do.</action>
+  <verify>
+    <automated>npm test -- --run \\
+      src/a.test.ts</automated>
+    <manual>It looks right</manual>
+  </verify>
+  <done>x</done>
+</task>
+</tasks>
+"""
+
+
+def test_the_newer_parts_of_a_verify_and_a_section_in_a_section() -> None:
+    draft, imported = draft_of(NEWER)
+    assert draft.commands == ("npm test -- --run \\\n  src/a.test.ts",)
+    assert draft.statements == ("It looks right",)
+    assert draft.references == ("docs/a.md",)
+    kept = [item.text for item in draft.leftovers if item.what == "text in <context>"]
+    assert len(kept) == 1
+    assert "export interface A {}" in kept[0]
+    assert not [item for item in imported.findings if item.severity.value == "error"]

@@ -384,13 +384,10 @@ class _Drafter:
         for name in ("execution_context", "context"):
             section = self._section(name)
             lines = section.text.split("\n") if section else []
-            for line in (line.strip() for line in lines):
-                if line.startswith("@"):
-                    found.append(line[1:].strip())
-                elif line:
-                    self.findings.info(
-                        "plan.unmapped", section.line if section else 1, f"text in <{name}>", line
-                    )
+            found += [line.strip()[1:].strip() for line in lines if line.strip().startswith("@")]
+            rest = dedent("\n".join(x for x in lines if not x.strip().startswith("@")))
+            if section and rest:
+                self.findings.info("plan.unmapped", section.line, f"text in <{name}>", rest)
         return tuple(dict.fromkeys(name for name in [*found, *self.read_first] if name))
 
     def _rest(self) -> None:

@@ -19,6 +19,8 @@ PROGRAM = re.compile(
     r"yarn|node|go|cargo|git|grep|rg|test|ls|cat|bash|sh|curl|docker|jq|find|wc|diff|xcodebuild|"
     r"swift|tsc|vitest|jest|\[|\./\S+)(?:\s|$)"
 )
+_WRAPPED = re.compile(r"</?(?:automated|manual|human|human-check)(?:\s[^<>\n]{0,200})?>")
+"""What newer plans put around the parts of a <verify>."""
 _QUOTED = re.compile(r"`([^`\n]+)`")
 MOST_OF_A_STATEMENT = 2_000
 _ITEM = re.compile(r"^\s*(?:[-*+]\s+(?:\[[ xX]\]\s*)?|\d+[.)]\s+)(.*)$")
@@ -121,10 +123,10 @@ def key_of(phase: str, plan: str) -> str:
 
 def commands_of(text: str) -> tuple[list[str], str]:
     """(commands, what is left in words) of a <verify>."""
-    fenced, rest = _without_fences(text)
+    fenced, rest = _without_fences(_WRAPPED.sub("", text))
     commands = [dedent(block) for block in fenced]
     words: list[str] = []
-    for line in dedent(rest).split("\n"):
+    for line in _whole_lines(dedent(rest)):
         item = _ITEM.match(line)
         plain = (item[1] if item else line).strip()
         quoted = [part for part in re.findall(r"`([^`]+)`", plain) if PROGRAM.match(part)]
@@ -135,6 +137,16 @@ def commands_of(text: str) -> tuple[list[str], str]:
         elif plain and not plain.startswith(("```", "~~~")):
             words.append(plain)
     return [command for command in commands if command.strip()], " ".join(words)
+
+
+def _whole_lines(text: str) -> list[str]:
+    """Lines, with those that a backslash carries on."""
+    found: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        found[-1].append(line)
+        if not line.rstrip().endswith("\\"):
+            found.append([])
+    return ["\n".join(lines) for lines in found if lines]
 
 
 def commands_in(item: str) -> tuple[tuple[str, ...], str, str]:

@@ -116,10 +116,10 @@ class _Outliner:
         return None
 
     def _closes_after(self, name: str, at: int) -> bool:
-        """Whether a section is still closed after line `at`: then a closing tag before that line
-        was only words in a fence."""
-        closed = self._next(f"</{name}>", at)
-        return closed is not None and closed <= (self._next(f"<{name}", at) or closed)
+        """Whether a section is still closed from line `at` on, before another of its name opens:
+        then what looked like its end before was not."""
+        closed, opened = self._next(f"</{name}>", at), self._next(f"<{name}", at)
+        return closed is not None and (opened is None or closed < opened)
 
     def _next(self, text: str, at: int) -> int | None:
         """The first line from `at` on that holds `text`."""
@@ -181,7 +181,10 @@ class _Outliner:
         body = [rest]
         for at in range(start + 1, len(self.lines)):
             line = self.lines[at]
-            ends = at not in self.fenced and (self._ends(at) or self._opens_known(at))
+            ends = at not in self.fenced and (
+                self._ends(at)
+                or (self._opens_known(at) and not self._closes_after(section.name, at))
+            )
             if closing in line and (at not in self.fenced or _FENCE.match(line)):
                 before, _, after = line.partition(closing)
                 section.text = "\n".join([*body, before])

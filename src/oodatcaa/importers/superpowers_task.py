@@ -145,6 +145,9 @@ class TaskDrafter:
             if label and not self.steps:
                 self.label, self.waiting = label[1].lower().rstrip("s"), ""
                 continue
+            if not self.steps and _is_run(plain):
+                # No step, but something that decides: the text so far is the work before it.
+                self.steps.append(_Step(self.name, where, text=list(self.task.words)))
             if self._taken(plain, where):
                 continue
             if plain:
@@ -277,6 +280,11 @@ class TaskDrafter:
             )
         )
         return gate
+
+
+def _is_run(plain: str) -> bool:
+    run = _RUN.match(plain)
+    return run is not None and ":" in plain.split("`")[0] and bool(_CODE.search(run[1]))
 
 
 def read_expected(text: str) -> tuple[bool, str]:

@@ -72,9 +72,7 @@ def design(inputs: PlanInputs, draft: DraftStory) -> Design:
             hint="cut the plan into several, and import those",
         )
     if not any(piece.step.kind != "check" for piece in pieces):
-        whole = DraftStep(number=1, title=draft.title, action=draft.goal)
-        pieces.append(Piece(whole, asked_after))
-        asked_after = ()
+        pieces, asked_after = _with_work(draft, pieces, asked_after, gates)
     steps = tuple(_step(number, piece, draft, gates) for number, piece in enumerate(pieces, 1))
     source = inputs.story.source
     name = source.file if source else "the plan"
@@ -129,6 +127,21 @@ def design(inputs: PlanInputs, draft: DraftStory) -> Design:
         backend=inputs.backend,
         params=inputs.params,
     )
+
+
+def _with_work(
+    draft: DraftStory,
+    pieces: list[Piece],
+    asked_after: tuple[Question, ...],
+    gates: dict[str, GateSpec],
+) -> tuple[list[Piece], tuple[Question, ...]]:
+    """A plan of checks alone, with its whole work before the first check that has to pass."""
+    whole = DraftStep(number=1, title=draft.title, action=draft.goal)
+    for at, piece in enumerate(pieces):
+        if any(gates[name].expect == "success" for name in piece.step.gates if name in gates):
+            after = Piece(piece.step)
+            return [*pieces[:at], Piece(whole, piece.asks), after, *pieces[at + 1 :]], asked_after
+    return [*pieces, Piece(whole, asked_after)], ()
 
 
 def _step(number: int, piece: Piece, draft: DraftStory, gates: dict[str, GateSpec]) -> Step:
