@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -257,6 +258,24 @@ def test_stopping_keeps_a_checkpoint_and_the_same_training_goes_on(
     # The same parameters, so that it counts as the same training; stopped again at once.
     more = backend.train(found.apply(long), should_stop=lambda: True)
     assert more.resumed_from == run.run_id
+
+
+def test_a_probe_that_is_asked_to_stop_leaves_no_child_and_no_reservation(
+    backend: MlxBackend, spec: TrainSpec
+) -> None:
+    polls: list[set[int]] = []
+
+    def should_stop() -> bool:
+        polls.append({p.pid for p in psutil.Process().children(recursive=True)})
+        return len(polls) >= 2
+
+    with pytest.raises(OodatcaaError, match=r"child\.stopped"):
+        backend.forecast(spec, should_stop=should_stop)
+    assert polls[-1]
+    left = {p.pid for p in psutil.Process().children(recursive=True)}
+    assert not left & polls[-1]
+    assert backend.reservations.holders() == ()
+    assert not list((backend.probes.folder).glob("*.json"))
 
 
 BUILDER = """

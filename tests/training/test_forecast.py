@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_the_cache_keeps_points_and_the_larger_peak_and_survives_a_torn_file(
     assert not answers(cache.read(SAME), Size(9, 64, 64))
     assert answers(cache.read(SAME), Size(1, 128, 64))
     assert not answers(cache.read(SAME), Size(1, 160, 64)), "scores grow with the square"
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.json")
     file.write_text(file.read_text()[:50])
     assert cache.read(SAME).points == ()
 
@@ -169,3 +170,18 @@ def test_full_fine_tuning_of_quantised_weights_is_refused(tiny: Path, tmp_path: 
         Question(spec, tiny, ProbeCache(tmp_path)).measure(64)
     assert caught.value.code == "train.bad_params"
     assert "quantised" in caught.value.message
+
+
+def test_two_that_measure_at_once_keep_each_others_points(tmp_path: Path) -> None:
+    same = {"model": "m"}
+
+    def measure(worker: int) -> None:
+        cache = ProbeCache(tmp_path / "probes")
+        for turn in range(15):
+            size = ProbeSize(batch=worker + 1, length=32 * (turn + 1), targets=1)
+            point = ProbePoint(size=size, mlx_bytes=1, process_bytes=1, step_seconds=0.0)
+            cache.add(Probed(family=same, points=(point,)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(measure, range(4)))
+    assert len(ProbeCache(tmp_path / "probes").read(same).points) == 60

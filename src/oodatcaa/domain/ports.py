@@ -65,10 +65,17 @@ class TrainingBackend(Protocol):
 
     def estimate(self, spec: TrainSpec) -> MemoryEstimate: ...
 
-    def forecast(self, spec: TrainSpec, *, budget: int = ...) -> MemoryEstimate:
+    def forecast(
+        self,
+        spec: TrainSpec,
+        *,
+        budget: int = ...,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> MemoryEstimate:
         """A measured estimate: real steps at or below the worst batch of at most `budget` tokens.
 
-        Measures nothing when an earlier probe answers.
+        Measures nothing when an earlier probe answers. Raises OodatcaaError when `should_stop` says
+        so; what measured is gone by then.
         """
         ...
 

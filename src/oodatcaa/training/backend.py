@@ -138,13 +138,20 @@ class ChildBackend:
         shape = read_shape(Path(self.models.resolve(spec.model)).resolve())
         return spec.params.trained_blocks(shape.num_layers)
 
-    def forecast(self, spec: TrainSpec, *, budget: int = PROBE_TOKENS) -> MemoryEstimate:
+    def forecast(
+        self,
+        spec: TrainSpec,
+        *,
+        budget: int = PROBE_TOKENS,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> MemoryEstimate:
         """What a probe says about the worst batch that the data allow.
 
         Measures it when it has at most `budget` tokens, else smaller ones; measures nothing when
         an earlier probe of the same family answers, or the analytic estimate is hopeless. A probe
         that itself ends at the memory gate makes the estimate one that does not fit. Raises
-        OodatcaaError for an unknown model or a probe that fails for another reason.
+        OodatcaaError for an unknown model or a probe that fails for another reason, `child.stopped`
+        or `reservation.stopped` when `should_stop` said so.
         """
         asked = self._ask(spec, Path(self.models.resolve(spec.model)).resolve())
         self.framework.must_be_installed()
@@ -152,9 +159,13 @@ class ChildBackend:
             return asked.answer()
         need = max(1, min(asked.analytic.total_bytes, asked.limit))
         with self.reservations.reserve(
-            need, asked.limit, label="memory probe", on_wait=self.on_wait
+            need,
+            asked.limit,
+            label="memory probe",
+            should_stop=should_stop,
+            on_wait=self.on_wait,
         ):
-            return asked.measure(budget)
+            return asked.measure(budget, should_stop)
 
     def time_step(
         self, spec: TrainSpec, *, budget: int = PROBE_TOKENS

@@ -42,6 +42,8 @@ from oodatcaa.training.protocol import (
 POLL_SECONDS = 0.2
 STOP_GRACE = 120.0
 """Seconds a worker gets after SIGTERM: it ends its iteration and saves a checkpoint."""
+ASK_GRACE = 5.0
+"""Of a child that has nothing to save."""
 R = TypeVar("R", bound=Record)
 
 
@@ -212,18 +214,30 @@ def _work_folder() -> Iterator[Path]:
 
 
 def ask_child(
-    name: str, request: Record, kind: type[R], limit: int, settings: ChildSettings = DEFAULTS
+    name: str,
+    request: Record,
+    kind: type[R],
+    limit: int,
+    settings: ChildSettings = DEFAULTS,
+    should_stop: Callable[[], bool] | None = None,
 ) -> tuple[R, Ended]:
     """One request to a short-lived child, under the memory limit.
 
-    Raises OodatcaaError: what the child said, `child.crashed` with the log's tail, or
-    RefusedError `child.memory_gate`.
+    Raises OodatcaaError: what the child said, `child.crashed` with the log's tail,
+    `child.stopped` when `should_stop` said so, or RefusedError `child.memory_gate`. The child is
+    gone by then.
     """
     with _work_folder() as folder:
         write_atomic(folder / REQUEST_FILE, request.model_dump_json(indent=1) + "\n")
         log = folder / CHILD_LOG
         ended = run_child(
-            child_command(name, folder), folder=folder, log=log, limit=limit, settings=settings
+            child_command(name, folder),
+            folder=folder,
+            log=log,
+            limit=limit,
+            settings=settings,
+            should_stop=should_stop,
+            grace=ASK_GRACE,
         )
         stopped = memory_stop(ended, log, limit)
         if stopped is not None:
@@ -236,6 +250,12 @@ def ask_child(
         if isinstance(result, ChildError) and ended.exit_code == EXIT_DESCRIBED:
             raise OodatcaaError(
                 result.code, result.message, hint=result.hint, details=result.details
+            )
+        if ended.asked_to_stop and ended.exit_code != EXIT_OK:
+            raise OodatcaaError(
+                "child.stopped",
+                f"{name} was stopped before it answered",
+                hint="run the same command again",
             )
         if not isinstance(result, kind) or ended.exit_code != EXIT_OK:
             raise OodatcaaError(

@@ -9,6 +9,7 @@ on Metal, CUDA and CPU, and after an upgrade of mlx.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import MemoryEstimate, MemoryPart, ModelShape, QLoRA
 from oodatcaa.kit.files import write_atomic
+from oodatcaa.kit.locks import FileLock
 from oodatcaa.training.estimate import ACTIVATIONS, ADAPTER, BASELINE, WEIGHTS, step_terms
 from oodatcaa.training.formulas import Size, Terms, at_once
 from oodatcaa.training.frameworks import Framework
@@ -39,6 +41,7 @@ REACH = 4
 REACH_LENGTH = 2
 """And for rows of at most this many times its length: attention grows with the square."""
 FOLDER = "probes"
+LOCK = ".lock"
 WORKER_SOURCES = ("engine.py", "examples.py", "monitor.py", "probing.py")
 """What every backend's worker runs besides its own."""
 
@@ -110,12 +113,16 @@ class ProbeCache:
 
     def add(self, new: Probed) -> Probed:
         """Keep these points beside the older ones; a size measured again keeps its larger peak."""
-        known = {point.size: point for point in self.read(new.family).points}
-        for point in new.points:
-            old = known.get(point.size)
-            known[point.size] = point if old is None else _larger(old, point)
-        merged = new.evolve(points=tuple(known.values()))
-        write_atomic(self._path(new.family), merged.model_dump_json(indent=1) + "\n")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK, what="the folder of probes", note=False)
+        # Two that measure one family at once must not lose each other's points.
+        with contextlib.closing(lock), lock.held():
+            known = {point.size: point for point in self.read(new.family).points}
+            for point in new.points:
+                old = known.get(point.size)
+                known[point.size] = point if old is None else _larger(old, point)
+            merged = new.evolve(points=tuple(known.values()))
+            write_atomic(self._path(new.family), merged.model_dump_json(indent=1) + "\n")
         return merged
 
     def _path(self, same: dict[str, str]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -142,7 +143,7 @@ class Question:
         sizes = {(point.size.batch, point.size.length) for point in self.probed.points}
         return (self.size.batch, self.size.length) in sizes
 
-    def measure(self, budget: int) -> MemoryEstimate:
+    def measure(self, budget: int, should_stop: Callable[[], bool] | None = None) -> MemoryEstimate:
         """The forecast from a probe run now, of batches of at most `budget` tokens.
 
         A probe that itself ends at the memory gate makes the estimate one that does not fit; any
@@ -164,6 +165,7 @@ class Question:
                     ProbeResult,
                     self.limit,
                     settings=self._settings,
+                    should_stop=should_stop,
                 )
             except OodatcaaError as error:
                 if error.code != "child.memory_gate":

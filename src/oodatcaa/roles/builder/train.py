@@ -35,7 +35,7 @@ def train(bench: Bench) -> StepOutcome:
     if resumed is not None:
         spec, run_before = resumed
         desk.say(f"{bench.subtask.id} goes on from the checkpoint of run {run_before}")
-    estimate = backend.forecast(spec, budget=probe_budget(desk))
+    estimate = backend.forecast(spec, budget=probe_budget(desk), should_stop=desk.should_stop)
     desk.say(f"{bench.subtask.id} forecast {estimate.total_bytes / GB:.2f} GB: {estimate.method}")
     if estimate.unknown and estimate.total_bytes > spec.memory_limit_bytes:
         # The probe itself met the limit. Any other refusal is the backend's, and leaves a record.

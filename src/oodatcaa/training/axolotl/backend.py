@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from oodatcaa.domain.training import MemoryEstimate, TrainSpec
 from oodatcaa.training.backend import PROBE_TOKENS, ChildBackend
 from oodatcaa.training.frameworks import AXOLOTL
@@ -23,6 +25,7 @@ class AxolotlBackend(ChildBackend):
         spec: TrainSpec,
         *,
         budget: int = PROBE_TOKENS,  # noqa: ARG002 - axolotl has no door for a probe
+        should_stop: Callable[[], bool] | None = None,  # noqa: ARG002
     ) -> MemoryEstimate:
         """The analytic estimate: no step of axolotl is measured beforehand."""
         return self.estimate(spec)
