@@ -82,7 +82,6 @@ def import_file(
 
 def _refuse_wrong(text: str, path: Path, kind: ImportKind) -> None:
     """Raises OodatcaaError when the text is in no way what `kind` says it is."""
-    _refuse_nothing(text, path)
     other = next((item for item in ImportKind if _clearly(text, item)), None)
     raise OodatcaaError(
         "import.wrong_format",
@@ -92,23 +91,12 @@ def _refuse_wrong(text: str, path: Path, kind: ImportKind) -> None:
     )
 
 
-def _refuse_nothing(text: str, path: Path) -> None:
-    """Raises OodatcaaError when there is not one word in a file."""
-    if not text.strip(_BOM + " \t\r\n"):
-        raise OodatcaaError(
-            "import.empty_file",
-            f"{path} is empty: there is nothing to import",
-            hint="check that it is the file you mean",
-        )
-
-
 def _clearly(text: str, kind: ImportKind) -> bool:
     """Like `looks_like`, but a queue has to show something of one."""
     return looks_like(text, kind) and (kind is not ImportKind.OODATCAA or _queue_like(text))
 
 
 def _detect(text: str, path: Path) -> ImportKind:
-    _refuse_nothing(text, path)
     for kind in ImportKind:
         if looks_like(text, kind) and kind is not ImportKind.OODATCAA:
             return kind

@@ -75,7 +75,14 @@ def read_text(path: Path) -> str:
             f"{path} is larger than {MAX_BYTES // 1_000_000} MB; no queue or plan is",
             hint="cut out the part that holds the tasks and import that",
         )
-    return _decode(data, path)
+    text = _decode(data, path)
+    if not text.strip("\N{ZERO WIDTH NO-BREAK SPACE} \t\r\n"):
+        raise OodatcaaError(
+            "import.empty_file",
+            f"{path} is empty: there is nothing to import",
+            hint="check that it is the file you mean",
+        )
+    return text
 
 
 def _decode(data: bytes, path: Path) -> str:
