@@ -95,6 +95,20 @@ def test_a_storys_budget_is_a_persons_business_and_stays_used_up(tmp_path: Path)
     assert git(root, "show", "main:greeter.py") != GOOD
 
 
+def test_the_sprints_minutes_end_a_running_agent(tmp_path: Path) -> None:
+    root = crew(
+        tmp_path,
+        [{"write": "half.py", "text": "x = 1\n"}, {"sleep": 100}],
+        GOOD_TURN,
+        config={"budgets": {"sprint": {"minutes": 0.04}}},
+    )
+    assert work(root) == "needs_human"
+    assert "the sprint's budget is used up: 0." in task(root, "T001").reason
+    assert len(calls(tmp_path / "builder.json")) == 1
+    worktree = root / ".oodatcaa/worktrees/T001"
+    assert git(worktree, "show", "HEAD:half.py") == "x = 1\n", "what was written is kept"
+
+
 def test_rounds_end_at_a_person_and_nothing_unproved_is_merged(tmp_path: Path) -> None:
     lie: list[dict[str, Any]] = [{"append": "greeter.py", "text": BAD}, {"done": "all tests pass"}]
     root = crew(tmp_path, lie, planner=[[{"done": plan_answer()}], [{"done": "no"}]])

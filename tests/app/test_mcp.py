@@ -203,7 +203,7 @@ def test_evidence_is_listed_and_run_again(project: Project) -> None:
     text = type_command(project.root, "evidence", "T001")
     assert "E-T001-B01-a1-001-X1  passed" in text
     assert "grep -q wings" in text
-    again = type_command(project.root, "evidence", "T001-B01", "--rerun")
+    again = type_command(project.root, "evidence", "E-T001-B01-a1-001-X1", "--rerun")
     assert "E-T001-B01-a1-001-X1  passed: reproduces (same output)" in again
     kept = project.work / "evidence/T001/E-T001-B01-a1-001-X1.json"
     kept.write_text(kept.read_text().replace("grep -q wings notes", "grep -q hooves notes"))

@@ -45,6 +45,7 @@ NO_NET = "ConnectionError: HTTPSConnectionPool(host='pypi.org'): Max retries exc
         ("ruff", 0, "warning: No Python files found under the given path(s)\n[]\n", CRASHED, None),
         ("mypy", 0, "Success: no issues found in 3 source files\n", PASSED, 0),
         ("mypy", 1, "a.py:1: error: x [y]\nFound 401 errors in 9 files (checked 9)\n", FAILED, 401),
+        ("mypy", 1, '{"file": "a.py", "severity": "error"}\n{"severity": "note"}\n', FAILED, 1),
         ("mypy", 2, "a.py:1: error: Invalid syntax  [syntax]\nFound 1 error in 1 file\n", FAILED,
          None),
         ("mypy", 2, "mypy: INTERNAL ERROR\n", CRASHED, None),

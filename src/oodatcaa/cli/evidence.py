@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evidence(
-    task: Annotated[str, typer.Argument(help="T001 or T001-B01")],
+    task: Annotated[str, typer.Argument(help="T001, T001-B01, or one piece: E-T001-…")],
     rerun: Annotated[
         bool, typer.Option("--rerun", help="run the gates again: does it reproduce?")
     ] = False,

@@ -26,11 +26,12 @@ class Counting(Record):
     """One way to count findings in an output; the first way of a preset that fits is taken.
 
     `json_list`: the length of a JSON array; `json_sum`: the lengths of the arrays at `path` below
-    each item of the array at `items`; `lines`: lines that match; `numbers`: the sum of the
-    numbers that match in the last line that has any.
+    each item of the array at `items`; `json_lines`: lines that are a JSON object with `path` being
+    `items`; `lines`: lines that match; `numbers`: the sum of the numbers that match in the last
+    line that has any.
     """
 
-    how: Literal["json_list", "json_sum", "lines", "numbers"]
+    how: Literal["json_list", "json_sum", "json_lines", "lines", "numbers"]
     pattern: str = ""
     items: str = ""
     path: str = ""
@@ -107,6 +108,7 @@ PRESETS: dict[str, GatePreset] = {
             findings_codes=(1,),
             comparable_codes=(1,),
             counting=(
+                Counting(how="json_lines", path="severity", items="error"),
                 Counting(how="numbers", pattern=r"^Found (\d+) errors? in "),
                 Counting(how="lines", pattern=r"^[^:\n]+:\d+(?::\d+)?: error: "),
             ),

@@ -194,6 +194,10 @@ def _count(way: Counting, text: str) -> float | None:
     if way.how == "json_list":
         value = _json(text, "[")
         return float(len(value)) if isinstance(value, list) else None
+    if way.how == "json_lines":
+        each = [_json(line, "{") for line in text.splitlines() if line.startswith("{")]
+        found = sum(1 for row in each if isinstance(row, dict) and row.get(way.path) == way.items)
+        return float(found) or None
     if way.how == "json_sum":
         value = _json(text, "{")
         rows = value.get(way.items) if isinstance(value, dict) else None
