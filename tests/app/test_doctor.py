@@ -9,109 +9,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from doctor_projects import (
+    codes,
+    copied,
+    everything,
+    found_and_left,
+    found_and_mended,
+    fresh,
+    make_template,
+)
 from oodatcaa.app import claims
-from oodatcaa.app.doctor import Diagnosis, diagnose, mend
-from oodatcaa.app.project import Project, open_project
+from oodatcaa.app.doctor import diagnose, mend
+from oodatcaa.app.project import Project
 from oodatcaa.domain.board import Decision
 from oodatcaa.domain.submission import submit_build
 from oodatcaa.domain.task import Artefact, ArtefactKind, Role
-from oodatcaa.domain.training import QLoRA, RunStatus, TrainSpec
 from oodatcaa.kit.faults import VARIABLE
-from oodatcaa.training.hashes import file_sha256
-from oodatcaa.training.runs import RunStore
-from real_project import build, finish, git, make_project, plan, take, type_command
-from tiny_model import make_tiny_data, make_tiny_model
+from real_project import build, git, take, type_command
+from tiny_model import make_tiny_data
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """T001 is integrated, T002 planned; a finished run and a data set are in their stores."""
-    folder = tmp_path_factory.mktemp("doctor")
-    model = make_tiny_model(folder / "model")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        made = make_project(folder / "project", model=str(model))
-        finish(made, "T001")
-        plan(made, "T002")
-        made.store.close()
-        training_run(made, "adapter")
-        yield made.root
+    yield from make_template(tmp_path_factory.mktemp("doctor"))
 
 
 @pytest.fixture
 def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shutil.copytree(template, tmp_path / "project", symlinks=True)
-    return open_project(tmp_path / "project")
-
-
-def training_run(project: Project, text: str) -> str:
-    """A finished run with an adapter of `text`."""
-    store = RunStore(project.models / "runs")
-    spec = TrainSpec(
-        backend="mlx", model="m", data_dir="d", params=QLoRA(), memory_limit_bytes=10**9
-    )
-    run = store.create(spec)
-    adapter = store.folder(run) / "adapters" / "adapters.safetensors"
-    adapter.parent.mkdir()
-    adapter.write_text(text, encoding="utf-8")
-    done = run.evolve(
-        status=RunStatus.FINISHED,
-        adapter_sha256=file_sha256(adapter),
-        finished_at=datetime.now(UTC),
-    )
-    store.finish(done)
-    return run.run_id
-
-
-def fresh(project: Project) -> Project:
-    project.store.close()
-    return open_project(project.root)
-
-
-def codes(found: Diagnosis) -> list[str]:
-    return sorted({one.code for one in found.findings})
-
-
-def everything(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file with its bytes, without what git and locks touch by themselves."""
-    return {
-        str(path): (path.stat().st_mode, path.read_bytes())
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and ".git" not in path.relative_to(root).parts
-        and not path.name.endswith((".lock", ".holder"))
-    }  # fmt: skip
-
-
-def found_and_mended(project: Project, code: str) -> str:
-    """The damage is found, the repair says what it did, and a second one changes nothing."""
-    project = fresh(project)
-    assert codes(diagnose(project)) == [code]
-    done = mend(project)
-    assert [(one.code, one.ok) for one in done] == [(code, True)]
-    assert diagnose(project).findings == ()
-    project.store.close()
-    before = everything(project.root)
-    assert mend(fresh(project)) == ()
-    assert everything(project.root) == before
-    return done[0].text
-
-
-def found_and_left(project: Project, *expected: str) -> Diagnosis:
-    """The damage is found, and no repair touches anything."""
-    project = fresh(project)
-    found = diagnose(project)
-    assert codes(found) == sorted(expected)
-    assert all(one.meaning and one.place and one.repair for one in found.findings)
-    before = everything(project.root)
-    assert mend(project) == ()
-    assert everything(project.root) == before
-    return found
+    return copied(template, tmp_path, monkeypatch)
 
 
 def test_a_healthy_project_has_no_finding_and_is_left_alone(project: Project) -> None:

@@ -17,6 +17,7 @@ from crew_boards import (
     plan_for,
     planned,
     take,
+    verify,
 )
 from oodatcaa.domain.board import Board, Decision, EventKind
 from oodatcaa.domain.evidence import Verdict
@@ -308,3 +309,30 @@ def test_a_plan_that_waits_for_a_cancelled_subtask_needs_a_person() -> None:
     settled = negotiate(edited, POLICY, NOW)
     assert settled.value.needs_human == ("T001",)
     assert "T001-B02 depends on T001-B01 (cancelled)" in settled.board.story_by_id["T001"].reason
+
+
+@pytest.mark.parametrize(
+    ("role", "minutes"),
+    [
+        (Role.PLANNER, 30),
+        (Role.BUILDER, 90),
+        (Role.TESTER, 45),
+        (Role.REFINER, 45),
+        (Role.INTEGRATOR, 30),
+    ],
+)
+def test_each_roles_lease_lives_as_long_as_documented(role: Role, minutes: int) -> None:
+    waiting = planned(fresh_board(), "T001")
+    broken = build(waiting, "T001-B01", Verdict.FAILED)
+    board, task = {
+        Role.PLANNER: (fresh_board(), "T001"),
+        Role.BUILDER: (waiting, "T001-B01"),
+        Role.TESTER: (build(waiting, "T001-B01"), "T001-T01"),
+        Role.REFINER: (negotiate(broken, POLICY, NOW).board, "T001"),
+        Role.INTEGRATOR: (verify(build(waiting, "T001-B01"), "T001-T01"), "T001"),
+    }[role]
+    held = take(board, role, task).find(task)
+    assert held is not None
+    assert held.lease is not None
+    assert held.lease.ttl_seconds == 60 * minutes
+    assert POLICY.heartbeat_seconds == 15
