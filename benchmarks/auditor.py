@@ -19,6 +19,13 @@ from oodatcaa.state.snapshot import QUEUE_FILE, intact
 
 _NOT_MOVES = (EventKind.NOTE, EventKind.MANUAL, EventKind.REFUSED, EventKind.SPRINT)
 
+_BEGINS_IN = {
+    EventKind.CLAIM: "ready",
+    EventKind.RELEASE: "in_progress",
+    EventKind.EXPIRE: "in_progress",
+    EventKind.TRANSITION: "done",
+}
+
 
 @dataclass(frozen=True)
 class _Seen:
@@ -43,6 +50,7 @@ class Auditor:
         self._offsets: dict[Path, int] = {}
         self._attempts: dict[str, int] = {}
         self._status: dict[str, str] = {}
+        self._holder: dict[str, str] = {}
         self._happened: Counter[str] = Counter()
         self._last: datetime | None = None
         self.moves: Counter[str] = Counter()
@@ -143,6 +151,14 @@ class Auditor:
         if event.before != self._status.get(key, "ready"):
             self.violations.append(
                 f"{one.seq} {key}: from {event.before}, was {self._status.get(key)}"
+            )
+        if event.before != _BEGINS_IN[event.kind]:
+            self.violations.append(f"{one.seq} {key}: {event.kind} of what is {event.before}")
+        if event.kind is EventKind.CLAIM:
+            self._holder[key] = event.actor
+        elif event.kind is EventKind.RELEASE and event.actor != self._holder.get(key):
+            self.violations.append(
+                f"{one.seq} {key}: a result of {event.actor}, held by {self._holder.get(key)}"
             )
         expected = self._attempts.get(key, 0) + (event.kind is EventKind.CLAIM)
         if attempt != expected:

@@ -15,7 +15,7 @@ import pytest
 from oodatcaa.app import claims
 from oodatcaa.app.archiving import end_sprint, half_closed
 from oodatcaa.app.doctor import diagnose, mend
-from oodatcaa.app.history import sprint_metrics
+from oodatcaa.app.history import entries, sprint_metrics
 from oodatcaa.app.project import Project, open_project
 from oodatcaa.app.sprints import new_sprint
 from oodatcaa.domain.evidence import Verdict
@@ -59,6 +59,9 @@ def at_head(project: Project) -> set[str]:
 def test_a_sprint_becomes_one_commit_and_a_tag(project: Project) -> None:
     verify(project, "T001-T01")
     integrate(project, "T001")
+    report = project.work / "reports" / "T001" / "R-T001.md"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text("# What came of it\n", encoding="utf-8")
     before = commits(project)
     type_command(project.root, "negotiate")
     assert (project.work / "SPRINT_PLAN.md").exists()
@@ -81,6 +84,7 @@ def test_a_sprint_becomes_one_commit_and_a_tag(project: Project) -> None:
         "T001/plans/plan-v1.json",
         "T001/plans/AGENT_PLAN.md",
         "T001/evidence.json",
+        "T001/reports/R-T001.md",
     }
     assert git(project.root, "status", "--porcelain") == ""
     page = (project.root / HISTORY / "RETROSPECTIVE.md").read_text(encoding="utf-8")
@@ -141,6 +145,11 @@ def test_what_is_unfinished_goes_on_with_its_history(project: Project) -> None:
             )
         )
     build(project, "T002-B03")
+    told = list(entries(project, everything=True, task="T002"))
+    assert {one.sprint for one in told} == {1, 2}
+    assert {one.logged.event.subject for one in told} >= {"T002", "T002-B01", "T002-B03"}
+    places = [one.logged.seq for one in told]
+    assert places == sorted(places), "one history, in its order"
     assert sprint_metrics(project).stories_total == 4
     end_sprint(project, "Kim")
     assert "T002 moves" not in type_command(project.root, "sprint", "new")

@@ -21,6 +21,7 @@ from doctor_projects import (
 )
 from oodatcaa.app.archiving import end_sprint
 from oodatcaa.app.doctor import diagnose, mend
+from oodatcaa.app.doctor.machine import judge_disk
 from oodatcaa.app.project import Project
 from oodatcaa.domain.board import Board, Decision
 from oodatcaa.domain.task import Artefact, ArtefactKind, Subtask
@@ -155,3 +156,16 @@ def test_folders_that_a_closing_left_behind(project: Project) -> None:
     assert "T001" in found_and_mended(project, "sprint.left_behind")
     assert list(away.glob("E-*.json"))
     assert json.loads((folder / "SPRINT_QUEUE.json").read_text(encoding="utf-8"))["stories"]
+
+
+def test_the_traceback_of_a_crashed_agent_is_told_and_kept(project: Project) -> None:
+    path = project.work / "scratch" / "crash-builder-A.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("Traceback …", encoding="utf-8")
+    found_and_left(project, "scratch.crash")
+
+
+def test_little_room_on_the_disk() -> None:
+    (found,) = judge_disk("/here", 4_900_000_000)
+    assert (found.code, found.place) == ("disk.low", "/here")
+    assert judge_disk("/here", 5_100_000_000) == ()

@@ -90,3 +90,12 @@ def test_the_log_reads_across_rotations(project: Project) -> None:
     assert places == sorted(set(places))
     assert len(every) == len(list(entries(project)))
     assert subjects(every[:1]) == {"sprint"}
+    late = every[-3]["event"]["at"]  # type: ignore[index]
+    expected = {
+        ("--task", "T001-B01"): [o for o in every if o["event"]["subject"] == "T001-B01"],  # type: ignore[index]
+        ("--agent", "builder-A"): [o for o in every if o["event"]["actor"] == "builder-A"],  # type: ignore[index]
+        ("--since", str(late)): [o for o in every if o["event"]["at"] >= late],  # type: ignore[index]
+    }
+    for words, found in expected.items():
+        assert found
+        assert logged(project, *words) == found

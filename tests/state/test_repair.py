@@ -9,6 +9,8 @@ import pytest
 from oodatcaa.domain.board import Decision
 from oodatcaa.domain.task import SubtaskStatus
 from oodatcaa.errors import StateError
+from oodatcaa.state.changes import Replica
+from oodatcaa.state.journal import Journal
 from oodatcaa.state.log import LOG_FILE, read_log
 from oodatcaa.state.repair import examine, repair
 from oodatcaa.state.snapshot import QUEUE_FILE, intact
@@ -185,3 +187,15 @@ def test_a_deleted_queue_file_is_found_written_again_and_told(work: Path) -> Non
     assert intact((work / QUEUE_FILE).read_bytes())
     assert told == ["SPRINT_QUEUE.json was deleted; it was written again from the journal"]
     assert examine(work) == ()
+
+
+def test_a_board_whose_ids_do_not_fit_together_is_told(work: Path) -> None:
+    journal = Journal(work / "queue.journal")
+    journal.follow(locked=True)
+    replica = journal.replica
+    orphans = replica.board.evolve(stories=())
+    journal.rebase(Replica(orphans, seq=replica.seq, at=replica.at))
+    journal.close()
+    found = [one for one in examine(work) if one.code == "queue.structure"]
+    assert found
+    assert found[0].repair.startswith("none")
