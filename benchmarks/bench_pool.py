@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -51,7 +52,7 @@ class Demo:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=5, help="requests of each kind to each server"
+        "--rounds", type=int, default=3, help="requests of each kind to each server"
     )
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
@@ -118,7 +119,7 @@ The adapters' own size is {sizes / 1e6:.1f} MB. Each was used for one answer bef
 {table}
 
 Beyond the base, as a multiple of the adapters' own size (goal: at most {ALLOWED}): \
-{by_mlx} by MLX's counter, {resident} by resident memory."""
+{by_mlx} by MLX's counter, {resident} by resident memory (what loading left free is used again)."""
 
 
 def pooled(pool: ModelPoolManager, folders: list[Path]) -> tuple[Held, Held, int]:
@@ -208,7 +209,8 @@ def speed(demo: Demo, folders: list[Path], root: Path, *, rounds: int) -> str:
     return f"""### Speed, beside `mlx_lm.server`
 
 `oodatcaa serve` and stock `mlx_lm.server`, both running, asked in turn by the official `openai` \
-client with streaming, greedily; the median of {rounds} requests and the range.
+client with streaming, greedily; the median of {rounds} requests and the range. The machine's load \
+after it was {os.getloadavg()[1]:.1f} (two servers and a client make about {os.cpu_count()}).
 
 | request | server | first token, ms | tokens/s |
 | --- | --- | ---: | ---: |
