@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -182,9 +183,10 @@ def client(address: str) -> OpenAI:
     return OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0)
 
 
-def fetch(url: str, **headers: str) -> tuple[int, Any]:
+def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, Any]:
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as reply:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers)) as reply:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -263,6 +265,39 @@ def test_bad_input_is_told_in_openais_form(client: OpenAI, address: str) -> None
     assert fetch(f"{address}/v1/chat/completions")[0] == 405
     assert fetch(f"{address}/v1/models", Host="evil.example")[0] == 403
     assert fetch(f"{address}/health") == (200, {"status": "ok"})
+
+
+def test_bodies_that_no_client_sends_are_told_in_the_same_form(address: str) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        for body, kind, status in (
+            (b"{", "application/json", 400),
+            (b"[" * 100_000, "application/json", 400),
+            (b"\xff\xfe", "application/json", 400),
+            (b"[]", "application/json", 400),
+            (b'{"model": "model"}', "application/json", 400),
+            (b"{}", "text/plain", 415),
+            (b" " * 8_000_001, "application/json", 413),
+        ):
+            found, answer = fetch(address + path, body, Content_Type=kind)
+            assert found == status, (body[:9], answer)
+            assert answer["error"]["type"] == "invalid_request_error"
+            assert answer["error"]["message"]
+
+
+def test_who_goes_away_in_the_middle_leaves_the_model_free(client: OpenAI, address: str) -> None:
+    parts = client.chat.completions.create(
+        model="model", messages=ASKED, stream=True, max_tokens=900, temperature=1, seed=1
+    )
+    next(iter(parts))
+    parts.close()
+    for _ in range(200):
+        status = fetch(f"{address}/status")[1]
+        if not status["requests"] and not status["models"][0]["in_use"]:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(status)
+    assert status["models"][0]["model_id"] == "model"
 
 
 def test_beyond_the_memory_limit_is_503_with_the_reason(trained: Path, tmp_path: Path) -> None:
