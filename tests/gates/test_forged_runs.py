@@ -101,6 +101,20 @@ def test_that_starts_pytest(tmp_path):
                               cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 """
+
+
+@pytest.mark.parametrize("option", ["--junitxml=mine.xml", "-rE"])
+def test_no_option_of_a_plans_command_keeps_the_plugin_out(
+    check: Check, commit_change: Change, option: str
+) -> None:
+    """Such a command is a known check, and runs unasked."""
+    commit = commit_change({"src/shop/price.py": BROKEN, "conftest.py": WRITES_A_REPORT})
+    (found,) = check(commit, f"{PYTEST} {option}")
+    assert found.verdict is Verdict.CRASHED, found.detail
+    (fine,) = check("main", f"{PYTEST} {option}")
+    assert fine.verdict is Verdict.PASSED, fine.detail
+
+
 HONEST = """
 import unittest
 import pytest

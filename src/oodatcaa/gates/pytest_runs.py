@@ -25,7 +25,9 @@ WITNESS_BYTES = 100_000
 _LISTS = re.compile(r"&&|\|\||;|\n")
 _COVERED = re.compile(r"\bcoverage run\b.*\s-m pytest\b")
 _OWN_REPORT = re.compile(r"--junit-?xml\b")
-_OWN_PATH = re.compile(r"\bPYTHONPATH=|\bPYTEST_ADDOPTS=|\benv\s+-|\s-[a-zA-Z]*[EI]\b|--isolated\b")
+_OWN_PATH = re.compile(
+    r"\bPYTHONPATH=|\bPYTEST_ADDOPTS=|\benv\s+-|python[^\s;|&]*\s+-[a-zA-Z]*[EI]\b|--isolated\b"
+)
 """Lines that keep our plugin out, without any bad will."""
 _HEAD = re.compile(r"<testsuite\b([^>]*)>")
 _NUMBER = re.compile(r'\b(errors|failures|skipped|tests)="(\d+)"')
@@ -45,14 +47,15 @@ class TestReport:
 
 @dataclass(frozen=True)
 class Asked:
-    """Where one run has to leave what; `witness` is None for a line that keeps the plugin out."""
+    """Where one run has to leave what: `report` is None for a line that asks for a report of its
+    own, `witness` for one that keeps the plugin out."""
 
-    report: Path
+    report: Path | None
     witness: Path | None
     nonce: str
 
     def environment(self, env: dict[str, str]) -> dict[str, str]:
-        options = [f"--junitxml={self.report}", "-o", "junit_logging=no"]
+        options = [f"--junitxml={self.report}", "-o", "junit_logging=no"] if self.report else []
         if self.witness is None:
             return {**env, "PYTEST_ADDOPTS": shlex.join(options)}
         paths = [str(PLUGIN_FOLDER), env.get("PYTHONPATH", "")]
@@ -65,22 +68,24 @@ class Asked:
 
     def read(self) -> TestReport | str:
         """The counts of a whole report that the witness bears out; a string says why not."""
-        found = read_report(self.report)
+        found = read_report(self.report) if self.report else None
         if self.witness is None or isinstance(found, str):
-            return found
+            return found or "nothing was asked of it"
         return _borne_out(found, self.witness, self.nonce)
 
 
 def ask(command: str, folder: Path) -> Asked | None:
     """Prepare `folder` for the pytest of this command; None when the command runs none by a plain
-    call, or asks for a report of its own."""
+    call, or one that can leave neither a report nor a word of the plugin."""
     parts = [part.strip() for part in _LISTS.split(command)]
     runs = sum(1 for part in parts if _COVERED.search(part) or _is_pytest(part))
-    if not runs or _OWN_REPORT.search(command):
+    own_report = _OWN_REPORT.search(command) is not None
+    keeps_out = runs > 1 or _OWN_PATH.search(command) is not None
+    if not runs or (own_report and keeps_out):
         return None
     name, nonce = secrets.token_hex(16), secrets.token_hex(16)
-    report = folder / f"report-{name}.xml"
-    if runs > 1 or _OWN_PATH.search(command):
+    report = None if own_report else folder / f"report-{name}.xml"
+    if keeps_out:
         return Asked(report, None, "")
     witness = folder / f"witness-{name}"
     witness.write_text(nonce, encoding="ascii")
@@ -106,7 +111,7 @@ def read_report(report: Path) -> TestReport | str:
     )
 
 
-def _borne_out(found: TestReport, witness: Path, nonce: str) -> TestReport | str:
+def _borne_out(report: TestReport | None, witness: Path, nonce: str) -> TestReport | str:
     try:
         with witness.open("rb") as file:
             said = json.loads(file.read(WITNESS_BYTES))
@@ -119,6 +124,7 @@ def _borne_out(found: TestReport, witness: Path, nonce: str) -> TestReport | str
         return "what the framework's plugin saw was written by something else"
     if denied:
         return f"{denied[0]} raised an error and was reported as passed"
+    found = report or TestReport(tests=numbers["ran"], skipped=0, failed=numbers["failed"])
     if numbers["left"] and found.tests > found.skipped:
         return f"{numbers['left']} of the collected tests were never begun"
     if not numbers["ran"] and found.tests > found.skipped and not numbers["failed"]:
