@@ -149,6 +149,14 @@ def test_aider_has_no_events_and_no_usage() -> None:
     assert read("aider", "litellm.RateLimitError: slow down")[1] is Ending.ERROR
 
 
+@pytest.mark.parametrize("name", ["--dangerously-skip-permissions", "-c", "a b", "x" * 400, ""])
+def test_a_session_is_no_option_of_the_next_command(name: str) -> None:
+    reader = Reader(presets()["claude"])
+    for session in ("0192-abc", name):
+        reader.add(json.dumps({"type": "system", "subtype": "init", "session_id": session}))
+    assert reader.session == "0192-abc"
+
+
 def test_noise_between_events_is_passed_over() -> None:
     noise = ["warning: something", "{not json", "[1, 2]", "", "{" * 5000]
     assert read("codex", *noise, *CODEX, *noise)[1] is Ending.FINISHED

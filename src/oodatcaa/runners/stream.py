@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from oodatcaa.domain.agents import CommandSpec, Ending, Match, Scalar, Usage, UsageAt
@@ -14,7 +15,8 @@ LINE_LIMIT = 4_000_000
 MOST = 1e15
 """More tokens or dollars than this are a mistake of whoever says so."""
 MISSING = object()
-SESSION_CHARS = 300
+_SESSION = re.compile(r"\w[^\s\0]{0,299}")
+"""It becomes a word of the next command line: an agent must not choose options there."""
 MOST_DENIED = 20
 """Refused permissions of one call that are named."""
 
@@ -122,7 +124,7 @@ class Reader:
         self.events += 1
         for path in self._stream.session:
             found = at(event, path)
-            if isinstance(found, str) and 0 < len(found) <= SESSION_CHARS:
+            if isinstance(found, str) and _SESSION.fullmatch(found):
                 self.session = found
         self._answer(event)
         self._verdict(event)
