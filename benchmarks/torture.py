@@ -62,6 +62,7 @@ class Torture:
         self.kept: list[bytes] = []
         self.born = 0
         self.elapsed = 0.0
+        self.overtime = False
         self.armed: Counter[str] = Counter()
         with open_store(work) as store:
             store.transact(
@@ -76,6 +77,7 @@ class Torture:
             seconds >= COMPLETE_SECONDS and self.missing() and self.elapsed < 3 * seconds
         ):
             self.elapsed = time.monotonic() - begun
+            self.overtime = self.elapsed >= seconds
             while len(self.people) < self.processes:
                 self.bear()
             time.sleep(0.01)
@@ -108,7 +110,7 @@ class Torture:
         seed = chance.randrange(1 << 30)
         large = chance.random() < 0.5
         dice = chance.random()
-        if dice < 0.6:  # what was struck least comes first
+        if dice < 0.6 or self.overtime:  # what was struck least comes first
             done = self.toll.struck
             point = min(POINTS, key=lambda one: (done[one] + self.armed[one], chance.random()))
             self.armed[point] += 1
@@ -129,7 +131,9 @@ class Torture:
 
     def _act(self, pid: int) -> bool:
         dice = self.chance.random()
-        if dice < 0.12:
+        fate = self.people[pid][1]
+        bystander = fate.kind != "crash" or self.toll.struck[fate.point] > 0
+        if dice < (0.6 if self.overtime and bystander else 0.12):
             os.kill(pid, signal.SIGKILL)
             self.killed.add(pid)
             self.toll.kills += 1
