@@ -61,6 +61,9 @@ def test_the_numbers_of_a_sprint(project: Project) -> None:
     assert [row["task"] for row in found["estimates"]] == ["T001-B01", "T001-T01"]
     assert found["leases"] == {"claims": 6, "expired": 0, "released": 0, "refused": 0}
     assert found["forecast"]["p50_minutes"] is None
+    assert found["stale_rate"] == 0
+    assert found["stories_per_hour"] > 0
+    assert found["subtasks_per_hour"] == pytest.approx(2 * found["stories_per_hour"])
     text = type_command(project.root, "metrics")
     assert "too few measurements: 2 finished subtasks, 5 are needed" in text
     assert "stale leases  0 of 6 claims (0 %)" in text

@@ -75,11 +75,11 @@ def metrics(
     """Cycle and waiting times, estimates against actuals, lost leases, a forecast of the end."""
     from oodatcaa.app.history import sprint_metrics
     from oodatcaa.app.project import open_project
-    from oodatcaa.views.metrics import metrics_page, metrics_text
+    from oodatcaa.views.metrics import metrics_json, metrics_page, metrics_text
 
     found = sprint_metrics(open_project(), sprint)
     if json:
-        as_json(found)
+        as_json(metrics_json(found))
     elif markdown:
         say(metrics_page(found).rstrip("\n"))
     else:

@@ -57,6 +57,17 @@ def summary_pairs(found: SprintMetrics) -> tuple[tuple[str, str], ...]:
     return tuple((label, text) for label, text in pairs if text)
 
 
+def metrics_json(found: SprintMetrics) -> dict[str, object]:
+    """The record and the rates that follow from it; null before there is anything to divide by."""
+    return {
+        **found.model_dump(mode="json"),
+        "stories_per_hour": found.per_hour(found.stories_done),
+        "subtasks_per_hour": found.per_hour(found.subtasks_done),
+        "stale_rate": found.leases.stale_rate,
+        "actual_by_estimate": found.estimate_ratio,
+    }
+
+
 def metrics_blocks(found: SprintMetrics) -> tuple[Block, ...]:
     return (_stories(found), *_states(found), _estimates(found))
 
