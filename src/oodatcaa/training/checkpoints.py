@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,28 @@ def save_checkpoint(
         if error.errno in DISK_FULL:
             raise DiskFullError(f"checkpoint {note.iteration}: {error.strerror}") from error
         raise
+
+
+class Snapshot(ABC):
+    """Everything that a checkpoint holds, taken at one moment: training.monitor.Boundary but for
+    what a framework's tensors are asked. `metrics_bytes` is how much of metrics.jsonl was written
+    by then."""
+
+    def __init__(self, note: CheckpointNote, metrics_bytes: int) -> None:
+        self.note, self.metrics_bytes = note, metrics_bytes
+
+    @property
+    def iteration(self) -> int:
+        return self.note.iteration
+
+    @abstractmethod
+    def writers(self) -> Mapping[str, Callable[[Path], str]]:
+        """Name of a file -> what writes its tensors and returns the sha256."""
+
+    def save(self, parent: Path, metrics: Path, config: Mapping[str, object]) -> Path:
+        """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
+        written = metrics.read_bytes()[: self.metrics_bytes] if metrics.exists() else b""
+        return save_checkpoint(parent, self.note, self.writers(), config, written)
 
 
 def refused(problems: Sequence[str]) -> OodatcaaError:

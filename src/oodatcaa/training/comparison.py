@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from oodatcaa.domain.training import EvalRequest, EvalResult
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.training.examples import Examples, read_split
+from oodatcaa.training.examples import Example, Examples, read_split
+
+Floats = np.ndarray[Any, np.dtype[Any]]
+BATCH_SIZE = 4
+"""Examples that are measured together."""
 
 
 def paired_bootstrap(
@@ -65,6 +70,30 @@ def must_have_targets(usable: Examples, path: Path) -> None:
         hint="raise max_seq_length or check the data folder",
         details=[f"{reason} ({count})" for reason, count in usable.dropped.items()],
     )
+
+
+def example_losses(
+    examples: Sequence[Example],
+    batch_losses: Callable[[Sequence[Example]], Floats],
+    check: Callable[[], None],
+) -> list[float]:
+    """Mean loss per example in nats per target token, in the examples' order.
+
+    `batch_losses` gives those of a batch's targets one after the other; batches are made of
+    examples of about one length. `check` is called after every batch and may raise.
+    """
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
+    losses = [0.0] * len(examples)
+    for first in range(0, len(order), BATCH_SIZE):
+        chosen = order[first : first + BATCH_SIZE]
+        found = batch_losses([examples[i] for i in chosen]).astype(np.float64)
+        start = 0
+        for i in chosen:
+            count = examples[i].targets
+            losses[i] = float(found[start : start + count].mean())
+            start += count
+        check()
+    return losses
 
 
 def compare(

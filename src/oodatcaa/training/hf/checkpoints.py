@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save
 
+from oodatcaa.training import checkpoints
 from oodatcaa.training.checkpoints import (
     STATE_FILE,
     CheckpointNote,
     RunIdentity,
     refused,
     save_bytes,
-    save_checkpoint,
     verify,
 )
 from oodatcaa.training.hf.counters import device
@@ -43,36 +44,25 @@ def not_finite(tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
     )
 
 
-class Snapshot:
-    """training.monitor.Boundary"""
+class Snapshot(checkpoints.Snapshot):
+    """PyTorch changes weights in place: everything is copied."""
 
     def __init__(
         self, note: CheckpointNote, network: Any, optimizer: Any, metrics_bytes: int
     ) -> None:
-        self.note, self.metrics_bytes = note, metrics_bytes
+        super().__init__(note, metrics_bytes)
         self.adapter = adapter_tensors(network)
         self.optimizer = {**_state(optimizer), RANDOM: torch.get_rng_state()}
-
-    @property
-    def iteration(self) -> int:
-        return self.note.iteration
 
     def not_finite(self) -> tuple[str, ...]:
         """See training.monitor.Boundary."""
         return not_finite(self.adapter)
 
-    def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
-        """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
-        return save_checkpoint(
-            parent,
-            self.note,
-            {
-                PEFT_ADAPTER_FILE: lambda path: save_tensors(path, self.adapter),
-                STATE_FILE: lambda path: save_tensors(path, self.optimizer),
-            },
-            config,
-            metrics.read_bytes()[: self.metrics_bytes] if metrics.exists() else b"",
-        )
+    def writers(self) -> Mapping[str, Callable[[Path], str]]:
+        return {
+            PEFT_ADAPTER_FILE: lambda path: save_tensors(path, self.adapter),
+            STATE_FILE: lambda path: save_tensors(path, self.optimizer),
+        }
 
 
 class State:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import EvalRequest, EvalResult
+from oodatcaa.training import comparison
 from oodatcaa.training.comparison import (
     compare,
     must_have_targets,
@@ -28,7 +29,6 @@ from oodatcaa.training.wall import check_peak
 if TYPE_CHECKING:
     from oodatcaa.training.examples import Example
 
-BATCH_SIZE = 4
 HERE = Path(__file__).parent
 JUDGE = tuple(
     HERE / name
@@ -50,20 +50,14 @@ def example_losses(
     from oodatcaa.training.hf.loss import make_batch, token_losses
 
     network.eval()
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
-    losses = [0.0] * len(examples)
-    for first in range(0, len(order), BATCH_SIZE):
-        chosen = order[first : first + BATCH_SIZE]
+
+    def batch_losses(chosen: Sequence[Example]) -> Any:
         with torch.inference_mode():
-            batch = make_batch([examples[i] for i in chosen], max_seq_length)
-            found = token_losses(network, batch).double()
-        start = 0
-        for i in chosen:
-            count = examples[i].targets
-            losses[i] = float(found[start : start + count].mean())
-            start += count
-        check_peak(COUNTERS.title, COUNTERS.peak(), limit)
-    return losses
+            return token_losses(network, make_batch(chosen, max_seq_length)).cpu().numpy()
+
+    return comparison.example_losses(
+        examples, batch_losses, lambda: check_peak(COUNTERS.title, COUNTERS.peak(), limit)
+    )
 
 
 def evaluate(request: EvalRequest) -> EvalResult:

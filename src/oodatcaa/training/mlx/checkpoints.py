@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from oodatcaa.training import checkpoints
 from oodatcaa.training.checkpoints import (
     STATE_FILE,
     CheckpointNote,
     RunIdentity,
     refused,
     save_bytes,
-    save_checkpoint,
     verify,
 )
 from oodatcaa.training.mlx.setup import adapter_tensors
@@ -45,40 +46,25 @@ def not_finite(tensors: dict[str, mx.array]) -> tuple[str, ...]:
     return tuple(name for name, tensor in tensors.items() if not mx.isfinite(tensor).all().item())
 
 
-class Snapshot:
-    """Everything a checkpoint holds, taken at one moment (MLX arrays never change in place).
-
-    `metrics_bytes` is how much of metrics.jsonl was written by then.
-    """
+class Snapshot(checkpoints.Snapshot):
+    """MLX arrays never change in place: nothing is copied."""
 
     def __init__(
         self, note: CheckpointNote, adapter: dict[str, mx.array], optimizer: Any, metrics_bytes: int
     ) -> None:
-        self.note = note.evolve(random_key=random_key())
+        super().__init__(note.evolve(random_key=random_key()), metrics_bytes)
         self.adapter = dict(adapter)
         self.optimizer = dict(tree_flatten(optimizer.state))
-        self.metrics_bytes = metrics_bytes
-
-    @property
-    def iteration(self) -> int:
-        return self.note.iteration
 
     def not_finite(self) -> tuple[str, ...]:
         """See training.monitor.Boundary."""
         return not_finite(self.adapter)
 
-    def save(self, parent: Path, metrics: Path, config: dict[str, Any]) -> Path:
-        """The checkpoint's folder. DiskFullError leaves earlier ones alone."""
-        return save_checkpoint(
-            parent,
-            self.note,
-            {
-                ADAPTER_FILE: lambda path: save_tensors(path, self.adapter, {"format": "mlx"}),
-                STATE_FILE: lambda path: save_tensors(path, self.optimizer, {}),
-            },
-            config,
-            metrics.read_bytes()[: self.metrics_bytes] if metrics.exists() else b"",
-        )
+    def writers(self) -> Mapping[str, Callable[[Path], str]]:
+        return {
+            ADAPTER_FILE: lambda path: save_tensors(path, self.adapter, {"format": "mlx"}),
+            STATE_FILE: lambda path: save_tensors(path, self.optimizer, {}),
+        }
 
 
 class State:

@@ -16,6 +16,7 @@ import numpy as np
 
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import EvalRequest, EvalResult
+from oodatcaa.training import comparison
 from oodatcaa.training.comparison import (
     compare,
     must_have_targets,
@@ -32,7 +33,6 @@ from oodatcaa.training.wall import check_peak
 if TYPE_CHECKING:
     from oodatcaa.training.examples import Example
 
-BATCH_SIZE = 4
 HERE = Path(__file__).parent
 JUDGE = tuple(
     HERE / name
@@ -62,20 +62,15 @@ def example_losses(
 
     network.eval()
     split = split_head(network)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
-    losses = [0.0] * len(examples)
-    for first in range(0, len(order), BATCH_SIZE):
-        chosen = order[first : first + BATCH_SIZE]
-        batch = make_batch([examples[i] for i in chosen], max_seq_length)
+
+    def batch_losses(chosen: Sequence[Example]) -> Any:
+        batch = make_batch(chosen, max_seq_length)
         with vector.at_once():
-            found = np.array(token_losses(split, network, batch.inputs, batch.rows, batch.targets))
-        start = 0
-        for i in chosen:
-            count = examples[i].targets
-            losses[i] = float(found[start : start + count].astype(np.float64).mean())
-            start += count
-        check_peak("MLX", mx.get_peak_memory(), limit)
-    return losses
+            return np.array(token_losses(split, network, batch.inputs, batch.rows, batch.targets))
+
+    return comparison.example_losses(
+        examples, batch_losses, lambda: check_peak("MLX", mx.get_peak_memory(), limit)
+    )
 
 
 def evaluate(request: EvalRequest) -> EvalResult:
