@@ -38,10 +38,12 @@ $(HF_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(HF)
 	$(HF)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,hf]' \
 	  'pytest>=8.3' 'pytest-timeout>=2.3'
+	$(HF)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'axolotl==0.19.0'
 	@touch $(HF_STAMP)
 
-test-hf: $(HF_STAMP) ## the Hugging Face backend, in an environment of its own (CPU build of torch)
-	$(HF)/bin/python -m pytest -q tests/hf
+test-hf: $(HF_STAMP) ## the backends hf and axolotl, in an environment of its own (CPU build of torch)
+	$(HF)/bin/python -m pytest -q tests/hf \
+	  tests/training/test_axolotl.py::test_axolotls_own_schema_takes_it
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
@@ -50,7 +52,7 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-check: lint types test ## ruff, mypy --strict and pytest: what CI runs
+check: lint types test ## ruff, mypy --strict and pytest; CI runs this and test-hf
 
 bench-memory: $(STAMP) ## forecast against measured peak over a grid of random models, into docs/benchmarks.md
 	$(BIN)/python benchmarks/memory.py --write

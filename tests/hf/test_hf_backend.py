@@ -13,10 +13,8 @@ import pytest
 
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.training import (
-    EvalRequest,
     FailureKind,
     FineTune,
-    MemoryLayer,
     Optimizer,
     QLoRA,
     RunRecord,
@@ -169,60 +167,6 @@ def test_the_pool_computes_what_peft_computes(
             score = pool.score(str(tiny), folder, [text])
             assert score.loss == pytest.approx(expected, rel=1e-3), folder
             assert score.loss != pytest.approx(bare.loss, rel=1e-3), folder
-
-
-def test_the_judge_and_a_reply(backend: HfBackend, run: RunRecord, spec: TrainSpec) -> None:
-    adapters = str(backend.runs.folder(run) / "adapters")
-    result = backend.evaluate(
-        EvalRequest(model=spec.model, adapter_dir=adapters, data_dir=spec.data_dir)
-    )
-    assert result.drop is not None
-    assert result.drop > 0
-    assert result.adapter_sha256 == run.adapter_sha256
-    (probe,) = backend.infer(spec.model, adapters, ["Write add_1(x)."], 4)
-    assert 0 < probe.generation.tokens <= 4
-
-
-def test_a_stopped_run_goes_on_bit_for_bit(
-    backend: HfBackend, run: RunRecord, spec: TrainSpec
-) -> None:
-    seen: list[TrainProgress] = []
-    stopped = backend.train(
-        spec.evolve(params=SMALL.evolve(iters=4000, dropout=0.1, steps_per_eval=5000)),
-        on_progress=seen.append,
-        should_stop=lambda: bool(seen) and seen[-1].iteration >= 3,
-    )
-    assert stopped.status is RunStatus.STOPPED
-    assert backend.find_resumable(spec.evolve(params=stopped.params)) is not None
-
-    # The checkpoint of iteration 6 leads to the adapter that the uninterrupted run ended with.
-    folder = backend.runs.folder(run) / "checkpoints" / "0000006"
-    again = backend.train(spec.evolve(resume_from=str(folder), start_iteration=6))
-    assert again.status is RunStatus.FINISHED, again.failure
-    assert again.adapter_sha256 == run.adapter_sha256
-    assert again.train_losses == run.train_losses
-    other = backend.train(
-        spec.evolve(
-            resume_from=str(folder), start_iteration=6, params=SMALL.evolve(learning_rate=1e-4)
-        )
-    )
-    assert other.failure is not None
-    assert "learning_rate" in other.failure.message
-
-
-def test_the_gate_before_and_during(
-    backend: HfBackend, spec: TrainSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    huge = SMALL.evolve(batch_size=4096, max_seq_length=2048, mask_prompt=False)
-    run = backend.train(spec.evolve(params=huge, memory_limit_bytes=2_000 * MB))
-    assert run.failure is not None
-    assert (run.failure.kind, run.failure.layer) == (FailureKind.MEMORY_GATE, MemoryLayer.BEFORE)
-
-    (tmp_path / "sitecustomize.py").write_text("eaten = b'x' * 2_000_000_000\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    run = backend.train(spec.evolve(memory_limit_bytes=1_500 * MB))
-    assert run.failure is not None
-    assert (run.failure.kind, run.failure.layer) == (FailureKind.MEMORY_GATE, MemoryLayer.DURING)
 
 
 def test_a_forecast_is_measured_and_the_next_one_known(

@@ -20,7 +20,6 @@ from oodatcaa.domain.training import (
     EvalRequest,
     FailureKind,
     MemoryLayer,
-    MemoryStop,
     QLoRA,
     RunStatus,
     TrainProgress,
@@ -180,20 +179,6 @@ def test_weights_that_are_not_numbers_never_get_into_a_checkpoint(
         assert all(np.isfinite(tensor).all() for tensor in tensors.values()), path
 
 
-def test_during_a_child_that_eats_memory_is_killed(
-    backend: MlxBackend, spec: TrainSpec, spoiled: pytest.MonkeyPatch
-) -> None:
-    spoiled.setenv("EAT_MEMORY", str(400 * MB))
-    run = backend.train(spec.evolve(memory_limit_bytes=300 * MB))
-    assert run.failure is not None
-    assert (run.failure.kind, run.failure.layer) == (FailureKind.MEMORY_GATE, MemoryLayer.DURING)
-    assert (run.failure.needed_bytes or 0) >= 300 * MB
-    if run.failure.stop is not MemoryStop.KERNEL:  # that one can not say how much was wanted
-        assert run.peak_memory_bytes == run.failure.needed_bytes
-    assert backend.runs.latest("mlx") is None
-    assert not (backend.runs.folder(run) / "adapters" / "adapters.safetensors").exists()
-
-
 def test_after_a_measured_peak_over_the_limit_fails_a_run_that_ended_well(
     backend: MlxBackend, spec: TrainSpec
 ) -> None:
@@ -236,28 +221,6 @@ def test_a_request_that_can_not_become_a_run_raises(
         backend.train(spec.evolve(model=str(tmp_path / "absent")))
     assert backend.runs.list().runs == ()
     assert backend.estimate(spec.evolve(data_dir="-")).total_bytes > 0
-
-
-def test_stopping_keeps_a_checkpoint_and_the_same_training_goes_on(
-    backend: MlxBackend, spec: TrainSpec
-) -> None:
-    long = spec.evolve(params=SMALL.evolve(iters=3000, steps_per_eval=5000, save_every=5000))
-    told: list[TrainProgress] = []
-    run = backend.train(
-        long,
-        on_progress=told.append,
-        should_stop=lambda: bool(told) and told[-1].iteration >= 3,
-    )
-    assert run.status is RunStatus.STOPPED
-    assert run.failure is not None
-    assert run.failure.kind is FailureKind.INTERRUPTED
-    found = backend.find_resumable(long)
-    assert found is not None
-    assert found.run_id == run.run_id
-    assert found.iteration >= 3
-    # The same parameters, so that it counts as the same training; stopped again at once.
-    more = backend.train(found.apply(long), should_stop=lambda: True)
-    assert more.resumed_from == run.run_id
 
 
 def test_a_probe_that_is_asked_to_stop_leaves_no_child_and_no_reservation(
