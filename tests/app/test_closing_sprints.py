@@ -97,6 +97,12 @@ def test_a_sprint_becomes_one_commit_and_a_tag(project: Project) -> None:
     assert "sprint 1 is open" in type_command(project.root, "log", "--all")
     assert "next: oodatcaa sprint new" in type_command(project.root, "log")
     assert '"sprint": 1' in type_command(project.root, "log", "--sprint", "1", "--json")
+    shown = type_command(project.root, "show", "T001-T01")
+    assert "of sprint 1, which is closed" in shown
+    assert "done" in shown
+    assert "next: oodatcaa log --sprint 1 --task T001-T01" in shown
+    assert json.loads(type_command(project.root, "show", "T001", "--json"))["status"] == "done"
+    assert "[task.unknown]" in type_command(project.root, "show", "T099", expect=4)
     assert "[sprint.none]" in type_command(project.root, "sprint", "close", expect=4)
 
 

@@ -92,6 +92,18 @@ def archived_board(folder: Path) -> Board:
         ) from error
 
 
+def closed_task(project: Project, task: str) -> tuple[int, Board] | None:
+    """The newest closed sprint that had the task, and its last board; None when none had it.
+
+    Raises StateError sprint.unreadable.
+    """
+    for number, folder in sorted(archived_sprints(project).items(), reverse=True):
+        board = archived_board(folder)
+        if board.find(task) is not None:
+            return number, board
+    return None
+
+
 def sprint_metrics(project: Project, sprint: int | None = None) -> SprintMetrics:
     """The numbers of the open sprint up to now, or of a closed one up to its last entry.
 

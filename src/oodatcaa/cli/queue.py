@@ -98,14 +98,16 @@ def status(json: AsJson = False) -> None:
 
 
 def show(task: TaskId, json: AsJson = False) -> None:
-    """Everything about one task, also about one that only an imported file knows."""
+    """Everything about one task, also of a closed sprint, or that only an imported file knows."""
     from oodatcaa.app.people import known_task
     from oodatcaa.app.project import open_project
     from oodatcaa.domain.task import Story
     from oodatcaa.views.status import show_text
 
     project = open_project()
-    if project.board().find(task) is None and _show_past(project, task, json):
+    if project.board().find(task) is None and (
+        _show_past(project, task, json) or _show_closed(project, task, json)
+    ):
         return
     found = known_task(project, task)
     if json:
@@ -123,6 +125,24 @@ def show(task: TaskId, json: AsJson = False) -> None:
     asks = isinstance(found, Story) and bool(found.asked_for)
     answer = f"oodatcaa approve {task} --why …"
     following(answer if waits or asks else f"oodatcaa log --task {task}")
+
+
+def _show_closed(project: Project, task: str, json: bool) -> bool:
+    """What the newest closed sprint that had the task says of it; False when none had it."""
+    from oodatcaa.app.history import closed_task
+    from oodatcaa.views.status import show_text
+
+    found = closed_task(project, task)
+    if found is None:
+        return False
+    number, board = found
+    if json:
+        as_json(board.find(task))
+        return True
+    say(f"of sprint {number}, which is closed")
+    say(show_text(board, task, datetime.now(UTC), None))
+    following(f"oodatcaa log --sprint {number} --task {task}")
+    return True
 
 
 def _show_past(project: Project, task: str, json: bool) -> bool:
