@@ -117,7 +117,9 @@ def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float | None, float |
     middle, width = fmean(a) - fmean(b), math.sqrt(sum(parts))
     if width == 0:
         return middle, middle
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
+    # Of shares, for the square of a tiny variance is 0.
+    shares = [part / sum(parts) for part in parts]
+    freedom = 1 / (shares[0] ** 2 / (len(a) - 1) + shares[1] ** 2 / (len(b) - 1))
     reach = student(freedom) * width
     return middle - reach, middle + reach
 
