@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 from page import measured_with, write_section
 
-from oodatcaa.domain.training import QLoRA, RunStatus, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import RunStatus, TrainSpec
 from oodatcaa.kit.machine import total_memory
 from oodatcaa.kit.process import run_command
 from oodatcaa.training.backend import MlxBackend

@@ -17,7 +17,8 @@ from page import measured_with, write_section
 from random_model import config, write_model
 
 from oodatcaa.domain.checkpointing import with_recomputed
-from oodatcaa.domain.training import GB, QLoRA, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB, TrainSpec
 from oodatcaa.training.forecast import ProbeCache
 from oodatcaa.training.protocol import ProbePoint
 from oodatcaa.training.question import Question

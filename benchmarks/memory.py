@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from page import measured_with, write_section
 from random_model import config, write_model
 
-from oodatcaa.domain.training import GB, MemoryEstimate, QLoRA, RunStatus, TrainSpec
+from oodatcaa.domain.memory import MemoryEstimate
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB, RunStatus, TrainSpec
 from oodatcaa.training.backend import MlxBackend
 from oodatcaa.training.forecast import ProbeCache
 from oodatcaa.training.question import Question

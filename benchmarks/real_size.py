@@ -21,7 +21,8 @@ from memory import Folders, write_data
 from page import measured_with, write_section
 from random_model import config, write_model
 
-from oodatcaa.domain.training import GB, QLoRA, RunRecord, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB, RunRecord, TrainSpec
 from oodatcaa.training.backend import MlxBackend
 from oodatcaa.training.forecast import ProbeCache
 from oodatcaa.training.question import Question

@@ -24,10 +24,10 @@ from oodatcaa.domain.plan import (
     Traceability,
 )
 from oodatcaa.domain.policy import Policy
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.sprinting import open_sprint, stories_for
 from oodatcaa.domain.submission import submit_build, submit_integration, submit_plan, submit_test
 from oodatcaa.domain.task import Failure, Integration, Role, Story, StoryKind, Subtask, SubtaskKind
-from oodatcaa.domain.training import QLoRA
 
 NOW = datetime(2026, 1, 30, 12, 0, tzinfo=UTC)
 POLICY = Policy()

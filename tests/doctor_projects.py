@@ -11,7 +11,8 @@ import pytest
 
 from oodatcaa.app.doctor import Diagnosis, diagnose, mend
 from oodatcaa.app.project import Project, open_project
-from oodatcaa.domain.training import QLoRA, RunStatus, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import RunStatus, TrainSpec
 from oodatcaa.training.hashes import file_sha256
 from oodatcaa.training.runs import RunStore
 from real_project import finish, make_project, plan

@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 
 from oodatcaa.domain.board import Board, Sprint
 from oodatcaa.domain.evidence import Bound, GateKind, GateSpec
+from oodatcaa.domain.memory import MemoryEstimate, MemoryPart, ModelShape
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, InventoryRow
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Story, StoryKind, StoryStatus
 from oodatcaa.domain.training import (
     GB,
@@ -17,10 +19,6 @@ from oodatcaa.domain.training import (
     InferenceProbe,
     LossPoint,
     Machine,
-    MemoryEstimate,
-    MemoryPart,
-    ModelShape,
-    QLoRA,
     RunRecord,
     RunStatus,
     SplitStats,

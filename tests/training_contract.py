@@ -16,12 +16,11 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
+from oodatcaa.domain.memory import MemoryLayer, MemoryStop
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import (
     EvalRequest,
     FailureKind,
-    MemoryLayer,
-    MemoryStop,
-    QLoRA,
     RunRecord,
     RunStatus,
     TrainProgress,

@@ -14,7 +14,8 @@ from oodatcaa.app.project import open_project
 from oodatcaa.app.served import Catalogue
 from oodatcaa.app.serving import Serving
 from oodatcaa.domain.base import GB
-from oodatcaa.domain.training import QLoRA, RunStatus, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.pool.records import Ask
 from oodatcaa.pool.tensors import sha256_of

@@ -20,7 +20,7 @@ NEVER = (
     *("oodatcaa.training", "oodatcaa.pool", "oodatcaa.vcs", "oodatcaa.gates"),
     *("oodatcaa.importers", "oodatcaa.roles"),
     *("oodatcaa.app.agent", "oodatcaa.app.work", "oodatcaa.app.desk"),
-    *("oodatcaa.domain.training", "oodatcaa.domain.plan"),
+    *("oodatcaa.domain.training", "oodatcaa.domain.qlora", "oodatcaa.domain.plan"),
     *("oodatcaa.domain.objective", "oodatcaa.views.plots", "oodatcaa.views.agent_plan"),
 )
 WITHOUT_CONFIG = ("oodatcaa.domain.evidence", "oodatcaa.kit.config")

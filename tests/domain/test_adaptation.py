@@ -20,8 +20,10 @@ from oodatcaa.domain.adaptation import (
     smaller_batch,
 )
 from oodatcaa.domain.checkpointing import with_recomputed
+from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.plan import AdaptationNote
-from oodatcaa.domain.training import GB, MemoryEstimate, QLoRA
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB
 
 ASKED = QLoRA(batch_size=32, max_seq_length=2048, iters=5, steps_per_eval=5, save_every=1)
 

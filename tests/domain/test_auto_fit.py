@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from oodatcaa.domain.auto_fit import Candidate, choose, instead, to_measure, variants
 from oodatcaa.domain.checkpointing import with_recomputed
-from oodatcaa.domain.training import MemoryEstimate, QLoRA
+from oodatcaa.domain.memory import MemoryEstimate
+from oodatcaa.domain.qlora import QLoRA
 
 GB = 10**9
 ASKED = QLoRA(batch_size=4, grad_accumulation_steps=2, iters=20, save_every=4)

@@ -12,16 +12,8 @@ from typing import Any
 import pytest
 
 from oodatcaa.domain.ports import TrainingBackend
-from oodatcaa.domain.training import (
-    FailureKind,
-    FineTune,
-    Optimizer,
-    QLoRA,
-    RunRecord,
-    RunStatus,
-    TrainProgress,
-    TrainSpec,
-)
+from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
+from oodatcaa.domain.training import FailureKind, RunRecord, RunStatus, TrainProgress, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.pool.manager import ModelPoolManager
 from oodatcaa.training.backend import HfBackend

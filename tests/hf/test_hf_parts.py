@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from oodatcaa.domain.checkpointing import with_recomputed
-from oodatcaa.domain.training import FineTune, LrSchedule, QLoRA
+from oodatcaa.domain.qlora import FineTune, LrSchedule, QLoRA
 from oodatcaa.errors import OodatcaaError
 from tiny_model import make_tiny_data, make_tiny_model
 

@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from oodatcaa.domain.evidence import Bound, GateKind, GateSpec
 from oodatcaa.domain.objective import METRICS
 from oodatcaa.domain.plan import Plan, Size, StepKind
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import StoryKind, StoryStatus, SubtaskKind
-from oodatcaa.domain.training import (
-    GB,
-    QLoRA,
-)
+from oodatcaa.domain.training import GB
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.planner import PlanInputs, options_for, plan_story, planned_params
 from planner_facts import (

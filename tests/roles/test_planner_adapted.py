@@ -6,8 +6,9 @@ import pytest
 
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.plan import AdaptationNote, Plan
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import StoryKind, Subtask, SubtaskKind, SubtaskStatus
-from oodatcaa.domain.training import GB, QLoRA
+from oodatcaa.domain.training import GB
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.planner import PlanInputs, adapted_plan, keepable, plan_story
 from planner_facts import NOW, board, estimate, probe, rich

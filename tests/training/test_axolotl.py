@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oodatcaa.domain.training import FineTune, LossPoint, Optimizer, QLoRA, RunStatus, TrainSpec
+from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
+from oodatcaa.domain.training import LossPoint, RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.axolotl.backend import AxolotlBackend
 from oodatcaa.training.axolotl.worker import write_config

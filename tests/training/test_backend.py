@@ -15,16 +15,10 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from oodatcaa.domain.memory import MemoryLayer
 from oodatcaa.domain.ports import TrainingBackend
-from oodatcaa.domain.training import (
-    EvalRequest,
-    FailureKind,
-    MemoryLayer,
-    QLoRA,
-    RunStatus,
-    TrainProgress,
-    TrainSpec,
-)
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import EvalRequest, FailureKind, RunStatus, TrainProgress, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.process import is_alive
 from oodatcaa.training.backend import MlxBackend

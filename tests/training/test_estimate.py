@@ -12,14 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oodatcaa.domain.training import (
-    GB,
-    FailureKind,
-    MemoryEstimate,
-    MemoryLayer,
-    ModelShape,
-    QLoRA,
-)
+from oodatcaa.domain.memory import MemoryEstimate, MemoryLayer, ModelShape
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB, FailureKind
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.estimate import (
     check_before,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oodatcaa.domain.training import FineTune, Optimizer, QLoRA, TrainSpec
+from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
+from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.estimate import estimate_training, read_shape, step_terms
 from oodatcaa.training.forecast import (

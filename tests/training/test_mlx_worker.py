@@ -22,14 +22,9 @@ from mlx.utils import tree_flatten
 from mlx_lm import load
 from mlx_lm.lora import CONFIG_DEFAULTS
 
-from oodatcaa.domain.training import (
-    FailureKind,
-    MemoryLayer,
-    QLoRA,
-    RunStatus,
-    TrainProgress,
-    TrainSpec,
-)
+from oodatcaa.domain.memory import MemoryLayer
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import FailureKind, RunStatus, TrainProgress, TrainSpec
 from oodatcaa.training.checkpoints import checkpoint_name, verify
 from oodatcaa.training.mlx import setup
 from oodatcaa.training.mlx.loss import make_loss, split_head

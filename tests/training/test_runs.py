@@ -12,14 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from oodatcaa.domain.training import (
-    FailureKind,
-    QLoRA,
-    RunFailure,
-    RunRecord,
-    RunStatus,
-    TrainSpec,
-)
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import FailureKind, RunFailure, RunRecord, RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.training.checkpoints import CheckpointNote, RunIdentity, write_checkpoint
 from oodatcaa.training.runs import OWNER_FILE, RUN_FILE, Owner, RunStore

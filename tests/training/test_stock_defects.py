@@ -18,7 +18,8 @@ import pytest
 from mlx_lm import load
 from pydantic import ValidationError
 
-from oodatcaa.domain.training import FailureKind, QLoRA, RunStatus, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import FailureKind, RunStatus, TrainSpec
 from oodatcaa.training.checkpoints import checkpoint_name
 from oodatcaa.training.examples import Example, epoch_order, read_split
 from oodatcaa.training.mlx.batches import BatchIterator, make_batch, tokenize

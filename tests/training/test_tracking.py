@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from oodatcaa.domain.training import QLoRA, RunStatus, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import RunStatus, TrainSpec
 from oodatcaa.training.children import ChildSettings, child_environment
 from oodatcaa.training.protocol import TrainMetric, ValidMetric
 from oodatcaa.training.runs import RunStore

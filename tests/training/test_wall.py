@@ -13,14 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from oodatcaa.domain.training import (
-    FailureKind,
-    MemoryLayer,
-    MemoryStop,
-    QLoRA,
-    RunFailure,
-    TrainSpec,
-)
+from oodatcaa.domain.memory import MemoryLayer, MemoryStop
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import FailureKind, RunFailure, TrainSpec
 from oodatcaa.kit.cgroup import make_group
 from oodatcaa.kit.memory import read_samples
 from oodatcaa.kit.process import Child, Limits

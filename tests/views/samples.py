@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from oodatcaa.domain.board import Board, Sprint
 from oodatcaa.domain.evidence import Bound, Evidence, GateKind, GateSpec, Verdict, Waiver
+from oodatcaa.domain.memory import MemoryEstimate, MemoryPart, ModelShape
 from oodatcaa.domain.plan import (
     AdaptationNote,
     Alternative,
@@ -26,6 +27,7 @@ from oodatcaa.domain.plan import (
     Traceability,
     Trouble,
 )
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.report import Action, Challenge, Deliverable, Metric, Report
 from oodatcaa.domain.task import (
     Failure,
@@ -48,10 +50,6 @@ from oodatcaa.domain.training import (
     InferenceProbe,
     LossPoint,
     Machine,
-    MemoryEstimate,
-    MemoryPart,
-    ModelShape,
-    QLoRA,
     RunRecord,
     RunStatus,
     SplitStats,

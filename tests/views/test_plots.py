@@ -10,15 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from oodatcaa.domain.training import (
-    GB,
-    FailureKind,
-    MemoryLayer,
-    QLoRA,
-    RunFailure,
-    RunRecord,
-    RunStatus,
-)
+from oodatcaa.domain.memory import MemoryLayer
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB, FailureKind, RunFailure, RunRecord, RunStatus
 from oodatcaa.kit.memory import MemorySample
 from oodatcaa.training.metrics import Metrics
 from oodatcaa.training.protocol import TrainMetric, ValidMetric

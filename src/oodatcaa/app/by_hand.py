@@ -7,9 +7,11 @@ from collections.abc import Callable
 from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
 from oodatcaa.app.project import Project
 from oodatcaa.domain.auto_fit import Candidate, choose, instead, to_measure
+from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.ports import TrainingBackend
-from oodatcaa.domain.training import MemoryEstimate, QLoRA, RunRecord, TrainProgress, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import RunRecord, TrainProgress, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.machine import gate_limit
 from oodatcaa.training.backend import ChildBackend

@@ -12,10 +12,11 @@ from oodatcaa.app.activity import Broadcast
 from oodatcaa.app.project import Project
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.gate_presets import PRESETS
+from oodatcaa.domain.memory import ModelShape
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
-from oodatcaa.domain.training import DatasetRecord, ModelShape, RunRecord, TrainSpec
+from oodatcaa.domain.training import DatasetRecord, RunRecord, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.config import QualityGate
 from oodatcaa.kit.files import write_atomic

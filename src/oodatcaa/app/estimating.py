@@ -13,7 +13,9 @@ from oodatcaa.app.desk import ModelShelf, Workshop
 from oodatcaa.app.project import open_project
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.evidence import parse_bytes
-from oodatcaa.domain.training import GB, MemoryEstimate, QLoRA, TrainSpec
+from oodatcaa.domain.memory import MemoryEstimate
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.children import DEFAULTS, ChildSettings
 from oodatcaa.training.forecast import ProbeCache

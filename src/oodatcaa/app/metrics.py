@@ -11,13 +11,7 @@ from pathlib import Path
 
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import StoryKind
-from oodatcaa.domain.training import (
-    EvalRequest,
-    EvalResult,
-    InferenceProbe,
-    RunRecord,
-    TrainSpec,
-)
+from oodatcaa.domain.training import EvalRequest, EvalResult, InferenceProbe, RunRecord, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.gates.ports import GateRequest, MetricValue
 from oodatcaa.kit.memory import read_samples

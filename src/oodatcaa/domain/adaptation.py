@@ -13,10 +13,12 @@ from typing import Literal
 
 from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.checkpointing import fewest_recomputed
+from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.objective import METRICS
 from oodatcaa.domain.plan import AdaptationNote
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Failure
-from oodatcaa.domain.training import GB, MemoryEstimate, QLoRA
+from oodatcaa.domain.training import GB
 
 Estimator = Callable[[QLoRA, str], MemoryEstimate]
 """(params, backend) -> what a training step of that backend would need at its peak."""

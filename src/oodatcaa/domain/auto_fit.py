@@ -13,7 +13,8 @@ from pydantic import Field
 
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.checkpointing import fewest_recomputed
-from oodatcaa.domain.training import MemoryEstimate, QLoRA
+from oodatcaa.domain.memory import MemoryEstimate
+from oodatcaa.domain.qlora import QLoRA
 
 FEW = 3
 """Candidates that are measured: a probe costs the time of a few steps."""

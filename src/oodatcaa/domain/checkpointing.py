@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from oodatcaa.domain.training import QLoRA
+from oodatcaa.domain.qlora import QLoRA
 
 
 def with_recomputed(params: QLoRA, count: int, trained: int) -> QLoRA:

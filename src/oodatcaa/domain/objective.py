@@ -10,8 +10,8 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.evidence import Bound, parse_bytes
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Approval, StoryId
-from oodatcaa.domain.training import QLoRA
 from oodatcaa.errors import OodatcaaError
 
 METRICS = {

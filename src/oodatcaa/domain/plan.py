@@ -20,9 +20,9 @@ from pydantic import (
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
 from oodatcaa.domain.evidence import GateSpec
 from oodatcaa.domain.goals import Goals
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.question import Question
 from oodatcaa.domain.task import StoryId, StoryKind, SubtaskId, SubtaskKind
-from oodatcaa.domain.training import QLoRA
 
 _RESERVED = re.compile(r"G[TAL]\d+|T[XA]\d+|M\d+|RULES.*", re.IGNORECASE)
 

@@ -12,12 +12,12 @@ from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board, Decision, Event
 
 if TYPE_CHECKING:
+    from oodatcaa.domain.memory import MemoryEstimate
     from oodatcaa.domain.training import (
         BackendProbe,
         EvalRequest,
         EvalResult,
         InferenceProbe,
-        MemoryEstimate,
         RunRecord,
         TrainProgress,
         TrainSpec,

@@ -13,20 +13,14 @@ from oodatcaa.domain.base import Record
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.draft import DraftStory
 from oodatcaa.domain.evidence import Evidence, GateSpec
+from oodatcaa.domain.memory import ModelShape
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.report import Action, Deliverable, Metric
 from oodatcaa.domain.source import Source
 from oodatcaa.domain.task import Artefact, Failure, Subtask
-from oodatcaa.domain.training import (
-    DatasetRecord,
-    Machine,
-    ModelShape,
-    RunRecord,
-    TrainProgress,
-    TrainSpec,
-)
+from oodatcaa.domain.training import DatasetRecord, Machine, RunRecord, TrainProgress, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.process import NO_LIMITS, Limits
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from oodatcaa.domain.board import Board
+from oodatcaa.domain.memory import MemoryEstimate, ModelShape
 from oodatcaa.domain.plan import AdaptationNote, Plan
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Story, StoryKind
-from oodatcaa.domain.training import (
-    BackendProbe,
-    InferenceProbe,
-    MemoryEstimate,
-    ModelShape,
-    QLoRA,
-    TrainSpec,
-)
+from oodatcaa.domain.training import BackendProbe, InferenceProbe, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.agent_planner import plan_by_agent
 from oodatcaa.roles.builder import records

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from oodatcaa.domain.adaptation import Adaptation, GiveUp, adapt_failure
 from oodatcaa.domain.board import Board
+from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.rounds import rounds_allowed
 from oodatcaa.domain.task import Story, StoryKind
-from oodatcaa.domain.training import MemoryEstimate, QLoRA, RunRecord, TrainSpec
+from oodatcaa.domain.training import RunRecord, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.builder.records import TRAINING, TrainingFacts
 from oodatcaa.roles.custom_refiner import StartOver, refine_custom

@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.training import (
     BackendProbe,
     EvalRequest,
     EvalResult,
     FailureKind,
     InferenceProbe,
-    MemoryEstimate,
     RunFailure,
     RunRecord,
     RunStatus,

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
-from oodatcaa.domain.training import BlockShape, Matrix
+from oodatcaa.domain.memory import BlockShape, Matrix
 
 NUMBERED = re.compile(r"^(.*?\.)(\d+)\.(.+)$")
 

@@ -8,7 +8,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodatcaa.domain.training import FailureKind, MemoryLayer, MemoryStop, RunFailure
+from oodatcaa.domain.memory import MemoryLayer, MemoryStop
+from oodatcaa.domain.training import FailureKind, RunFailure
 from oodatcaa.training.estimate import gb
 from oodatcaa.training.protocol import EXIT_MEMORY, StopNote, WallNote
 

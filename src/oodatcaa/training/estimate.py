@@ -6,17 +6,9 @@ config.json and tensor headers (see formulas.py for the terms and where they com
 
 from __future__ import annotations
 
-from oodatcaa.domain.training import (
-    FailureKind,
-    FineTune,
-    MemoryEstimate,
-    MemoryLayer,
-    MemoryPart,
-    MemoryStop,
-    ModelShape,
-    QLoRA,
-    RunFailure,
-)
+from oodatcaa.domain.memory import MemoryEstimate, MemoryLayer, MemoryPart, MemoryStop, ModelShape
+from oodatcaa.domain.qlora import FineTune, QLoRA
+from oodatcaa.domain.training import FailureKind, RunFailure
 from oodatcaa.training.formulas import (
     FLOAT32,
     PAD_TO,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from oodatcaa.domain.training import QLoRA
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.errors import OodatcaaError
 
 PAD_TO = 32

@@ -20,7 +20,8 @@ import platformdirs
 from pydantic import ValidationError
 
 from oodatcaa.domain.base import Record
-from oodatcaa.domain.training import MemoryEstimate, MemoryPart, ModelShape, QLoRA
+from oodatcaa.domain.memory import MemoryEstimate, MemoryPart, ModelShape
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.locks import FileLock
 from oodatcaa.training.estimate import ACTIVATIONS, ADAPTER, BASELINE, WEIGHTS, step_terms

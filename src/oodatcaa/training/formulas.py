@@ -12,7 +12,8 @@ import functools
 import importlib.metadata
 from dataclasses import dataclass
 
-from oodatcaa.domain.training import BlockShape, FineTune, Matrix, ModelShape, Optimizer, QLoRA
+from oodatcaa.domain.memory import BlockShape, Matrix, ModelShape
+from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
 
 PAD_TO = 32
 """Rows of a batch are padded to a multiple of this."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from oodatcaa.domain.training import QLoRA
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.hashes import file_sha256
 
 CADENCE = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from oodatcaa.domain.training import QLoRA
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.examples import Example, Examples
 from oodatcaa.training.protocol import ProbeRequest, ProbeSize
 

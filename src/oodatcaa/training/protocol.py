@@ -14,12 +14,12 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from oodatcaa.domain.base import NonEmpty, Record, Utc
+from oodatcaa.domain.memory import MemoryStop
 from oodatcaa.domain.training import (
     GB,
     InferenceProbe,
     LossPoint,
     Machine,
-    MemoryStop,
     RunFailure,
     RunStatus,
     TrainSpec,

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from oodatcaa.domain.training import MemoryEstimate, MemoryPart, TrainSpec
+from oodatcaa.domain.memory import MemoryEstimate, MemoryPart
+from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.machine import gate_limit
 from oodatcaa.training.children import DEFAULTS, ChildSettings, ask_child

@@ -24,13 +24,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from oodatcaa.domain.base import Record
-from oodatcaa.domain.training import (
-    FailureKind,
-    RunFailure,
-    RunRecord,
-    RunStatus,
-    TrainSpec,
-)
+from oodatcaa.domain.training import FailureKind, RunFailure, RunRecord, RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.files import sync_folder, write_atomic
 from oodatcaa.kit.process import is_alive, process_identity

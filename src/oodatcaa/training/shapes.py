@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from oodatcaa.domain.training import ModelShape
+from oodatcaa.domain.memory import ModelShape
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.blocks import read_blocks
 

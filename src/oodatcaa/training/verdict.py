@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oodatcaa.domain.training import (
-    FailureKind,
-    RunFailure,
-    RunRecord,
-    RunStatus,
-)
+from oodatcaa.domain.training import FailureKind, RunFailure, RunRecord, RunStatus
 from oodatcaa.training.children import read_result
 from oodatcaa.training.endings import (
     Ended,

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from oodatcaa.domain.training import FailureKind, MemoryLayer, MemoryStop, RunFailure
+from oodatcaa.domain.memory import MemoryLayer, MemoryStop
+from oodatcaa.domain.training import FailureKind, RunFailure
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.memory import own_memory, own_peak, reset_own_peak

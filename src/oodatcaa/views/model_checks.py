@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from oodatcaa.domain.base import NonEmpty, Record, Utc
-from oodatcaa.domain.training import (
-    InferenceProbe,
-    MemoryEstimate,
-    ModelShape,
-    QLoRA,
-    RunFailure,
-)
+from oodatcaa.domain.memory import MemoryEstimate, ModelShape
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import InferenceProbe, RunFailure
 from oodatcaa.views.markdown import (
     bold,
     code,

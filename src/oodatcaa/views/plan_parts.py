@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oodatcaa.domain.evidence import GateKind, GateSpec
 from oodatcaa.domain.plan import Plan
-from oodatcaa.domain.training import QLoRA
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.views.markdown import bullets, code, facts, fence, prose, section, table
 from oodatcaa.views.units import count, duration, memory, minutes, moment, number, short
 

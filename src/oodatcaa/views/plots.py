@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from oodatcaa.domain.training import GB, MemoryLayer, RunRecord
+from oodatcaa.domain.memory import MemoryLayer
+from oodatcaa.domain.training import GB, RunRecord
 
 # Okabe & Ito (2008): told apart with every common colour vision.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"

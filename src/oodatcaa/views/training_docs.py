@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.memory import MemoryEstimate, ModelShape
 from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import (
     BackendProbe,
     DatasetRecord,
@@ -19,9 +21,6 @@ from oodatcaa.domain.training import (
     Generation,
     InferenceProbe,
     Machine,
-    MemoryEstimate,
-    ModelShape,
-    QLoRA,
     RunRecord,
 )
 from oodatcaa.views import cards, evaluation, framework, installation, model_checks

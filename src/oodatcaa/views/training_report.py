@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.plan import Plan
-from oodatcaa.domain.training import DatasetRecord, LossPoint, MemoryEstimate, RunRecord
+from oodatcaa.domain.training import DatasetRecord, LossPoint, RunRecord
 from oodatcaa.views.cards import continued, memory_table, splits, wall_seconds
 from oodatcaa.views.framework import machine_facts
 from oodatcaa.views.markdown import bold, code, facts, image, page, prose, section, table

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from oodatcaa.domain.evidence import GateKind
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.report import Metric
 from oodatcaa.domain.task import Artefact, ArtefactKind, Failure
-from oodatcaa.domain.training import GB, QLoRA, RunStatus
+from oodatcaa.domain.training import GB, RunStatus
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.builder.bench import DOCS, Bench

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from oodatcaa.domain.base import NonEmpty, Record, Sha256
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Artefact, ArtefactKind, Failure, StoryKind
-from oodatcaa.domain.training import QLoRA
 from oodatcaa.kit.memory_bound import MemoryBound
 from oodatcaa.kit.process import run_command
 from oodatcaa.roles.builder.bench import DOCS, Bench

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from oodatcaa.domain.base import NonEmpty, Record
+from oodatcaa.domain.memory import MemoryEstimate
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import (
     BackendProbe,
     DatasetRecord,
     EvalResult,
     InferenceProbe,
     Machine,
-    MemoryEstimate,
-    QLoRA,
 )
 
 FRAMEWORKS = "frameworks"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.report import Metric
 from oodatcaa.domain.task import Artefact, ArtefactKind, Failure, StoryKind
-from oodatcaa.domain.training import GB, MemoryEstimate, RunRecord, RunStatus
+from oodatcaa.domain.training import GB, RunRecord, RunStatus
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.builder.bench import DOCS, Bench

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from oodatcaa.domain.draft import DraftStory
 from oodatcaa.domain.evidence import GateSpec
 from oodatcaa.domain.plan import AdaptationNote, Plan, SubtaskPlan, TestPlan
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import StoryKind, SubtaskKind
-from oodatcaa.domain.training import QLoRA
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.planner import (
     common,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oodatcaa.domain.plan import Alternative, Fact, Factor, Fallback, PlanDecision
-from oodatcaa.domain.training import QLoRA
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.roles.planner.design import Forced
 from oodatcaa.roles.planner.inputs import ParamOption, PlanInputs
 from oodatcaa.roles.planner.parameters import (

@@ -16,8 +16,8 @@ from oodatcaa.domain.plan import (
     StepKind,
     Trouble,
 )
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.question import Question
-from oodatcaa.domain.training import QLoRA
 
 DOCS = "docs/training"
 

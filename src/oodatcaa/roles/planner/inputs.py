@@ -7,19 +7,12 @@ from pydantic import PositiveInt
 from oodatcaa.domain.base import NonEmpty, Record, Utc
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.evidence import GateSpec
+from oodatcaa.domain.memory import MemoryEstimate, ModelShape
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Story
-from oodatcaa.domain.training import (
-    BackendProbe,
-    DatasetRecord,
-    InferenceProbe,
-    Machine,
-    MemoryEstimate,
-    ModelShape,
-    QLoRA,
-    RunRecord,
-)
+from oodatcaa.domain.training import BackendProbe, DatasetRecord, InferenceProbe, Machine, RunRecord
 
 
 class ParamOption(Record):

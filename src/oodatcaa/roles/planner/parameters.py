@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from oodatcaa.domain.training import DatasetRecord, Machine, MemoryEstimate, ModelShape, QLoRA
+from oodatcaa.domain.memory import MemoryEstimate, ModelShape
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import DatasetRecord, Machine
 from oodatcaa.roles.planner.inputs import ParamOption, PlanInputs
 from oodatcaa.roles.planner.wording import count, plural
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.plan import Plan, Step, StepKind, SubtaskPlan
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Subtask, SubtaskId, SubtaskKind, SubtaskStatus
-from oodatcaa.domain.training import QLoRA
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.planner.design import Design, Group
 from oodatcaa.roles.planner.inputs import PlanInputs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from oodatcaa.domain.evidence import GateSpec
 from oodatcaa.domain.plan import Problem, Risk, Size, Step, StepKind, Trouble
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import StoryKind
-from oodatcaa.domain.training import QLoRA
 from oodatcaa.roles.planner import gates
 from oodatcaa.roles.planner.choices import (
     alternatives,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from oodatcaa.domain.training import DatasetRecord, Machine, ModelShape, QLoRA
+from oodatcaa.domain.memory import ModelShape
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import DatasetRecord, Machine
 
 
 def size(count: float) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from oodatcaa.domain.training import MemoryEstimate, TrainSpec
+from oodatcaa.domain.memory import MemoryEstimate
+from oodatcaa.domain.training import TrainSpec
 from oodatcaa.training.backend import PROBE_TOKENS, ChildBackend
 from oodatcaa.training.frameworks import AXOLOTL
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from oodatcaa.domain.training import FineTune, LrSchedule, ModelShape, Optimizer, TrainSpec
+from oodatcaa.domain.memory import ModelShape
+from oodatcaa.domain.qlora import FineTune, LrSchedule, Optimizer
+from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
 
 OPTIMIZERS = {

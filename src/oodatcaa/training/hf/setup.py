@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from oodatcaa.domain.training import FineTune, LrSchedule, Optimizer, QLoRA, TrainSpec
+from oodatcaa.domain.qlora import FineTune, LrSchedule, Optimizer, QLoRA
+from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.hf.counters import device
 from oodatcaa.training.hf.dequantize import dense_tensors, is_quantized

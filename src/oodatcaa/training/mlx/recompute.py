@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from oodatcaa.domain.training import QLoRA
+from oodatcaa.domain.qlora import QLoRA
 
 MARK = "_recomputed_by"
 

@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten
 from mlx_lm import load
 from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapters
 
-from oodatcaa.domain.training import FineTune, LrSchedule, Optimizer, QLoRA, TrainSpec
+from oodatcaa.domain.qlora import FineTune, LrSchedule, Optimizer, QLoRA
+from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.mlx.cpu import speed_up
 from oodatcaa.training.models import ModelStore, unavailable
