@@ -10,6 +10,7 @@ from crew_boards import NOW, POLICY, fresh_board, later, planned, proof, take
 from oodatcaa.domain.board import Board, Offer
 from oodatcaa.domain.editing import EDITABLE, edit_problems
 from oodatcaa.domain.lifecycle import B, S, legal
+from oodatcaa.domain.question import Answer, Asks, Question
 from oodatcaa.domain.task import Approval, Failure, ManualLease, Role, Story, Subtask
 from oodatcaa.domain.waiver import Waiver
 
@@ -82,6 +83,9 @@ VALUES: dict[str, Any] = {
     "waits_for": Approval.PLAN,
     "paused_from": S.PLANNING,
     "lessons": ("made up",),
+    "asked_for": "T001-B01",
+    "answers": (Answer(title="Look", question="Well?", by="eve", why="yes", at=NOW),),
+    "asks": (Question(asks=Asks.VERIFY, title="Look", text="Well?"),),
     "slug": "another-branch",
     "files": ("a.py",),
     "artefacts": (),
