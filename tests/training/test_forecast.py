@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oodatcaa.domain.memory import ModelShape
 from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
 from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
@@ -119,6 +120,22 @@ def test_a_straight_line_is_found_beyond_what_was_measured(
     )
     found = forecast(Probed(family=SAME, points=points), shape, params, target, "cpu")
     assert 0.95 < found.total_bytes / peak(target) < 1.05
+
+
+def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
+    """Peaks that were measured on 2 cores; the real run at 2 x 256 took 429 to 444 MB."""
+    shape = ModelShape(
+        model_type="gemma", hidden_size=256, intermediate_size=2048, num_layers=3, num_heads=4,
+        num_kv_heads=1, head_dim=64, vocab_size=12000, tied_embeddings=True, weight_bytes=4662272,
+        parameters=8283904, bits=4, group_size=64, tokenizer_bytes=7600,
+    )  # fmt: skip
+    params = QLoRA(
+        fine_tune_type=FineTune.DORA, optimizer=Optimizer.ADAM, num_layers=3, mask_prompt=False
+    )
+    measured = {(1, 64): 222, (1, 128): 250, (1, 256): 321}
+    points = tuple(point(*size, megabytes * 10**6) for size, megabytes in measured.items())
+    found = forecast(Probed(family=SAME, points=points), shape, params, Size(2, 256, 512), "cpu")
+    assert 436e6 * 0.95 < found.total_bytes < 436e6 * 1.05
 
 
 def test_a_forecast_is_never_under_a_smaller_size_that_was_measured(tiny: Path) -> None:

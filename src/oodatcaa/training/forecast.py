@@ -24,7 +24,7 @@ from oodatcaa.domain.memory import MemoryEstimate, MemoryPart, ModelShape
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.locks import FileLock
-from oodatcaa.training.estimate import ACTIVATIONS, ADAPTER, BASELINE, WEIGHTS, step_terms
+from oodatcaa.training.estimate import ACTIVATIONS, ADAPTER, BASELINE, SCRATCH, WEIGHTS, step_terms
 from oodatcaa.training.formulas import Size, Terms, at_once
 from oodatcaa.training.frameworks import Framework
 from oodatcaa.training.protocol import ProbePoint, ProbeSize
@@ -34,7 +34,7 @@ PRIOR = 0.5
 NOISE = 0.02
 """Of a measured peak, relative: the CPU scheduler runs ahead by a few tensors more or less, and
 the heap grows in steps."""
-MARGIN = 0.02
+MARGIN = 0.01
 """A forecast shall rather be over than under: added once for each doubling beyond what was
 measured."""
 REACH = 4
@@ -175,10 +175,16 @@ def forecast(
 ) -> MemoryEstimate:
     """The peak at `target`, by cause, from the points of `probed` (at least one)."""
 
-    def features(size: Size, runtime: bool) -> tuple[float, float]:
-        found = step_terms(shape, params, size, device=device, fast_cpu=fast_cpu)
-        return sum(_constant(found, runtime)), sum(_growing(found, params, device, fast_cpu))
+    def found(size: Size) -> Terms:
+        return step_terms(shape, params, size, device=device, fast_cpu=fast_cpu)
 
+    def growing(size: Size) -> tuple[int, int]:
+        return _growing(found(size), nothing, params, device, fast_cpu)
+
+    def features(size: Size, runtime: bool) -> tuple[float, float]:
+        return sum(_constant(found(size), nothing, runtime)), sum(growing(size))
+
+    nothing = found(Size(0, 0, 0))
     rows = [
         (_size(point.size), point.process_bytes + probed.beside_bytes, point.mlx_bytes)
         for point in probed.points
@@ -191,9 +197,7 @@ def forecast(
     margin = 1 + MARGIN * beyond
     floor = max((process for size, process, _ in rows if _within(size, target)), default=0)
     loaded = probed.loaded_process_bytes + probed.beside_bytes
-    wanted = step_terms(shape, params, target, device=device, fast_cpu=fast_cpu)
-    growing = _growing(wanted, params, device, fast_cpu)
-    parts = _parts(_constant(wanted, True), growing, process, margin)
+    parts = _parts(_constant(found(target), nothing, True), growing(target), process, margin)
     total = sum(part.bytes for part in parts)
     least = max(floor, loaded)
     if total < least:
@@ -229,34 +233,39 @@ def _within(size: Size, target: Size) -> bool:
     )
 
 
-def _constant(found: Terms, runtime: bool) -> tuple[int, int, int]:
-    """Weights, what is trained, runtime: the same for every batch."""
-    return found.weights, found.trained, found.runtime if runtime else 0
+def _constant(found: Terms, nothing: Terms, runtime: bool) -> tuple[int, int, int, int]:
+    """Weights, what is trained, dense copies, runtime: the same for every batch."""
+    dense = nothing.kept + nothing.moment
+    return found.weights, found.trained, dense, found.runtime if runtime else 0
 
 
-def _growing(found: Terms, params: QLoRA, device: str, fast_cpu: bool) -> tuple[int, int]:
-    """What the batch's size makes: kept activations, and the larger moment after the forward pass.
+def _growing(
+    found: Terms, nothing: Terms, params: QLoRA, device: str, fast_cpu: bool
+) -> tuple[int, int]:
+    """What the batch's size makes: kept activations, and the larger moment after the forward pass;
+    without what a batch of `nothing` needs as well.
 
     Where layers evaluate as they are met the loss works in chunks of one size: it is constant but
     for the smallest batches, and would hide there how fast the rest grows. A checkpoint's copy
     counts where it is larger than all of that.
     """
-    moment = found.moment
+    moment, least = found.moment, nothing.moment
     if at_once(params, device, fast_cpu):
-        moment = found.block + found.scores
+        moment, least = found.block + found.scores, nothing.block + nothing.scores
     if found.saving > found.kept + moment:
         return 0, found.saving
-    return found.kept, moment
+    return found.kept - nothing.kept, max(0, moment - least)
 
 
 def _parts(
     constant: Sequence[int], growing: Sequence[int], scales: Sequence[float], margin: float
 ) -> tuple[MemoryPart, ...]:
-    weights, trained, runtime = constant
+    weights, trained, dense, runtime = constant
     kept, moment = growing
     named = (
         (WEIGHTS, weights, scales[0]),
         (ADAPTER, trained, scales[0]),
+        (SCRATCH, dense, scales[0]),
         (BASELINE, runtime, scales[0]),
         (ACTIVATIONS, kept, scales[1]),
         ("loss, or one block on its way back", moment, scales[1]),
