@@ -69,6 +69,9 @@ def test_so_many_at_once_and_no_more(path: Path) -> None:
     third.take()  # goes on without one in the end: nothing may hang on a turn
     assert time.monotonic() - start >= Turns.PATIENCE * 0.9
     third.release()
+    start = time.monotonic()
+    with third.taken():  # and the next time it does not wait for one at all
+        assert time.monotonic() - start < Turns.PATIENCE / 2
     for one in others:
         one.release()
     wait_until_free(path, 0)  # who gave up waiting may get it for a moment

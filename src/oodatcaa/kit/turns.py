@@ -33,6 +33,8 @@ class Turns:
     LINGER = 0.004
     SLICE = 0.020
     PATIENCE = 1.0
+    WITHOUT = 30.0
+    """After a turn that could not be had, so long none is waited for."""
 
     def __init__(self, path: Path, count: int = COUNT) -> None:
         self._locks = [
@@ -42,6 +44,7 @@ class Turns:
         # A garbage collection may end a store, and so close its turns, inside of these blocks.
         self._guard = threading.RLock()
         self._taken_at = 0.0
+        self._without_until = 0.0
         self._released_at = 0.0
         self._burst = False
         self._lingering = False
@@ -71,8 +74,12 @@ class Turns:
                 return False
             self._give_back()
         self._burst = called - self._released_at < self.BURST
-        with contextlib.suppress(OSError, StateError):
-            self._held = self._queue()
+        if called >= self._without_until:
+            try:
+                self._held = self._queue()
+            except (OSError, StateError, RuntimeError):
+                # A wait that ends like this leaves a thread behind until the lock is free.
+                self._without_until = called + self.WITHOUT
         self._taken_at = time.monotonic()
         return True
 
@@ -88,17 +95,28 @@ class Turns:
     def release(self) -> None:
         """End the turn, or linger."""
         self._released_at = time.monotonic()
-        if not self._burst or self._released_at - self._taken_at >= self.SLICE:
+        over = self._released_at - self._taken_at >= self.SLICE
+        if not self._burst or over or not self._watched():
             self._give_back()
             return
-        if self._watch is None:
-            self._watch = threading.Event()
-            threading.Thread(
-                target=self._let_go, args=(self._watch,), name="turn-linger", daemon=True
-            ).start()
         with self._guard:
             self._lingering = True
+        assert self._watch is not None
         self._watch.set()
+
+    def _watched(self) -> bool:
+        """Whether a thread will give the turn back when nobody comes."""
+        if self._watch is not None:
+            return True
+        watch = threading.Event()
+        try:
+            threading.Thread(
+                target=self._let_go, args=(watch,), name="turn-linger", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads here
+            return False
+        self._watch = watch
+        return True
 
     def settle(self) -> None:
         """Give back what lingers."""

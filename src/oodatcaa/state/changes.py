@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from itertools import compress
@@ -246,6 +246,10 @@ def _offer_problems(board: Board) -> list[str]:
     ]
 
 
+_ALONE = 2
+"""Our attribute and the call's argument."""
+
+
 class Replica:
     """The board in memory, kept up by applying transactions; order of tasks is that of the dicts.
 
@@ -263,7 +267,6 @@ class Replica:
         self._stories = {item.id: item for item in board.stories}
         self._subtasks = {item.id: item for item in board.subtasks}
         self._unread: dict[str, Callable[[], Change]] = {}
-        self._reader: weakref.ref[Board] | None = None
 
     @property
     def board(self) -> Board:
@@ -279,16 +282,17 @@ class Replica:
             # What it would compute again from its tuples, at ten times the cost.
             self._board.__dict__["story_by_id"] = self._stories
             self._board.__dict__["subtask_by_id"] = self._subtasks
-            self._reader = weakref.ref(self._board)
         return self._board
 
     def _begin_change(self) -> None:
-        """Boards that were handed out have our dicts as their indices: while one of them is in
-        use, go on with copies."""
+        """Boards that were handed out have our dicts as their indices: while one of them, or an
+        index of one, is in use, go on with copies. CPython counts who uses a dict; `_ALONE` is
+        what it counts for ours."""
         self._board = None
-        if self._reader is not None and self._reader() is not None:
-            self._stories, self._subtasks = self._stories.copy(), self._subtasks.copy()
-        self._reader = None
+        if sys.getrefcount(self._stories) > _ALONE:
+            self._stories = self._stories.copy()
+        if sys.getrefcount(self._subtasks) > _ALONE:
+            self._subtasks = self._subtasks.copy()
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from oodatcaa.kit import faults
@@ -43,10 +44,22 @@ def sync_data(handle: int, name: str) -> None:
     reach(f"{name}.after_fsync")
 
 
-def replace(source: Path, target: Path, name: str, *, durable: bool = True) -> None:
-    """Rename over `target`; `durable` also makes the rename itself survive a power cut."""
+def replace(
+    source: Path,
+    target: Path,
+    name: str,
+    *,
+    durable: bool = True,
+    switch: Callable[[], None] | None = None,
+) -> None:
+    """Rename over `target`; `durable` also makes the rename itself survive a power cut.
+
+    `switch` is called as soon as the name leads to the new file, whatever happens afterwards.
+    """
     reach(f"{name}.before_rename")
     source.replace(target)
+    if switch is not None:
+        switch()
     reach(f"{name}.after_rename")
     if durable:
         sync_folder(target.parent)

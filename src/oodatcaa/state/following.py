@@ -53,12 +53,6 @@ class JournalReader:
         return self._at is not None
 
     @property
-    def place(self) -> tuple[tuple[int, int], int]:
-        """The file that it reads, and up to where."""
-        assert self._at is not None
-        return self._at.identity, self._at.offset
-
-    @property
     def expected_entry(self) -> tuple[int, int] | None:
         """The log's last entry, if every event of this sprint is in it."""
         last = self.last_event
@@ -193,12 +187,18 @@ class JournalReader:
         at = self._at
         assert at is not None
         start = at.offset
-        data = read_text_from(at.handle, start)
+        before = self._starts[-1] if self._starts and at.last else start
+        data = read_text_from(at.handle, before)
+        if data[: len(at.last)] != at.last:
+            raise NotYet(before, "a line that was there is gone: its writer had to take it back")
+        data = data[start - before :]
         for line in data.splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 break  # torn: its writer died or is still at it
             crc = crc_of(line, at.crc, at.offset)
-            self._take(line, at.offset)
+            owed = self._take(line, at.offset)
+            if not owed and at.durable == at.offset:
+                at.durable += len(line)
             at.offset += len(line)
             at.crc = crc
         if locked and (len(data) > at.offset - start or not at.clean):
@@ -210,11 +210,12 @@ class JournalReader:
             os.ftruncate(at.handle, at.offset)
         at.size, at.clean = os.fstat(at.handle).st_size, True
 
-    def _take(self, line: bytes, offset: int) -> None:
+    def _take(self, line: bytes, offset: int) -> bool:
+        """Whether the line has to be durable before anybody is told of it."""
         try:
             if line.startswith(b'"snap"', PREFIX):
                 self._take_marker(Marker.model_validate(json.loads(line)["snap"]))
-                return
+                return False
             start = START.match(line, PREFIX)
             if start is None:
                 raise ValueError("this is no transaction")
@@ -233,7 +234,8 @@ class JournalReader:
                 self.replica.apply(Transaction.model_validate_json(line))
         except (ValueError, KeyError) as error:
             raise NotYet(offset, str(error)) from error
-        self._applied(seq, entries, offset)
+        self._applied(seq, entries, offset, line[:PREFIX])
+        return True
 
     def _parse(self, line: bytes, offset: int) -> Change:
         """The line's change alone: it stands between `change` and the last key, `events`."""
@@ -248,7 +250,9 @@ class JournalReader:
         self.markers = (*self.markers[-1:], marker)
         self.marker_is_last = True
 
-    def _applied(self, seq: int, entries: int, offset: int) -> None:
+    def _applied(self, seq: int, entries: int, offset: int, begins: bytes) -> None:
+        assert self._at is not None
+        self._at.last = begins
         self.marker_is_last = False
         self._starts.append(offset)
         if entries:

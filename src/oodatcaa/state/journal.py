@@ -10,6 +10,7 @@ itself, and whoever still reads the old one can finish it and step over.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ from oodatcaa.errors import StateError
 from oodatcaa.state.changes import Replica, Transaction
 from oodatcaa.state.disk import replace, sync_data, write_at, write_temp
 from oodatcaa.state.following import JournalReader
-from oodatcaa.state.lines import Head, Marker, Position, framed
+from oodatcaa.state.lines import PREFIX, Head, Marker, Position, framed
 
 FEW = 8
 """So many appends a process makes before it reserves space: a command never does."""
@@ -48,26 +49,46 @@ class Journal(JournalReader):
         this one can not outlive it.
         """
         body = done.model_dump_json(exclude_defaults=True).encode()
-        start = self._append(body, "journal", durable=durable)
+        start, line = self._append(body, "journal", durable=durable)
         self.replica.apply(done)
-        self._applied(done.seq, done.entries, start)
+        self._applied(done.seq, done.entries, start, line[:PREFIX])
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether a sync failed: nothing in this file counts as durable until a new base."""
+        return self._at is not None and self._at.poisoned
 
     def harden(self) -> None:
-        """Make durable what was read or written so far. Needs no lock. Raises OSError."""
+        """Make durable what was read or written so far. Needs no lock. Raises OSError, also when
+        an earlier sync of the file failed: the kernel tells of an error once."""
         at = self._at
         if at is not None and at.durable < at.offset:
             end = at.offset
-            sync_data(at.handle, "journal")
+            self._sync(at)
             at.durable = end
+
+    def _sync(self, at: Position) -> None:
+        if at.poisoned:
+            raise OSError(errno.EIO, "an earlier sync of it failed")
+        try:
+            sync_data(at.handle, "journal")
+        except OSError:
+            at.poisoned = True
+            raise
 
     def mark(self, marker: Marker) -> None:
         """Note which snapshot is about to be renamed into place."""
         body = json.dumps({"snap": marker.model_dump()}, separators=(",", ":")).encode()
+        at = self._at
+        assert at is not None
+        owed = at.durable < at.offset
         self._append(body, "marker", durable=False)
+        if not owed:  # a marker may be lost: then the file is judged by its content
+            at.durable = at.offset
         self._take_marker(marker)
 
-    def _append(self, body: bytes, name: str, *, durable: bool) -> int:
-        """Where the line begins."""
+    def _append(self, body: bytes, name: str, *, durable: bool) -> tuple[int, bytes]:
+        """Where the line begins, and the line."""
         at = self._at
         assert at is not None
         line, crc = framed(body, at.crc)
@@ -76,13 +97,13 @@ class Journal(JournalReader):
             write_at(at.handle, line, at.offset, name)
             self._reserve(at, at.offset + len(line))
             if durable:
-                sync_data(at.handle, name)
+                self._sync(at)
         except OSError as error:
             raise self._rolled_back(error) from error
         start, at.offset, at.crc = at.offset, at.offset + len(line), crc
         if durable:
             at.durable = at.offset
-        return start
+        return start, line
 
     def _reserve(self, at: Position, end: int) -> None:
         """Who writes much writes into space that the file has already: an fsync of a file that
@@ -126,14 +147,6 @@ class Journal(JournalReader):
             hint="free space or make the folder writable, then repeat the command",
         )
 
-    def taken_back(self, error: OSError) -> StateError:
-        """Cuts off the last line, which the disk did not confirm; the error to raise."""
-        assert self._at is not None
-        self._at.offset = self._starts[-1]
-        refused = self._rolled_back(error)
-        self._forget()
-        return refused
-
     def rebase(
         self,
         replica: Replica | None = None,
@@ -147,13 +160,13 @@ class Journal(JournalReader):
         old lines: their events.
         """
         newest = replica or self.replica
-        since = self.since if since is None else since
+        begun = self.since if since is None else since
         body = b'{"board":' + newest.board.model_dump_json().encode() + b"}"
         head = Head(
             seq=newest.seq,
             revision=newest.revision,
             at=newest.at,
-            since=since,
+            since=begun,
             last_event=self.last_event,
             markers=self.markers,
             bytes=len(framed(body, 0)[0]),
@@ -167,16 +180,28 @@ class Journal(JournalReader):
             data += line
         temp = self.path.with_name(f".{self.path.name}.tmp")
         write_temp(temp, data, "rebase")
-        replace(temp, self.path, "rebase")
-        self._close_handle()
-        handle, self._writable = os.open(self.path, os.O_RDWR), True
-        status = os.fstat(handle)
-        identity, size = (status.st_dev, status.st_ino), len(data)
-        self._at = Position(handle, size, crc, end, identity, size, size, clean=True)
-        self._reserved = False
-        self.replica, self.base_seq, self.since = newest, newest.seq, since
-        self._base_event, self._starts = self.last_event, []
-        self.marker_is_last = bool(self.markers)
-        if then is not None:
-            self.replica.apply(then)
-            self._applied(then.seq, then.entries, end)
+        handle = os.open(temp, os.O_RDWR)
+
+        def switch() -> None:
+            """The name leads to the new file from now on: nothing may go to the old one."""
+            self._close_handle()
+            self._writable = True
+            status = os.fstat(handle)
+            identity, size = (status.st_dev, status.st_ino), len(data)
+            self._at = Position(handle, size, crc, end, identity, size, size, clean=True)
+            self._reserved = False
+            self.replica, self.base_seq, self.since = newest, newest.seq, begun
+            self._base_event, self._starts = self.last_event, []
+            self.marker_is_last = bool(self.markers)
+            if then is not None:
+                self.replica.apply(then)
+                self._applied(then.seq, then.entries, end, line[:PREFIX])
+
+        try:
+            replace(temp, self.path, "rebase", switch=switch)
+        except OSError:
+            if self._at is None or self._at.handle != handle:
+                os.close(handle)
+            else:
+                self._at.poisoned = True  # the rename may be undone by a power cut
+            raise

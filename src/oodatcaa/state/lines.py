@@ -60,6 +60,10 @@ class Position:
     """Up to here the disk has confirmed it, as far as this process knows."""
     size: int
     """The file's end; behind `offset` space may be reserved, filled with NUL."""
+    last: bytes = b""
+    """How the last line that was taken begins: its checksum, and so everything before."""
+    poisoned: bool = False
+    """Whether a sync of this file failed: a second one that succeeds would prove nothing."""
     clean: bool = False
     """Whether what lies behind `offset` was looked at: a power cut may leave parts of a line."""
 

@@ -67,9 +67,10 @@ class Publisher:
     def write(self, *, final: bool = False, now: bool = False) -> None:
         """Bring the views up to the journal if they are due, or `now`; `final`: and exactly."""
         if final or now or self.due:
-            if self.attempt(self._journal.harden):  # no view may know of what a power cut undoes
-                self.attempt(self._catch_up_log)
-                self.attempt(lambda: self.view.write(exact=final or not self.large))
+            if not self.attempt(self._journal.harden):
+                return  # no view may know of what a power cut undoes
+            self.attempt(self._catch_up_log)
+            self.attempt(lambda: self.view.write(exact=final or not self.large))
             if self._journal.grown:
                 self.attempt(self.renew_base)
             if final:

@@ -78,10 +78,9 @@ class QueueStore:
         )
         self._outside = OutsideHands(work_dir, self._journal, legal)
         self._mutex = threading.RLock()
-        self._deciding = False
         self._flusher: threading.Thread | None = None
         self._unclamped = True
-        self._owes = False
+        self._busy = False
         self._guarded = False
         lifetime.watch(self, self._journal, self._views.log, self._lock, self._turns)
 
@@ -92,7 +91,8 @@ class QueueStore:
         with self._mutex:
             self._follow()
             view = self._views.view
-            if (view.touched() or view.gone) and self._may_write():
+            outside = not self._busy  # inside, the lock is ours: to give it back would be too early
+            if outside and (view.touched() or view.gone) and self._may_write():
                 # Only a writer can settle it. While another holds the lock, that one does.
                 # What fails is reported by `flush`; reading goes on.
                 try:
@@ -115,13 +115,17 @@ class QueueStore:
 
     def history(self) -> Iterator[Logged]:
         """Every event since the sprint began, oldest first; never waits for a writer."""
-        with self._mutex:
-            self._follow()
-            recent = tuple(parsed(self._journal.event_lines()))
-            since, base = self._journal.since, self._journal.base_seq
-        for logged in self._views.events.read(since):
-            if logged.seq <= base:
-                yield logged
+        while True:
+            with self._mutex:
+                self._follow()
+                recent = tuple(parsed(self._journal.event_lines()))
+                since, base = self._journal.since, self._journal.base_seq
+            stored = [one for one in self._views.events.read(since) if one.seq <= base]
+            with self._mutex:
+                self._follow()
+                if self._journal.since == since:  # else a sprint was closed between the two looks
+                    break
+        yield from stored
         yield from (logged for logged in recent if logged.seq > since)
 
     def archive_sprint(
@@ -145,7 +149,7 @@ class QueueStore:
             views.archive.refuse_existing(number)
             read = self._clock()
             now = clamp(read, replica.at)
-            decision = self._decide(decide, now)
+            decision = decide(self._journal.replica.board, now)
             refuse_inconsistent(
                 replica.board, decision.board, difference(replica.board, decision.board)
             )
@@ -180,7 +184,7 @@ class QueueStore:
         views = self._views
         with self._mutex:
             behind = views.view.behind or views.error is not None
-            if self._journal.exists and behind and not self._deciding:
+            if self._journal.exists and behind and not self._busy:
                 views.error = None
                 with self._writing():
                     self._publish(final=True)
@@ -228,8 +232,9 @@ class QueueStore:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         with self._mutex:
-            if self._deciding:
+            if self._busy:
                 raise nested()
+            self._busy = True
             try:
                 with self._turns.taken() as fresh:
                     if fresh:  # the bulk of the reading, before anybody has to wait for it
@@ -246,65 +251,56 @@ class QueueStore:
                     self._harden()
             except OSError as error:
                 raise unwritable(self.work_dir, error) from error
+            finally:
+                self._busy = False
 
     def _harden(self) -> None:
-        """Wait for the disk, others may have the lock meanwhile."""
-        if not self._owes:
-            return
-        self._owes = False
+        """Wait for the disk; others may have the lock meanwhile. What is told now, also that
+        nothing had to be done, rests on all that was read."""
         try:
             self._journal.harden()
         except OSError as error:
-            with self._lock.held(self._lock_seconds):
-                self._rescue(error)
+            self._rescue(error)
 
     def _rescue(self, error: OSError) -> None:
-        """The disk refused to confirm our line. Under the lock: take it back if it is the last;
-        if others have built on it, write everything anew, elsewhere."""
-        journal = self._journal
-        before = journal.place
-        journal.follow(locked=True)
-        if journal.place == before:
-            raise journal.taken_back(error) from error
-        if journal.place[0] != before[0]:
-            return  # somebody else wrote everything anew
+        """The disk refused to confirm a line on which others may have built already: under the
+        lock, write everything anew, elsewhere. Who can not do that says that it is not sure."""
         try:
-            self._views.renew_base()
+            with self._lock.held(self._lock_seconds):
+                self._journal.follow(locked=True)
+                if self._journal.poisoned:  # else somebody else wrote everything anew
+                    self._views.renew_base()
         except (OSError, StateError):
-            raise unsure(journal.path, error) from error
+            raise unsure(self._journal.path, error) from error
 
     def _settle_if_free(self) -> None:
         if self._lock.try_acquire():
+            self._busy = True
             try:
                 self._recover()
             finally:
+                self._busy = False
                 self._lock.release()
+            self._harden()
 
     def _decided(
         self, decide: Callable[[Board, datetime], Decision[T]], now: datetime
     ) -> tuple[Change, tuple[Event, ...], T]:
         # The old board ends with this call, so that the replica needs no copy to go on.
         old = self._journal.replica.board
-        decision = self._decide(decide, now)
+        decision = decide(old, now)
         change = difference(old, decision.board)
         stale = decision.board.revision != old.revision
         if not change.empty or decision.events or stale:
             refuse_inconsistent(old, decision.board, change)
         return change, decision.events, decision.value
 
-    def _decide(
-        self, decide: Callable[[Board, datetime], Decision[T]], now: datetime
-    ) -> Decision[T]:
-        self._deciding = True
-        try:
-            return decide(self._journal.replica.board, now)
-        finally:
-            self._deciding = False
-
     def _recover(self) -> None:
         """Under the lock: be where the last writer was, and complete what a dead one left."""
         views = self._views
         self._follow(locked=True)
+        if self._journal.poisoned:
+            views.renew_base()
         views.finish_archives()
         if views.view.touched():
             now = clamp(self._clock(), self._journal.replica.at)
@@ -334,9 +330,8 @@ class QueueStore:
         seq, revision = journal.replica.seq + 1, journal.replica.revision + 1
         clock = read if behind > 0 else None
         done = Transaction.of(change, events, seq=seq, revision=revision, at=now, clock=clock)
-        durable = self._views.due  # the views come next, and may show only what is durable
-        journal.commit(done, durable=durable)
-        self._owes = not durable
+        # The views come next, and may show only what is durable.
+        journal.commit(done, durable=self._views.due)
         self._views.view.committed()
 
     def _begin(self) -> None:
@@ -358,17 +353,29 @@ class QueueStore:
             self._flusher = threading.Thread(
                 target=_flush_later, args=(weakref.ref(self),), name="queue-flush", daemon=True
             )
-            self._flusher.start()
+            try:
+                self._flusher.start()
+            except RuntimeError:  # no more threads here: the next transaction or `close` does it
+                self._flusher = None
 
     def _flush_now(self) -> None:
-        """The flusher's turn, BEHIND_SECONDS after the views were left behind."""
+        """The flusher's turn, BEHIND_SECONDS after the views were left behind. Never waits for the
+        lock: whoever reads from another thread would wait with it."""
         with self._mutex:
             self._flusher = None
-            if not self._views.view.behind or self._deciding:
-                return
+            if not self._views.view.behind or self._busy:
+                return None
             try:
-                with self._writing():
+                if not self._lock.try_acquire():
+                    return self._flush_soon()
+                self._busy = True
+                try:
+                    self._recover()
                     self._views.write(now=True)
+                finally:
+                    self._busy = False
+                    self._lock.release()
+                self._harden()
             except (OSError, StateError) as error:
                 self._views.error = error
 
@@ -378,6 +385,7 @@ class QueueStore:
     def begin_in_child(self) -> None:
         """After a fork: handles and threads are the parent's; what is in memory is still true."""
         self._mutex = threading.RLock()
+        self._busy = self._guarded = False
         self._lock.begin_in_child()
         self._turns.begin_in_child()
         self._flusher = None
