@@ -385,16 +385,16 @@ class ChildBackend:
         measured, status, failure = judge(measured, folder, ended, request.limit)
         return self._finish(measured, status, failure)
 
-    def _earlier_peaks(self, run: RunRecord) -> tuple[int | None, ...]:
-        """Of the run that this one went on from, which holds its own predecessors' already."""
-        if run.resumed_from is None:
-            return ()
-        try:
-            return (self.runs.read(self.name, run.resumed_from).peak_memory_bytes,)
-        except (
-            OodatcaaError
-        ):  # somebody removed that folder meanwhile: this run is whole all the same
-            return ()
+    def _earlier_peaks(self, run: RunRecord) -> tuple[int, ...]:
+        """Of every run that this one goes on from: one that was killed holds its own alone."""
+        found: list[int] = []
+        while run.resumed_from is not None:
+            try:
+                run = self.runs.read(self.name, run.resumed_from)
+            except OodatcaaError:
+                break  # somebody removed that folder meanwhile: this run is whole all the same
+            found += [run.peak_memory_bytes] if run.peak_memory_bytes is not None else []
+        return tuple(found)
 
     def _finish(self, run: RunRecord, status: RunStatus, failure: RunFailure | None) -> RunRecord:
         final = run.evolve(status=status, failure=failure, finished_at=datetime.now(UTC))
