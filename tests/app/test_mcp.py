@@ -200,14 +200,14 @@ def test_evidence_is_listed_and_run_again(project: Project) -> None:
             await ask(client, "submit", task="T001-B01")
 
     anyio.run(work)
-    text = type_command(project.root, "evidence", "T001")
+    text = type_command(project.root, "evidence", "T001", "--list")
     assert "E-T001-B01-a1-001-X1  passed" in text
     assert "grep -q wings" in text
-    again = type_command(project.root, "evidence", "E-T001-B01-a1-001-X1", "--rerun")
+    again = type_command(project.root, "evidence", "E-T001-B01-a1-001-X1")
     assert "E-T001-B01-a1-001-X1  passed: reproduces (same output)" in again
     kept = project.work / "evidence/T001/E-T001-B01-a1-001-X1.json"
     kept.write_text(kept.read_text().replace("grep -q wings notes", "grep -q hooves notes"))
-    text = type_command(project.root, "evidence", "T001-B01", "--rerun", expect=1)
+    text = type_command(project.root, "evidence", "T001-B01", expect=1)
     assert "DIFFERS (exit code 0, now 1; passed, now failed" in text
     assert "evidence.differs" in text
     assert project.board().subtask_by_id["T001-B01"].status.value == "done"  # it moves nothing

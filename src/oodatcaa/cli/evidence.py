@@ -15,15 +15,15 @@ def register(app: typer.Typer) -> None:
 
 def evidence(
     task: Annotated[str, typer.Argument(help="T001, T001-B01, or one piece: E-T001-…")],
-    rerun: Annotated[
-        bool, typer.Option("--rerun", help="run the gates again: does it reproduce?")
+    only_list: Annotated[
+        bool, typer.Option("--list", help="only show what is stored, run nothing")
     ] = False,
     every: Annotated[
         bool, typer.Option("--all", help="every attempt, not only the newest of each gate")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """What the framework saw when it ran a task's gates; --rerun says whether it reproduces."""
+    """Run a task's gates again at their commits: does what the framework saw reproduce?"""
     from oodatcaa.app.evidence import stored
     from oodatcaa.app.project import open_project
 
@@ -33,7 +33,7 @@ def evidence(
         say(f"no gate of {task} ran yet")
         following(f"oodatcaa show {task}")
         return
-    if rerun:
+    if not only_list:
         _again(task, json, found)
         return
     if json:
@@ -47,7 +47,7 @@ def evidence(
             say(f"    {item.command}  ({item.duration_seconds:.1f} s on {item.host})")
         if item.code_path:
             say(f"    code from {item.code_path}; {_tools(item.tools)}")
-    following(f"oodatcaa evidence {task} --rerun")
+    following(f"oodatcaa evidence {task}")
 
 
 def _again(task: str, json: bool, found: object) -> None:
