@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -86,16 +85,15 @@ class FileLock:
         finally:
             self.release()
 
-    def acquire(self, timeout: float | None = None, *, spin: float = 0.0) -> None:
+    def acquire(self, timeout: float | None = None) -> None:
         """Wait in the kernel until the lock is free, at most `timeout` seconds (None = for ever).
 
-        Before it queues in the kernel it tries again and again for `spin` seconds.
         Raises StateError naming the holder when the time is over; OSError when the lock file can
         not be opened.
         """
         while True:
             self._open()
-            if not (self._try() or self._spin(spin)) and not self._wait(timeout):
+            if not self._try() and not self._wait(timeout):
                 raise self._held_error(timeout)
             if self._is_current():
                 break
@@ -172,14 +170,6 @@ class FileLock:
         except BlockingIOError:
             return False
         return True
-
-    def _spin(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(0)  # other threads may have the interpreter
-            if self._try():
-                return True
-        return False
 
     def _wait(self, timeout: float | None) -> bool:
         if timeout is None:

@@ -50,11 +50,6 @@ class Turns:
         self._lingering = False
         self._watch: threading.Event | None = None
 
-    @property
-    def in_burst(self) -> bool:
-        """Whether this caller comes again and again."""
-        return self._burst
-
     @contextlib.contextmanager
     def taken(self) -> Iterator[bool]:
         """Have a turn for the block. True when it is a new one."""

@@ -40,8 +40,6 @@ from oodatcaa.state.views import parsed
 T = TypeVar("T")
 
 LOCK_SECONDS = 60.0
-SPIN_SECONDS = 0.0002
-"""Whoever shares the turns holds the lock for less than two thread switches take."""
 
 
 class QueueStore:
@@ -241,8 +239,7 @@ class QueueStore:
                         self.work_dir.mkdir(parents=True, exist_ok=True)
                         self._journal.follow(locked=False)
                         self._journal.replica.settle()
-                    spin = SPIN_SECONDS if self._turns.in_burst else 0.0
-                    self._lock.acquire(self._lock_seconds, spin=spin)
+                    self._lock.acquire(self._lock_seconds)
                     try:
                         self._recover()
                         yield
