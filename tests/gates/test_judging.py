@@ -104,6 +104,15 @@ def test_a_metric_that_can_not_be_had_is_crashed(
     assert words in found[0].detail
 
 
+def test_a_metric_that_was_stopped_did_not_run(check: Check) -> None:
+    source = Source(OodatcaaError("child.stopped", "mlx.evaluate was stopped"))
+    asked = iter((False, True))
+    found = check(
+        "main", metric("peak_memory <= 16GB"), metrics=source, should_stop=lambda: next(asked)
+    )
+    assert [item.verdict for item in found] == [Verdict.NOT_RUN]
+
+
 def test_without_a_source_or_a_bound_nothing_passes(check: Check) -> None:
     bare = GateSpec(id="AC2", name="m", kind=GateKind.METRIC)
     found = check("main", metric("peak_memory <= 16GB"), bare)

@@ -217,8 +217,21 @@ def test_a_request_that_can_not_become_a_run_raises(
     assert backend.estimate(spec.evolve(data_dir="-")).total_bytes > 0
 
 
-def test_a_probe_that_is_asked_to_stop_leaves_no_child_and_no_reservation(
-    backend: MlxBackend, spec: TrainSpec
+ASKED: dict[str, Callable[[MlxBackend, TrainSpec, Callable[[], bool]], object]] = {
+    "a probe": lambda backend, spec, stop: backend.forecast(spec, should_stop=stop),
+    "a timed step": lambda backend, spec, stop: backend.time_step(spec, should_stop=stop),
+    "an evaluation": lambda backend, spec, stop: backend.evaluate(
+        EvalRequest(model=spec.model, adapter_dir=None, data_dir=spec.data_dir), should_stop=stop
+    ),
+    "an answer": lambda backend, spec, stop: backend.infer(
+        spec.model, None, ["Write add_1(x)."], 4, should_stop=stop
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_what_is_asked_to_stop_leaves_no_child_and_no_reservation(
+    backend: MlxBackend, spec: TrainSpec, what: str
 ) -> None:
     polls: list[set[int]] = []
 
@@ -227,7 +240,7 @@ def test_a_probe_that_is_asked_to_stop_leaves_no_child_and_no_reservation(
         return len(polls) >= 2
 
     with pytest.raises(OodatcaaError, match=r"child\.stopped"):
-        backend.forecast(spec, should_stop=should_stop)
+        ASKED[what](backend, spec, should_stop)
     assert polls[-1]
     left = {p.pid for p in psutil.Process().children(recursive=True)}
     assert not left & polls[-1]

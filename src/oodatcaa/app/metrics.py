@@ -113,8 +113,14 @@ class ArtefactMetrics:
     @cached_property
     def _inference(self) -> InferenceProbe:
         model = self._desk.models.place(self._plan.model)
+        return self._reply(model.path, None, PROBE_TOKENS)
+
+    def _reply(self, model: str, adapter: str | None, tokens: int) -> InferenceProbe:
         backend = self._desk.backends[self._plan.backend]
-        return backend.infer(model.path, None, (PROBE_PROMPT,), PROBE_TOKENS)[0]
+        (probe,) = backend.infer(
+            model, adapter, (PROBE_PROMPT,), tokens, should_stop=self._desk.should_stop
+        )
+        return probe
 
     def _model_load_seconds(self, _: GateRequest) -> MetricValue:
         return MetricValue(value=self._inference.load_seconds, detail="loaded again in a child")
@@ -238,7 +244,9 @@ class ArtefactMetrics:
                 "memory_limit_bytes": self._plan.memory_limit_bytes,
             }
         )
-        return self._desk.backends[self._plan.backend].evaluate(request)
+        return self._desk.backends[self._plan.backend].evaluate(
+            request, should_stop=self._desk.should_stop
+        )
 
     @cached_property
     def _test_result(self) -> EvalResult:
@@ -266,8 +274,7 @@ class ArtefactMetrics:
 
     def _adapter_loads(self, _: GateRequest) -> MetricValue:
         model = self._desk.models.place(self._plan.model)
-        backend = self._desk.backends[self._plan.backend]
-        probe = backend.infer(model.path, str(self._run_dir / "adapters"), (PROBE_PROMPT,), 4)[0]
+        probe = self._reply(model.path, str(self._run_dir / "adapters"), 4)
         return MetricValue(
             value=int(probe.generation.tokens > 0),
             detail=f"{probe.generation.tokens} tokens generated with the adapter",

@@ -92,7 +92,11 @@ class TrainingBackend(Protocol):
         """
         ...
 
-    def evaluate(self, request: EvalRequest) -> EvalResult: ...
+    def evaluate(
+        self, request: EvalRequest, *, should_stop: Callable[[], bool] | None = None
+    ) -> EvalResult:
+        """Raises OodatcaaError when `should_stop` says so; what computed is gone by then."""
+        ...
 
     def infer(
         self,
@@ -102,4 +106,7 @@ class TrainingBackend(Protocol):
         max_tokens: int,
         *,
         memory_limit_bytes: int | None = None,
-    ) -> tuple[InferenceProbe, ...]: ...
+        should_stop: Callable[[], bool] | None = None,
+    ) -> tuple[InferenceProbe, ...]:
+        """One for each prompt. Raises OodatcaaError when `should_stop` says so, like `evaluate`."""
+        ...

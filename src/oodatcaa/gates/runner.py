@@ -24,6 +24,7 @@ from oodatcaa.gates.judging import (
     failed,
     judge_files,
     judge_metric,
+    not_run,
     waive,
     with_note,
 )
@@ -223,6 +224,8 @@ class GateRunner:
         try:
             measured = self._metrics.measure(gate.bound.metric, request)
         except OodatcaaError as error:
+            if self._should_stop is not None and self._should_stop():
+                return _Seen(not_run("stopped before it was measured"))
             return _Seen(crashed(f"{gate.bound.metric} could not be measured: {error}"))
         except Exception as error:  # noqa: BLE001 - a broken measure is a verdict, not our end
             return _Seen(

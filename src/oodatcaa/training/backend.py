@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,33 +158,40 @@ class ChildBackend:
         self.framework.must_be_installed()
         if asked.known or asked.analytic.total_bytes > HOPELESS * asked.limit:
             return asked.answer()
-        need = max(1, min(asked.analytic.total_bytes, asked.limit))
-        with self.reservations.reserve(
-            need,
-            asked.limit,
-            label="memory probe",
-            should_stop=should_stop,
-            on_wait=self.on_wait,
-        ):
-            return asked.measure(budget, should_stop)
+        return self._measured(asked, budget, should_stop)
 
     def time_step(
-        self, spec: TrainSpec, *, budget: int = PROBE_TOKENS
+        self,
+        spec: TrainSpec,
+        *,
+        budget: int = PROBE_TOKENS,
+        should_stop: Callable[[], bool] | None = None,
     ) -> tuple[MemoryEstimate, float | None]:
         """The forecast, and the measured seconds of one micro-step at the worst batch.
 
-        Measures unless this very batch was measured before. None: the probe met the limit.
+        Measures unless this very batch was measured before. None: the probe met the limit. Raises
+        OodatcaaError like `forecast`.
         """
         self.framework.must_be_installed()
         asked = self._ask(spec, Path(self.models.resolve(spec.model)).resolve())
         if asked.timed:
             return asked.answer(), asked.step_seconds
-        need = max(1, min(asked.analytic.total_bytes, asked.limit))
-        with self.reservations.reserve(
-            need, asked.limit, label="memory probe", on_wait=self.on_wait
-        ):
-            found = asked.measure(budget)
+        found = self._measured(asked, budget, should_stop)
         return found, asked.step_seconds if asked.known else None
+
+    def _measured(
+        self, asked: Question, budget: int, should_stop: Callable[[], bool] | None
+    ) -> MemoryEstimate:
+        need = max(1, min(asked.analytic.total_bytes, asked.limit))
+        with self._held(need, asked.limit, "memory probe", should_stop):
+            return asked.measure(budget, should_stop)
+
+    def _held(
+        self, need: int, limit: int, label: str, should_stop: Callable[[], bool] | None
+    ) -> AbstractContextManager[Reservation]:
+        return self.reservations.reserve(
+            need, limit, label=label, should_stop=should_stop, on_wait=self.on_wait
+        )
 
     def find_resumable(
         self, spec: TrainSpec, say: Callable[[str], None] = lambda _: None
@@ -220,13 +228,9 @@ class ChildBackend:
         if refused is not None:
             run = self._create(request)
             return self._finish(run, RunStatus.FAILED, refused)
-        with self.reservations.reserve(
-            max(1, request.estimate.total_bytes),
-            request.limit,
-            label=f"training {spec.story or spec.model_name or Path(spec.model).name}",
-            should_stop=should_stop,
-            on_wait=self.on_wait,
-        ) as held:
+        need = max(1, request.estimate.total_bytes)
+        label = f"training {spec.story or spec.model_name or Path(spec.model).name}"
+        with self._held(need, request.limit, label, should_stop) as held:
             run = self._create(request)
             try:
                 done = self._run(run, request, held, on_progress, should_stop)
@@ -261,21 +265,21 @@ class ChildBackend:
         )
         self.probes.add(Probed(family=asked.family, points=(point,)))
 
-    def evaluate(self, request: EvalRequest) -> EvalResult:
-        """Losses of base and adapter in a child of its own, under the request's memory limit."""
+    def evaluate(
+        self, request: EvalRequest, *, should_stop: Callable[[], bool] | None = None
+    ) -> EvalResult:
+        """Losses of base and adapter in a child of its own, under the request's memory limit.
+
+        Raises OodatcaaError `child.stopped` or `reservation.stopped` when `should_stop` said so.
+        """
         self.framework.must_be_installed()
         path = self.models.resolve(request.model)
         limit = gate_limit(request.memory_limit_bytes)
         need = self._forward_bytes(path, request.max_seq_length, request.quantize_bits)
-        with self.reservations.reserve(
-            min(need, limit), limit, label="evaluation", on_wait=self.on_wait
-        ):
+        asked = request.evolve(model=str(path))
+        with self._held(min(need, limit), limit, "evaluation", should_stop):
             result, ended = ask_child(
-                self.child("evaluate"),
-                request.evolve(model=str(path)),
-                EvalResult,
-                limit,
-                self.settings,
+                self.child("evaluate"), asked, EvalResult, limit, self.settings, should_stop
             )
         return result.evolve(peak_memory_bytes=peak(result.peak_memory_bytes, ended.peak_bytes))
 
@@ -287,8 +291,12 @@ class ChildBackend:
         max_tokens: int,
         *,
         memory_limit_bytes: int | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> tuple[InferenceProbe, ...]:
-        """One probe per prompt, from one child that loads the model once, under the limit."""
+        """One probe per prompt, from one child that loads the model once, under the limit.
+
+        Raises OodatcaaError when `should_stop` said so, like `evaluate`.
+        """
         self.framework.must_be_installed()
         path = self.models.resolve(model)
         limit = gate_limit(memory_limit_bytes or total_memory())
@@ -302,10 +310,10 @@ class ChildBackend:
             max_tokens=max_tokens,
             memory_limit_bytes=limit,
         )
-        with self.reservations.reserve(
-            min(need, limit), limit, label="answers", on_wait=self.on_wait
-        ):
-            result, _ = ask_child(self.child("infer"), request, InferResult, limit, self.settings)
+        with self._held(min(need, limit), limit, "answers", should_stop):
+            result, _ = ask_child(
+                self.child("infer"), request, InferResult, limit, self.settings, should_stop
+            )
         return result.probes
 
     def _forward_bytes(self, path: Path, length: int, quantize_bits: int | None) -> int:

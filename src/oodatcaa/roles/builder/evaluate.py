@@ -29,7 +29,7 @@ def evaluate(bench: Bench) -> StepOutcome:
         seed=plan.params.seed,
         memory_limit_bytes=plan.memory_limit_bytes,
     )
-    result = desk.backends[plan.backend].evaluate(request)
+    result = desk.backends[plan.backend].evaluate(request, should_stop=desk.should_stop)
     facts = records.EvaluationFacts(
         result=result, run_id=training.run_id, adapter_dir=training.adapter_dir
     )
@@ -72,6 +72,7 @@ def compare_generations(bench: Bench) -> StepOutcome:
             (prompt,),
             GENERATED_TOKENS,
             memory_limit_bytes=bench.plan.memory_limit_bytes,
+            should_stop=desk.should_stop,
         )[0]
         for adapter in (None, facts.adapter_dir)
     )

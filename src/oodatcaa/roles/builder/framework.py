@@ -54,7 +54,7 @@ def load_model(bench: Bench) -> StepOutcome:
     model = bench.model()
     shape = bench.desk.models.shape(model.path)
     probe = bench.desk.backends[bench.plan.backend].infer(
-        model.path, None, (PROBE_PROMPT,), PROBE_TOKENS
+        model.path, None, (PROBE_PROMPT,), PROBE_TOKENS, should_stop=bench.desk.should_stop
     )[0]
     facts = records.InferenceFacts(probe=probe)
     bench.desk.facts.put(bench.story.id, records.INFERENCE, facts)
