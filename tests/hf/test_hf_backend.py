@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,10 @@ from oodatcaa.training.forecast import ProbeCache
 from oodatcaa.training.mlx.infer import ENGINE
 from oodatcaa.training.reservation import Reservations
 from oodatcaa.training.runs import RunStore
+from oodatcaa.views import training_docs
 from pool_places import Folders as Places
 from tiny_model import make_tiny_data, make_tiny_model
+from views import samples
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -123,6 +129,45 @@ def test_the_adapter_is_one_that_peft_loads(backend: HfBackend, run: RunRecord) 
     model = PeftModel.from_pretrained(base, str(adapters))
     changed = [t for name, t in model.named_parameters() if "lora_B" in name and t.abs().max() > 0]
     assert len(changed) == 14
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_what_the_model_card_says_loads_what_was_trained(
+    backend: HfBackend, spec: TrainSpec, tiny: Path, tmp_path: Path, quantised: bool
+) -> None:
+    from oodatcaa.training.hf.setup import load_base, put_on_adapter
+
+    model = make_tiny_model(tmp_path / "quantised") if quantised else tiny
+    run = backend.train(spec.evolve(model=str(model), params=SMALL.evolve(iters=2)))
+    assert run.failure is None, run.failure
+    card = training_docs.model_card(
+        title="x", model_name="tiny", mlx_quantised=quantised, run=run, dataset=samples.DATASET
+    )
+    adapters = backend.runs.folder(run) / "adapters"
+    for shown, there in (
+        ("path/to/tiny", model),
+        (f"models/runs/hf/{run.run_id}", adapters.parent),
+    ):
+        (tmp_path / shown).parent.mkdir(parents=True)
+        (tmp_path / shown).symlink_to(there)
+    ids = torch.arange(8)[None]
+    tried = "model.eval(); ids = torch.arange(8)[None]\nprint(model(ids).logits.tolist())\n"
+    said = ""
+    for language, code in re.findall(r"```(bash|python)\n(.*?)```", card, re.DOTALL):
+        tool = ["bash", "-ec", code] if language == "bash" else [sys.executable, "-c", code + tried]
+        said = _said(tool, tmp_path)
+    wanted = put_on_adapter(load_base(str(model))[0], adapters)(ids).logits
+    torch.testing.assert_close(torch.tensor(json.loads(said.splitlines()[-1])), wanted)
+
+
+def _said(command: list[str], folder: Path) -> str:
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": tools}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_pool_computes_what_peft_computes(

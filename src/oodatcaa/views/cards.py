@@ -44,10 +44,12 @@ class AdapterCard(Record):
 
     Licences are SPDX names as the hubs write them (`apache-2.0`); "" is left out. `adapter_path`
     is where the adapter lies, relative to the project. Paths of plots are relative to the card.
+    `mlx_quantised`: mlx-lm packed the base model's weights, which no other framework reads.
     """
 
     name: NonEmpty
     base_model: NonEmpty
+    mlx_quantised: bool = False
     licence: str = ""
     purpose: str = ""
     adapter_path: NonEmpty
@@ -138,11 +140,23 @@ def _usage(card: AdapterCard) -> str:
 
 
 def _peft_usage(card: AdapterCard) -> str:
+    folder = load_path(card.base_model)
+    if not card.mlx_quantised:
+        return _with_peft(folder, card.adapter_path)
+    dense = f"{folder.rpartition('/')[2]}-dense"
+    places = f"--hf-path {_shell(folder)}", f"--mlx-path {_shell(dense)}"
+    command = " \\\n  ".join(("mlx_lm.convert --dequantize", *places))
+    why = "Transformers can not read weights that mlx-lm quantised, so they are unpacked once:"
+    return stack(why, fence(command, "bash"), _with_peft(dense, card.adapter_path))
+
+
+def _with_peft(folder: str, adapter: str) -> str:
     return fence(
+        "import torch\n"
         "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({load_path(card.base_model)!r})\n"
-        f"model = PeftModel.from_pretrained(base, {card.adapter_path!r})",
+        f"base = AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.float32)\n"
+        f"model = PeftModel.from_pretrained(base, {adapter!r})",
         "python",
     )
 

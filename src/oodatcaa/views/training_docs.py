@@ -172,6 +172,7 @@ def model_card(
     title: str,
     model_name: str,
     model_licence: str = "",
+    mlx_quantised: bool = False,
     run: RunRecord,
     dataset: DatasetRecord,
     evaluation: EvalResult | None = None,
@@ -182,6 +183,7 @@ def model_card(
     card = cards.AdapterCard(
         name=title,
         base_model=model_name,
+        mlx_quantised=mlx_quantised,
         licence=model_licence,
         adapter_path=f"models/runs/{run.backend}/{run.run_id}/adapters",
         prompt=prompt,

@@ -56,6 +56,7 @@ def model_card(bench: Bench) -> StepOutcome:
         title=desk.objective.title,
         model_name=model.name,
         model_licence=model.licence,
+        mlx_quantised=desk.models.shape(model.path).bits is not None,
         run=run,
         dataset=training.dataset,
         evaluation=evaluation,
