@@ -23,6 +23,7 @@ from oodatcaa.training.estimate import (
     estimate_training,
     read_shape,
 )
+from oodatcaa.training.formulas import trained_parameters
 from tiny_model import HIDDEN, INTERMEDIATE, VOCABULARY, make_tiny_model
 
 SMOL = ModelShape(
@@ -160,6 +161,20 @@ def test_the_cpu_holds_plain_weights_in_float32() -> None:
     plain = SMOL.evolve(bits=None, group_size=None, weight_bytes=2 * SMOL.parameters)
     assert part(estimate_loading(plain, device="cpu"), "weights") == 4 * SMOL.parameters
     assert part(estimate_loading(plain, device="metal"), "weights") == 2 * SMOL.parameters
+
+
+def test_every_core_that_takes_rows_adds_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = QLoRA(batch_size=4, max_seq_length=256, num_layers=8)
+    alone = params.evolve(batch_size=1)
+
+    def found(cores: int, params: QLoRA) -> int:
+        monkeypatch.setenv("MKL_NUM_THREADS", str(cores))
+        return estimate_training(SMOL, params, device="cpu").total_bytes
+
+    gradient = 4 * trained_parameters(SMOL, params)
+    assert found(8, params) == found(4, params)
+    assert found(4, params) - found(1, params) >= 3 * gradient
+    assert found(4, alone) == found(1, alone)
 
 
 # Shapes.

@@ -134,13 +134,18 @@ def arrange(examples: Sequence[Example], max_seq_length: int) -> Arrays:
         inputs[i, : len(tokens) - 1] = tokens[:-1]
         rows.append(i * length + np.arange(example.offset - 1, len(tokens) - 1))
         targets.append(tokens[example.offset :])
-    count = sum(len(t) for t in targets)
-    spare = _round_up(count, TARGETS_TO) - count
-    return Arrays(
-        inputs,
-        np.pad(np.concatenate(rows), (0, spare)).astype(np.int32),
-        np.pad(np.concatenate(targets), (0, spare)),
-        np.pad(np.ones(count, np.float32), (0, spare)),
+    return Arrays(inputs, *pad_targets(np.concatenate(rows), np.concatenate(targets)))
+
+
+def pad_targets(
+    rows: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """`rows`, `targets` and `weights` of Arrays, filled up with targets without weight."""
+    spare = _round_up(len(targets), TARGETS_TO) - len(targets)
+    return (
+        np.pad(rows, (0, spare)).astype(np.int32),
+        np.pad(targets, (0, spare)),
+        np.pad(np.ones(len(targets), np.float32), (0, spare)),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from oodatcaa.domain.memory import BlockShape, Matrix, ModelShape
 from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
+from oodatcaa.training.identity import cores
 
 PAD_TO = 32
 """Rows of a batch are padded to a multiple of this."""
@@ -134,6 +135,12 @@ def at_once(params: QLoRA, device: str, fast_cpu: bool) -> bool:
     return device == "cpu" and fast_cpu and plain and not params.grad_checkpoint
 
 
+def parts(params: QLoRA, rows: int, device: str, fast_cpu: bool) -> int:
+    """How many parts of a batch of `rows` go through the model side by side, each with the
+    intermediate arrays of its own rows (`training/mlx/parallel.py`)."""
+    return min(rows, cores()) if at_once(params, device, fast_cpu) else 1
+
+
 def kind_for(params: QLoRA, device: str, fast_cpu: bool) -> Kind:
     if device.startswith("torch"):
         return TORCH
@@ -164,7 +171,8 @@ def _loss(shape: ModelShape, params: QLoRA, size: Size, device: str, fast_cpu: b
     if shape.dense_logits:
         return loss_copies(mlx_version()) * logits
     if at_once(params, device, fast_cpu):
-        return min(2 * chunk_bytes(shape), loss_copies(mlx_version()) * logits)
+        chunks = 2 * chunk_bytes(shape) * parts(params, size.batch, device, fast_cpu)
+        return min(chunks, loss_copies(mlx_version()) * logits)
     return min(AHEAD * chunk_bytes(shape), logits)
 
 
@@ -237,14 +245,16 @@ def terms(
     largest = max((m.rows * m.columns for m in block_of(shape).matrices), default=0)
     matrix = kind.itemsize * largest if quantised and kind.head_copies else 0
     ahead = min(DENSE_AHEAD * matrix, MOST_AHEAD_BYTES) if kind is FLOAT32 else 0
-    dense = max(2 * matrix, ahead)
+    together = parts(params, size.batch, device, fast_cpu)
+    dense = max(2 * matrix * together, ahead)
     head = kind.head_copies * kind.itemsize * shape.hidden_size * shape.vocab_size
     held = held_head(shape, params, device, fast_cpu)
     # What blocks above have kept is gone again when the first one is computed a second time.
     block = (2 * one if again == blocks else one) + dense
     return Terms(
         weights=weights + held,
-        trained=round(4 * trained * _copies(params)),
+        # Every part has a gradient before they are added up.
+        trained=round(4 * trained * (_copies(params) + together - 1)),
         kept=inputs + (blocks - again) * one,
         loss=_loss(shape, params, size, device, fast_cpu),
         block=dense if kind is AT_ONCE else block,

@@ -42,6 +42,16 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
+def cores() -> int:
+    """The threads that a training child of this process computes with."""
+    told = os.environ.get("MKL_NUM_THREADS", "")
+    if told.isdigit() and int(told):
+        return int(told)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def pinned(environment: Mapping[str, str]) -> dict[str, str]:
     """THREADS for a child that shall compute the same bits every time; what is set already stays.
 
@@ -49,9 +59,7 @@ def pinned(environment: Mapping[str, str]) -> dict[str, str]:
     its STRICT mode and with a fixed number of threads (oneMKL developer guide, "Obtaining
     Numerically Reproducible Results").
     """
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    usable = cores()
     wanted = {
         "MKL_NUM_THREADS": str(usable),
         "OMP_NUM_THREADS": str(usable),

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.tuner.datasets import create_dataset
 
 from oodatcaa.errors import OodatcaaError
@@ -14,6 +15,7 @@ from oodatcaa.training.examples import (
     Example,
     Examples,
     arrange,
+    pad_targets,
     tokenize_rows,
     training_batches,
     validation_batches,
@@ -54,6 +56,26 @@ def tokenize(
 def make_batch(examples: Sequence[Example], max_seq_length: int) -> Batch:
     """Pad and align: input position t predicts token t + 1; padding carries no weight."""
     return Batch(*(mx.array(part) for part in arrange(examples, max_seq_length)))
+
+
+def divide(batch: Batch, parts: int) -> list[Batch]:
+    """The batch's rows in at most `parts` evaluated batches of one length, none of them empty.
+
+    Every target goes with its row. `share` is that of the whole and must be None.
+    """
+    count, length = batch.inputs.shape
+    rows, weights = np.array(batch.rows), np.array(batch.weights)
+    targets, real = np.array(batch.targets), weights > 0
+    found = []
+    for chosen in np.array_split(np.arange(count), min(parts, count)):
+        first, last = int(chosen[0]), int(chosen[-1]) + 1
+        mine = real & (rows >= first * length) & (rows < last * length)
+        aligned = pad_targets(rows[mine] - first * length, targets[mine])
+        hidden = None if batch.hidden is None else batch.hidden[first:last]
+        kept, aims, counted = map(mx.array, aligned)
+        found.append(Batch(batch.inputs[first:last], kept, aims, counted, hidden))
+        mx.eval([array for array in found[-1] if array is not None])
+    return found
 
 
 class BatchIterator:

@@ -98,6 +98,16 @@ def preloaded() -> Blas | None:
     return _preloaded
 
 
+_SETTERS = {"MKL": "MKL_Set_Num_Threads", "OpenBLAS": "openblas_set_num_threads"}
+
+
+def use_threads(count: int) -> None:
+    """Let the preloaded BLAS take so many threads for a product; without one nothing happens."""
+    if _preloaded is not None:
+        setter = getattr(ctypes.CDLL(_preloaded.path), _SETTERS[_preloaded.name])
+        setter(ctypes.c_int(count))
+
+
 def describe_cpu() -> CpuSpeed:
     """What a worker would use here. Does not load anything into the calling process."""
     device = accelerator()

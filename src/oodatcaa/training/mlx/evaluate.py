@@ -32,12 +32,13 @@ from oodatcaa.training.wall import check_peak
 
 if TYPE_CHECKING:
     from oodatcaa.training.examples import Example
+    from oodatcaa.training.mlx.batches import Batch
 
 HERE = Path(__file__).parent
 JUDGE = tuple(
     HERE / name
     for name in ("evaluate.py", "batches.py", "loss.py", "head.py", "setup.py", "cpu.py")
-    + ("vector.py", "../examples.py", "../comparison.py")
+    + ("vector.py", "parallel.py", "../examples.py", "../comparison.py")
 )
 """The sources that decide the numbers."""
 
@@ -57,20 +58,33 @@ def example_losses(
     import mlx.core as mx
 
     from oodatcaa.training.mlx import vector
-    from oodatcaa.training.mlx.batches import make_batch
+    from oodatcaa.training.mlx.batches import divide, make_batch
     from oodatcaa.training.mlx.loss import split_head, token_losses
+    from oodatcaa.training.mlx.parallel import make_team
 
     network.eval()
     split = split_head(network)
 
+    def losses(network: Any, batch: Batch) -> Any:
+        with vector.at_once():
+            found = token_losses(split, network, batch.inputs, batch.rows, batch.targets)
+            return np.array(found)[np.array(batch.weights) > 0]
+
     def batch_losses(chosen: Sequence[Example]) -> Any:
         batch = make_batch(chosen, max_seq_length)
-        with vector.at_once():
-            return np.array(token_losses(split, network, batch.inputs, batch.rows, batch.targets))
+        if team is None:
+            return losses(network, batch)
+        parts = divide(batch, team.size)
+        return np.concatenate(team.each(losses, parts, network.trainable_parameters()))
 
-    return comparison.example_losses(
-        examples, batch_losses, lambda: check_peak("MLX", mx.get_peak_memory(), limit)
-    )
+    team = make_team(network, comparison.BATCH_SIZE)
+    try:
+        return comparison.example_losses(
+            examples, batch_losses, lambda: check_peak("MLX", mx.get_peak_memory(), limit)
+        )
+    finally:
+        if team is not None:
+            team.close()
 
 
 def evaluate(request: EvalRequest) -> EvalResult:

@@ -7,6 +7,7 @@ the step; the step begins at the first trained block with their output.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,32 +22,43 @@ class _Reached(Exception):
     """The input of the first trained block is known: the rest of the model need not run."""
 
 
+class _Now(threading.local):
+    """What goes on in this thread: parts of a batch run side by side (parallel.py)."""
+
+    capturing: bool = False
+    captured: mx.array | None = None
+    given: mx.array | None = None
+
+
 class FrozenPrefix:
     """Splits a model with adapters on its last blocks. Make it with `frozen_prefix`."""
 
     def __init__(self, blocks: list[Any], first: int) -> None:
         self.first = first
-        self._place = {id(block): place for place, block in enumerate(blocks)}
-        self._capturing = False
-        self._captured: mx.array | None = None
-        self._given: mx.array | None = None
+        self._place: dict[int, int] = {}
+        self._now = _Now()
+        self.adopt(blocks)
         for kind in {type(block) for block in blocks}:
             self._wrap(kind)
+
+    def adopt(self, blocks: list[Any]) -> None:
+        """Split this copy of the model, too. The caller keeps the blocks alive."""
+        self._place |= {id(block): place for place, block in enumerate(blocks)}
 
     def _wrap(self, kind: type[Any]) -> None:
         whole = kind.__call__
 
         def call(block: Any, x: mx.array, *args: Any, **options: Any) -> Any:
-            place = self._place.get(id(block))
-            if place is None or not (self._capturing or self._given is not None):
+            place, now = self._place.get(id(block)), self._now
+            if place is None or not (now.capturing or now.given is not None):
                 return whole(block, x, *args, **options)
-            if self._capturing and place == self.first:
-                self._captured = x
+            if now.capturing and place == self.first:
+                now.captured = x
                 raise _Reached
-            if self._given is not None and place < self.first:
+            if now.given is not None and place < self.first:
                 return x
-            if self._given is not None and place == self.first:
-                x = self._given
+            if now.given is not None and place == self.first:
+                x = now.given
             return whole(block, x, *args, **options)
 
         kind.__call__ = call
@@ -56,15 +68,15 @@ class FrozenPrefix:
 
         Must not be called while a gradient is traced.
         """
-        self._capturing = True
+        self._now.capturing = True
         try:
             with vector.at_once():
                 model(tokens)
         except _Reached:
             pass
         finally:
-            self._capturing = False
-        found, self._captured = self._captured, None
+            self._now.capturing = False
+        found, self._now.captured = self._now.captured, None
         assert found is not None
         mx.eval(found)
         return found
@@ -72,11 +84,11 @@ class FrozenPrefix:
     @contextmanager
     def given(self, hidden: mx.array | None) -> Iterator[None]:
         """Inside, the model starts at the first trained block with `hidden` (None: as always)."""
-        self._given = hidden
+        self._now.given = hidden
         try:
             yield
         finally:
-            self._given = None
+            self._now.given = None
 
 
 def frozen_prefix(model: Any) -> FrozenPrefix | None:

@@ -23,6 +23,13 @@ from oodatcaa.training.mlx.checkpoints import State, not_finite, restore, save_t
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.guard import COUNTERS
 from oodatcaa.training.mlx.loss import Split, make_loss, split_head
+from oodatcaa.training.mlx.parallel import (
+    Loss,
+    Team,
+    divided_gradient,
+    divided_loss,
+    make_team,
+)
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
 from oodatcaa.training.mlx.recompute import recompute
 from oodatcaa.training.monitor import Monitor
@@ -40,6 +47,7 @@ class Run(TrainingRun):
         super().__init__(folder, spec)
         self.blas = blas
         self.prefix: FrozenPrefix | None = None
+        self.team: Team | None = None
 
     def machine(self) -> Machine:
         return describe_machine(self.blas)
@@ -60,10 +68,19 @@ class Run(TrainingRun):
         Raises Stop. The memory probe calls this too: whatever a run does between loading and its
         end, a probe does.
         """
+        self.team = make_team(network, self.params.batch_size)
+        try:
+            return self._fit(network, valid, identity)
+        finally:
+            if self.team is not None:
+                self.team.close()
+
+    def _fit(self, network: Any, valid: Examples, identity: RunIdentity) -> str:
         optimizer = setup.make_optimizer(self.params)
         optimizer.init(network.trainable_parameters())
         split = split_head(network)
-        identity = identity.evolve(facts={**identity.facts, "loss path": _loss_path(split)})
+        path = _loss_path(split, self.team.size if self.team and self._eager else 1)
+        identity = identity.evolve(facts={**identity.facts, "loss path": path})
         config = self._write_configs()
         resumed = self.resume(
             lambda source, start: restore(source, network, optimizer, identity, start)
@@ -73,15 +90,14 @@ class Run(TrainingRun):
             # must find the input that it was given, not the one that the prefix replaces.
             recompute(network, self.params)
         self.prefix = frozen_prefix(network) if fast_cpu() else None
-        eager = at_once(self.params, accelerator(), fast_cpu())
-        loss = make_loss(split, prefix=self.prefix, at_once=eager)
+        loss, validation = self._losses(split)
         self.monitor = Monitor(
             self.folder,
             self.spec,
             State(network, optimizer),
             COUNTERS,
             identity,
-            self._validator(network, valid, make_loss(split, gradient=False)),
+            self._validator(network, valid, validation),
             self.progress,
             config,
             resumed,
@@ -96,7 +112,24 @@ class Run(TrainingRun):
             print(f"stopped early {enough.reason}", flush=True)
         return self._save_adapter(network, config)
 
-    def _loop(self, network: Any, optimizer: Any, loss: Callable[..., Any]) -> None:
+    @property
+    def _eager(self) -> bool:
+        return at_once(self.params, accelerator(), fast_cpu())
+
+    def _losses(self, split: Split) -> tuple[Loss, Loss]:
+        """For the gradient, and for a validation."""
+        loss = make_loss(split, prefix=self.prefix, at_once=self._eager)
+        validation = make_loss(split, gradient=False)
+        if self.team is None:
+            return loss, validation
+        if self._eager:
+            self.team.adopt(self.prefix)
+            loss = divided_gradient(self.team, loss, self.prefix)
+            # The parts run the frozen blocks, each on its own thread.
+            self.prefix = None
+        return loss, divided_loss(self.team, validation)
+
+    def _loop(self, network: Any, optimizer: Any, loss: Loss) -> None:
         p, monitor = self.params, self.monitor
         assert monitor is not None
         for first, count, window in segments(monitor.iteration, p):
@@ -133,9 +166,7 @@ class Run(TrainingRun):
             return None
         return lambda batch: batch._replace(hidden=prefix.run(network, batch.inputs))
 
-    def _validator(
-        self, network: Any, valid: Examples, loss: Callable[..., Any]
-    ) -> Callable[[], float | None]:
+    def _validator(self, network: Any, valid: Examples, loss: Loss) -> Callable[[], float | None]:
         def validate() -> float | None:
             if not valid.items:
                 return None
@@ -206,8 +237,9 @@ class _Steps:
         )
 
 
-def _loss_path(split: Split) -> str:
+def _loss_path(split: Split, parts: int) -> str:
     """Two ways to the same loss differ in the last bits: no switch in mid-run."""
+    together = "" if parts == 1 else f", the rows in {parts} parts"
     rows = "targets only" if split.sparse else "every position"
     head = "fused head" if split.frozen is not None else "plain head"
-    return f"{rows}, {head}, {'fast' if fast_cpu() else 'stock'} products"
+    return f"{rows}, {head}, {'fast' if fast_cpu() else 'stock'} products{together}"

@@ -10,6 +10,7 @@ only inside `at_once()`: whoever traces a gradient decides whether that is worth
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -30,23 +31,27 @@ MOST_ELEMENTS = 1 << 30
 MASKED = -1e9
 """Added to masked scores: far below every score, and finite, so that no row becomes NaN."""
 
-_depth = 0
+
+class _Open(threading.local):
+    depth = 0
+
+
+_open = _Open()
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Inside, the CPU layers evaluate as they go (see `cpu.speed_up`); may be nested."""
-    global _depth
-    _depth += 1
+    """Inside, this thread's CPU layers evaluate as they go (`cpu.speed_up`); may be nested."""
+    _open.depth += 1
     try:
         yield
     finally:
-        _depth -= 1
+        _open.depth -= 1
 
 
 def active() -> bool:
-    """Whether an `at_once()` is open."""
-    return _depth > 0
+    """Whether this thread has an `at_once()` open."""
+    return _open.depth > 0
 
 
 @cache

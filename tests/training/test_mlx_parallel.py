@@ -1,0 +1,232 @@
+"""The parts of a batch on their threads give what the whole batch gives on one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+from mlx_lm import load
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from oodatcaa.training.examples import Example
+from oodatcaa.training.mlx.batches import Batch, divide, make_batch
+from oodatcaa.training.mlx.cpu import on_cpu, speed_up
+from oodatcaa.training.mlx.evaluate import example_losses
+from oodatcaa.training.mlx.loss import make_loss, split_head
+from oodatcaa.training.mlx.parallel import Team, divided_gradient, divided_loss, make_team
+from oodatcaa.training.mlx.prefix import frozen_prefix
+from tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's CPU device")
+
+
+@pytest.fixture(autouse=True)
+def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    # The tiny model's tensors would all be below the size from which leaving the graph pays.
+    monkeypatch.setattr("oodatcaa.training.mlx.cpu.FEW", 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def adapted(folder: Path, layers: int) -> Any:
+    loaded: Any = load(str(folder))
+    model = loaded[0]
+    model.freeze()
+    speed_up(model)
+    mx.random.seed(7)
+    linear_to_lora_layers(model, layers, {"rank": 4, "scale": 2.0, "dropout": 0.0})
+    for name, module in model.named_modules():
+        if "lora_b" in module:
+            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))
+    model.train()
+    return model
+
+
+def examples(rows: int) -> list[Example]:
+    """Of several lengths; every second one with a masked prompt."""
+    chance = np.random.default_rng(0)
+    return [
+        Example(tuple(chance.integers(3, 300, 20 + 7 * n).tolist()), 1 + n % 2 * 9)
+        for n in range(rows)
+    ]
+
+
+@pytest.fixture(params=[1, -1], ids=["above frozen blocks", "every block"])
+def model(folder: Path, request: pytest.FixtureRequest) -> Any:
+    return adapted(folder, request.param)
+
+
+@pytest.fixture
+def team(model: Any) -> Iterator[Team]:
+    made = make_team(model, 8)
+    assert made is not None
+    assert made.size == 3
+    yield made
+    made.close()
+
+
+def step(model: Any, loss: Any, batch: Batch) -> tuple[float, int, dict[str, mx.array]]:
+    (value, count), gradients = nn.value_and_grad(model, loss)(model, *batch)
+    mx.eval(value, count, gradients)
+    return value.item(), int(count.item()), dict(tree_flatten(gradients))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("share", [None, 1.5])
+def test_loss_and_gradients_are_those_of_the_whole_batch(
+    model: Any, team: Team, rows: int, share: float | None
+) -> None:
+    batch = make_batch(examples(rows), 128)
+    if share is not None:
+        batch = batch._replace(share=mx.array(share))
+    split, prefix = split_head(model), frozen_prefix(model)
+    model.train()
+    value, count, gradients = step(model, make_loss(split, at_once=True), batch)
+    team.adopt(prefix)
+    divided = divided_gradient(team, make_loss(split, prefix=prefix, at_once=True), prefix)
+    first = step(model, divided, batch)
+    assert first[0] == pytest.approx(value, rel=1e-5)
+    assert first[1] == count == sum(e.targets for e in examples(rows))
+    assert first[2].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        largest = float(mx.abs(gradient).max().item().real)
+        assert largest > 0
+        assert float(mx.abs(first[2][name] - gradient).max().item().real) < 1e-4 * largest, name
+    again = step(model, divided, batch)
+    assert again[0] == first[0]
+    assert all(mx.array_equal(again[2][name], found) for name, found in first[2].items())
+
+
+def test_the_parts_follow_the_models_own_arrays(model: Any, team: Team) -> None:
+    split = split_head(model)
+    loss, batch = make_loss(split, gradient=False), make_batch(examples(4), 128)
+    before = divided_loss(team, loss)(model, *batch)[0].item()
+    for module in model.modules():
+        if "lora_b" in module:
+            module.lora_b = module.lora_b * 3
+    after = divided_loss(team, loss)(model, *batch)[0].item()
+    assert after != pytest.approx(before, rel=1e-3)
+    assert after == pytest.approx(loss(model, *batch)[0].item(), rel=1e-5)
+
+
+def test_frozen_arrays_are_shared_and_nothing_is_kept_of_a_step(model: Any, team: Team) -> None:
+    mine = {id(array) for _, array in tree_flatten(model.parameters())}
+    trained = {id(array) for _, array in tree_flatten(model.trainable_parameters())}
+
+    def held(network: Any, _: Any) -> set[int]:
+        return {id(array) for _, array in tree_flatten(network.parameters())}
+
+    for found in team.each(held, [0, 0, 0], model.trainable_parameters()):
+        assert found - mine == set()
+        assert len(found) > len(trained)
+    divided = divided_gradient(team, make_loss(split_head(model), at_once=True), None)
+    batch = make_batch(examples(6), 128)
+    step(model, divided, batch)
+    active = mx.get_active_memory()
+    for _ in range(3):
+        step(model, divided, batch)
+    assert mx.get_active_memory() <= active
+
+
+def test_the_parts_are_in_the_models_mode(model: Any, team: Team) -> None:
+    def modes(network: Any, _: Any) -> set[bool]:
+        return {module.training for module in network.modules()}
+
+    for wanted in (False, True, False):
+        model.train(wanted)
+        assert team.each(modes, [0, 0], model.trainable_parameters()) == [{wanted}] * 2
+
+
+def test_an_error_of_one_part_is_raised_and_the_team_goes_on(model: Any, team: Team) -> None:
+    ended = []
+
+    def work(_: Any, part: int) -> int:
+        if part == 0:
+            raise ValueError("part 0")
+        ended.append(part)
+        return part
+
+    with pytest.raises(ValueError, match="part 0"):
+        team.each(work, [0, 1, 2], model.trainable_parameters())
+    assert sorted(ended) == [1, 2]
+    assert team.each(work, [3, 4], model.trainable_parameters()) == [3, 4]
+
+
+def test_losses_of_single_examples_are_those_of_one_thread(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = examples(7)
+    divided = example_losses(model, chosen, 128, 1 << 40)
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    assert divided == pytest.approx(example_losses(model, chosen, 128, 1 << 40), rel=1e-5)
+
+
+def test_one_row_or_one_core_needs_no_team(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_team(model, 1) is None
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    assert make_team(model, 8) is None
+
+
+class Odd(nn.Module):  # type: ignore[misc]
+    """Answers in the thread that made it, and counts there."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.home = threading.get_ident()
+        self.kind = kind
+        if kind == "can not be copied":
+            object.__setattr__(self, "lock", threading.Lock())
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        away = threading.get_ident() != self.home
+        if away and self.kind == "fails on another thread":
+            raise RuntimeError("not here")
+        found: mx.array = self.inner(tokens[..., None] * mx.ones((4,))) + (1.0 if away else 0.0)
+        return found
+
+
+@pytest.mark.parametrize(
+    "kind", ["can not be copied", "fails on another thread", "answers otherwise"]
+)
+def test_a_model_that_does_not_work_in_parts_is_left_whole(kind: str) -> None:
+    before = threading.active_count()
+    assert make_team(Odd(kind), 4) is None
+    assert threading.active_count() == before
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 70), st.integers(1, 69)), min_size=1, max_size=9),
+    st.integers(1, 6),
+)
+def test_every_target_goes_with_its_row(shapes: list[tuple[int, int]], parts: int) -> None:
+    chosen = [
+        Example(tuple(range(1000 * n, 1000 * n + length)), min(offset, length - 1))
+        for n, (length, offset) in enumerate(shapes)
+    ]
+    batch = make_batch(chosen, 128)
+    found = divide(batch, parts)
+    assert len(found) == min(parts, len(chosen))
+    seen = []
+    for part in found:
+        assert part.inputs.shape[1] == batch.inputs.shape[1]
+        assert len(part.inputs) >= 1
+        flat = np.array(part.inputs).reshape(-1)
+        real = np.array(part.weights) > 0
+        # Consecutive tokens: a row's position holds the token before its target.
+        assert (flat[np.array(part.rows)[real]] + 1 == np.array(part.targets)[real]).all()
+        seen += np.array(part.targets)[real].tolist()
+    assert seen == [token for e in chosen for token in e.tokens[e.offset :]]
