@@ -39,8 +39,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama wide": config("llama", 512, 8, 8, 4, 1408, 32000, tied=True),
     "gemma tied": config("gemma", 256, 3, 4, 1, 2048, 12000, tied=True, head_dim=64),
 }
+ITERS = 6
+"""A process's peak was seen to rise until the third or fourth step."""
 BASE = {
-    "iters": 2,
+    "iters": ITERS,
     "val_batches": 1,
     "steps_per_eval": 100,
     "save_every": 2,
@@ -150,10 +152,10 @@ def table(rows: list[Row], minutes: float) -> str:
         "",
         measured_with("make bench-memory", ("mlx", "mlx-lm")),
         "",
-        "Random models, real runs of 2 iterations; the peak is that of the process tree, which the "
-        "memory gate compares with the limit. The first forecast is from a probe of the very "
-        "batch, as a crew asks for where it is small enough; the second from probes of at most "
-        "half its tokens.",
+        f"Random models, real runs of {ITERS} iterations; the peak is that of the process tree, "
+        "which the memory gate compares with the limit. The first forecast is from a probe of the "
+        "very batch, as a crew asks for where it is small enough; the second from probes of at "
+        "most half its tokens.",
         "",
         "| case | measured MB | analytic | probe of the batch | probes of half |",
         "| --- | ---: | ---: | ---: | ---: |",

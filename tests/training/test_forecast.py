@@ -24,6 +24,7 @@ from oodatcaa.training.forecast import (
     probe_sizes,
 )
 from oodatcaa.training.formulas import Size
+from oodatcaa.training.probing import ENOUGH_SECONDS, enough_steps
 from oodatcaa.training.protocol import ProbePoint, ProbeSize
 from oodatcaa.training.question import Question
 from tiny_model import make_tiny_model
@@ -95,6 +96,13 @@ def test_the_cache_keeps_points_and_the_larger_peak_and_survives_a_torn_file(
     assert cache.read(SAME).points == ()
 
 
+def test_a_run_that_adds_its_peak_leaves_what_is_known_of_loading(tmp_path: Path) -> None:
+    cache = ProbeCache(tmp_path)
+    cache.add(Probed(family=SAME, points=(point(1, 64, 100),), loaded_process_bytes=90))
+    cache.add(Probed(family=SAME, points=(point(2, 64, 120),)))
+    assert cache.read(SAME).loaded_process_bytes == 90
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     constant=st.floats(0.7, 1.4),
@@ -138,6 +146,26 @@ def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
     assert 436e6 * 0.95 < found.total_bytes < 436e6 * 1.05
 
 
+def test_steps_that_needed_less_than_loading_say_nothing_of_how_fast_they_grow() -> None:
+    """Peaks that were measured on 2 cores; a probe of 4 x 256 itself took 554 MB."""
+    shape = ModelShape(
+        model_type="llama", hidden_size=512, intermediate_size=1408, num_layers=8, num_heads=8,
+        num_kv_heads=4, head_dim=64, vocab_size=32000, tied_embeddings=True,
+        weight_bytes=22504448, parameters=39985664, bits=4, group_size=64, tokenizer_bytes=7600,
+    )  # fmt: skip
+    params = QLoRA(num_layers=3, mask_prompt=False)
+    measured = {(1, 64): 376, (2, 128): 376, (1, 256): 376, (2, 256): 423}
+    probed = Probed(
+        family=SAME,
+        points=tuple(point(*size, megabytes * 10**6) for size, megabytes in measured.items()),
+        loaded_process_bytes=376 * 10**6,
+    )
+    found = forecast(probed, shape, params, Size(4, 256, 1024), "cpu")
+    assert 554e6 * 0.97 < found.total_bytes < 554e6 * 1.03
+    small = forecast(probed, shape, params, Size(1, 32, 32), "cpu")
+    assert small.total_bytes >= 376e6, "it is loaded all the same"
+
+
 def test_a_forecast_is_never_under_a_smaller_size_that_was_measured(tiny: Path) -> None:
     shape, params = read_shape(tiny), QLoRA(rank=4, num_layers=2)
     probed = Probed(family=SAME, points=(point(1, 64, 10**9), point(1, 128, 2 * 10**9)))
@@ -157,6 +185,14 @@ def test_every_kind_and_optimizer_has_an_estimate(
     found = estimate_training(read_shape(tiny), QLoRA(fine_tune_type=kind, optimizer=optimizer))
     assert found.total_bytes == sum(part.bytes for part in found.parts)
     assert found.unknown == ()
+
+
+def test_a_probe_of_slow_steps_ends_with_the_second_update() -> None:
+    why = enough_steps(QLoRA(grad_accumulation_steps=2))
+    assert [bool(why(iteration, ENOUGH_SECONDS)) for iteration in range(1, 6)] == [
+        False, False, False, True, False,
+    ]  # fmt: skip
+    assert not why(4, ENOUGH_SECONDS - 1)
 
 
 def test_a_probe_measures_the_real_thing_once_and_then_answers(tiny: Path, tmp_path: Path) -> None:

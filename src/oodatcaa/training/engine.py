@@ -56,6 +56,7 @@ class TrainingRun(ABC):
         self.examples = Examples((), {}, {})
         self.stop_asked = False
         self.stopped_early = ""
+        self.enough: Callable[[int, float], str] | None = None
 
     @abstractmethod
     def run(self) -> str:

@@ -37,6 +37,8 @@ the heap grows in steps."""
 MARGIN = 0.01
 """A forecast shall rather be over than under: added once for each doubling beyond what was
 measured."""
+HIDDEN = 0.01
+"""A step whose peak is no more than this above that of loading may have needed much less."""
 REACH = 4
 """A cached probe answers for batches of at most this many times its tokens."""
 REACH_LENGTH = 2
@@ -118,11 +120,16 @@ class ProbeCache:
         lock = FileLock(self.folder / LOCK, what="the folder of probes", note=False)
         # Two that measure one family at once must not lose each other's points.
         with contextlib.closing(lock), lock.held():
-            known = {point.size: point for point in self.read(new.family).points}
+            before = self.read(new.family)
+            known = {point.size: point for point in before.points}
             for point in new.points:
                 old = known.get(point.size)
                 known[point.size] = point if old is None else _larger(old, point)
-            merged = new.evolve(points=tuple(known.values()))
+            merged = new.evolve(
+                points=tuple(known.values()),
+                loaded_mlx_bytes=max(before.loaded_mlx_bytes, new.loaded_mlx_bytes),
+                loaded_process_bytes=max(before.loaded_process_bytes, new.loaded_process_bytes),
+            )
             write_atomic(self._path(new.family), merged.model_dump_json(indent=1) + "\n")
         return merged
 
@@ -189,14 +196,13 @@ def forecast(
         (_size(point.size), point.process_bytes + probed.beside_bytes, point.mlx_bytes)
         for point in probed.points
     ]
-    process = calibrate(
-        [features(size, True) for size, _, _ in rows], [peak for _, peak, _ in rows]
-    )
-    counter = calibrate([features(size, False) for size, _, _ in rows], [peak for *_, peak in rows])
+    loaded = probed.loaded_process_bytes + probed.beside_bytes
+    process = fit([(features(size, True), peak) for size, peak, _ in rows], loaded)
+    counted = [(features(size, False), peak) for size, _, peak in rows]
+    counter = fit(counted, probed.loaded_mlx_bytes)
     beyond = max(0.0, math.log2(target.tokens / max(size.tokens for size, _, _ in rows)))
     margin = 1 + MARGIN * beyond
     floor = max((process for size, process, _ in rows if _within(size, target)), default=0)
-    loaded = probed.loaded_process_bytes + probed.beside_bytes
     parts = _parts(_constant(found(target), nothing, True), growing(target), process, margin)
     total = sum(part.bytes for part in parts)
     least = max(floor, loaded)
@@ -216,9 +222,9 @@ def forecast(
 
 def _method(rows: Sequence[tuple[Size, int, int]], target: Size) -> str:
     if any(size == target for size, _, _ in rows):
-        return f"measured in a probe of two steps at {target.batch} x {target.length} tokens"
+        return f"measured in a probe of a few steps at {target.batch} x {target.length} tokens"
     sizes = ", ".join(f"{size.batch} x {size.length}" for size, _, _ in rows)
-    return f"the estimate's terms fitted to probes of two steps at {sizes} tokens"
+    return f"the estimate's terms fitted to probes of a few steps at {sizes} tokens"
 
 
 def _size(size: ProbeSize) -> Size:
@@ -279,6 +285,26 @@ def _parts(
         for name, size, scale in named
         if size
     )
+
+
+def fit(rows: Sequence[tuple[Sequence[float], int]], loaded: int) -> list[float]:
+    """`calibrate` without the peaks that are those of loading: of such a step only is known that
+    it needed no more. One that the fit puts above its peak counts after all."""
+    hidden = [row for row in rows if row[1] <= loaded * (1 + HIDDEN)]
+    used = [row for row in rows if row not in hidden]
+    while True:
+        scales = [1.0] * len(rows[0][0])
+        if used:
+            scales = calibrate([line for line, _ in used], [peak for _, peak in used])
+        over = [
+            (line, peak)
+            for line, peak in hidden
+            if sum(f * s for f, s in zip(line, scales, strict=True)) > peak
+        ]
+        if not over:
+            return scales
+        hidden = [row for row in hidden if row not in over]
+        used += over
 
 
 def calibrate(features: Sequence[Sequence[float]], peaks: Sequence[int]) -> list[float]:

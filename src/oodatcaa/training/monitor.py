@@ -62,7 +62,10 @@ class State(Protocol):
 
 
 class Monitor:
-    """One training run's observer. `iteration` counts from the very first start of the run."""
+    """One training run's observer. `iteration` counts from the very first start of the run.
+
+    `enough` may say after a step (iterations and seconds so far) why it was the last one.
+    """
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Monitor:
         self.checkpoints = folder / CHECKPOINTS_DIR
         self.offset = self.iteration = resumed.iteration if resumed else 0
         self.interrupted = self.woken = False
+        self.enough: Callable[[int, float], str] | None = None
         self.asleep = SleepWatch()
         self.tokens, self.seconds = (resumed.tokens, resumed.seconds) if resumed else (0, 0.0)
         self.selection = resumed.selection if resumed else Selection()
@@ -180,6 +184,8 @@ class Monitor:
         return self.selection.iteration == self.iteration
 
     def _stop_early(self) -> None:
+        if self.enough is not None and (why := self.enough(self.iteration, self.seconds)):
+            raise Enough(why)
         patience, best = self.params.early_stopping_patience, self.selection
         if patience is not None and best.not_better >= patience:
             raise Enough(

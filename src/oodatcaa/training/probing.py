@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from oodatcaa.domain.qlora import QLoRA
@@ -10,6 +12,14 @@ from oodatcaa.training.protocol import ProbeRequest, ProbeSize
 
 LEARNING_RATE = 1e-6
 """Made-up tokens must not move a weight far: the same model serves every size."""
+
+
+STEPS, LEAST_STEPS = 4, 2
+"""Optimizer steps of a probe. A process's peak was seen to rise until the third or fourth, with the
+framework's own count unchanged: freed blocks leave holes that the next step fills in another
+order. Moments and updated weights are there after the second."""
+ENOUGH_SECONDS = 60.0
+"""A probe whose steps took as long as this is content with the least."""
 
 
 def tokens_of(size: ProbeSize) -> tuple[int, int]:
@@ -23,13 +33,24 @@ def probe_params(request: ProbeRequest, size: ProbeSize) -> QLoRA:
         batch_size=size.batch,
         max_seq_length=max(32, size.length),
         grad_accumulation_steps=accumulate,
-        iters=2 * accumulate,
+        iters=STEPS * accumulate,
         learning_rate=LEARNING_RATE,
         warmup_steps=0,
         val_batches=1,
         steps_per_eval=1000,
         save_every=1,
     )
+
+
+def enough_steps(params: QLoRA) -> Callable[[int, float], str]:
+    """Why a probe with these parameters may end after so many iterations and seconds, or ""."""
+
+    def why(iteration: int, seconds: float) -> str:
+        steps, rest = divmod(iteration, params.grad_accumulation_steps)
+        slow = seconds >= ENOUGH_SECONDS and steps >= LEAST_STEPS and not rest
+        return f"after {steps} steps in {seconds:.0f} s" if slow else ""
+
+    return why
 
 
 def probe_examples(size: ProbeSize, vocabulary: int) -> Examples:

@@ -108,7 +108,7 @@ class ProbeSize(Record):
 
 
 class ProbeRequest(Record):
-    """Load the spec's model once and train two steps at each size, evaluation and saving too."""
+    """Load the spec's model once and train a few steps at each size, evaluation and saving too."""
 
     spec: TrainSpec
     sizes: tuple[ProbeSize, ...]

@@ -13,6 +13,8 @@ from oodatcaa.roles.builder.bench import DOCS, Bench
 from oodatcaa.roles.desk import StepOutcome
 from oodatcaa.views import training_docs as docs
 
+PROBE_ITERATIONS = 4
+"""A process's peak was seen to rise until the third or fourth."""
 PROBE_PROMPT = "Write a Python function that returns the larger of two numbers."
 PROBE_TOKENS = 24
 
@@ -160,14 +162,14 @@ def _refusal(bench: Bench, facts: records.ProfileFacts) -> Failure:
 
 
 def probe_params(params: QLoRA, tokens: int) -> QLoRA:
-    """Two iterations at the plan's batch, with at most `tokens` tokens a batch.
+    """A few iterations at the plan's batch, with at most `tokens` tokens a batch.
 
     They accumulate if the plan does, so that the training can be forecast from them.
     """
     length = max(32, min(params.max_seq_length, tokens // params.batch_size // 32 * 32))
     return params.evolve(
         max_seq_length=length,
-        iters=2,
+        iters=PROBE_ITERATIONS,
         grad_accumulation_steps=min(2, params.grad_accumulation_steps),
         warmup_steps=0,
         val_batches=1,
@@ -190,7 +192,7 @@ def _measure_probe(
     spec = bench.spec(bench.model(), data, "").evolve(model=model_path, params=params)
     prober = desk.probers[spec.backend]
     estimate = prober.estimate(spec)
-    desk.say(f"{bench.subtask.id} measuring a probe run of 2 iterations")
+    desk.say(f"{bench.subtask.id} measuring a probe run of {params.iters} iterations")
     run = prober.train(spec, on_progress=desk.on_progress, should_stop=desk.should_stop)
     if run.status is not RunStatus.FINISHED or run.peak_memory_bytes is None:
         reason = run.failure.message if run.failure else run.status.value

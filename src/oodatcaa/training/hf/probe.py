@@ -51,7 +51,7 @@ def _measure(
 ) -> ProbePoint:
     from oodatcaa.training.checkpoints import RunIdentity
     from oodatcaa.training.hf.trainer import Run
-    from oodatcaa.training.probing import probe_examples, probe_params
+    from oodatcaa.training.probing import enough_steps, probe_examples, probe_params
 
     gc.collect()
     guard.reset()
@@ -59,9 +59,10 @@ def _measure(
     target = folder / PROBE_DIR / f"{size.batch}x{size.length}"
     target.mkdir(parents=True, exist_ok=True)
     run = Run(target, request.spec.evolve(params=params, resume_from=None))
+    run.enough = enough_steps(params)
     run.examples = probe_examples(size, request.vocab_size)
     run.fit(network, run.examples, RunIdentity(facts={}))
-    seconds = run.monitor.seconds / params.iters if run.monitor else 0.0
+    seconds = run.monitor.seconds / run.monitor.iteration if run.monitor else 0.0
     inner, process = guard.peaks()
     return ProbePoint(size=size, mlx_bytes=inner, process_bytes=process, step_seconds=seconds)
 

@@ -87,6 +87,7 @@ class Run(TrainingRun):
             resumed,
         )
         self.monitor.interrupted = self.stop_asked
+        self.monitor.enough = self.enough
         if resumed is None:
             self.monitor.validate()
         try:

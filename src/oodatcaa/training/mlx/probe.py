@@ -39,6 +39,9 @@ def probe(folder: Path, request: ProbeRequest) -> ProbeResult:
         np.random.seed(spec.params.seed)
         network, _ = setup.load_base(spec.model, spec.params.quantize_bits)
         setup.attach_adapters(network, spec.params)
+        # Making the float32 output layer takes more than a small step does: part of loading.
+        loss = _loss_path(network)
+        gc.collect()
         loaded_mlx, loaded_process = guard.peaks()
         points = [
             _measure(folder, request, size, network, guard, blas)
@@ -48,7 +51,7 @@ def probe(folder: Path, request: ProbeRequest) -> ProbeResult:
         points=tuple(points),
         loaded_mlx_bytes=loaded_mlx,
         loaded_process_bytes=loaded_process,
-        loss=_loss_path(network),
+        loss=loss,
         versions=installed_versions(),
         machine=describe_machine(blas),
     )
@@ -61,7 +64,7 @@ def _measure(
 
     from oodatcaa.training.checkpoints import RunIdentity
     from oodatcaa.training.mlx.trainer import Run
-    from oodatcaa.training.probing import probe_examples, probe_params
+    from oodatcaa.training.probing import enough_steps, probe_examples, probe_params
 
     gc.collect()
     mx.clear_cache()
@@ -70,11 +73,12 @@ def _measure(
     target = folder / PROBE_DIR / f"{size.batch}x{size.length}"
     target.mkdir(parents=True, exist_ok=True)
     run = Run(target, request.spec.evolve(params=params, resume_from=None), blas)
+    run.enough = enough_steps(params)
     run.examples = probe_examples(size, request.vocab_size)
     with _unpatched(network):
         run.fit(network, run.examples, RunIdentity(facts={}))
     monitor = run.monitor
-    seconds = monitor.seconds / params.iters if monitor else 0.0
+    seconds = monitor.seconds / monitor.iteration if monitor else 0.0
     mlx, process = guard.peaks()
     return ProbePoint(size=size, mlx_bytes=mlx, process_bytes=process, step_seconds=seconds)
 
