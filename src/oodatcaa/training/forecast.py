@@ -39,6 +39,12 @@ MARGIN = 0.01
 measured."""
 HIDDEN = 0.01
 """A step whose peak is no more than this above that of loading may have needed much less."""
+SPREAD = 0.02
+"""Added where a framework schedules ahead: there the same step's peak is another one in another
+process. 31 pairs of a forecast and a run of the same batch (checkpointed models on the CPU)
+differed by 0.1 % on average and 1.8 % in standard deviation: so about 1 in 70 is still more than
+2 % under, 1 in 20 more than 5 % over. Layers that evaluate as they are met were never 0.5 % under:
+they need no margin."""
 REACH = 4
 """A cached probe answers for batches of at most this many times its tokens."""
 REACH_LENGTH = 2
@@ -201,7 +207,8 @@ def forecast(
     counted = [(features(size, False), peak) for size, _, peak in rows]
     counter = fit(counted, probed.loaded_mlx_bytes)
     beyond = max(0.0, math.log2(target.tokens / max(size.tokens for size, _, _ in rows)))
-    margin = 1 + MARGIN * beyond
+    spread = 0.0 if at_once(params, device, fast_cpu) else SPREAD
+    margin = 1 + MARGIN * beyond + spread
     floor = max((process for size, process, _ in rows if _within(size, target)), default=0)
     parts = _parts(_constant(found(target), nothing, True), growing(target), process, margin)
     total = sum(part.bytes for part in parts)
