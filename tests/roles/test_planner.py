@@ -369,6 +369,33 @@ def test_inherited_parameters_win_while_they_fit_and_lose_when_they_do_not() -> 
     assert any("refuses" in line for line in nothing.decision.rationale)
 
 
+BLOCKS = 30
+
+
+def rows_and_blocks(params: QLoRA) -> int:
+    """An estimate in made-up bytes: a block that is computed again keeps a tenth."""
+    kept = params.trained_blocks(BLOCKS) - 0.9 * params.recomputed(params.trained_blocks(BLOCKS))
+    return round(GB * (2 + params.batch_size * kept))
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch", "recomputed"),
+    [(34, 4, 0), (18, 2, 0), (9, 1, 2), (3, 1, 8), (2.5, 2, 0)],
+)
+def test_the_smaller_option_is_the_largest_batch_that_fits_then_the_fewest_blocks_again(
+    limit: float, batch: int, recomputed: int
+) -> None:
+    asked = QLoRA(batch_size=4, num_layers=8)
+    inherited, smaller, _ = options_for(
+        asked, dataset(), blocks=BLOCKS, fits=lambda one: rows_and_blocks(one) <= limit * GB
+    )
+    taken = inherited.params if limit >= 34 else smaller.params
+    assert (taken.batch_size, taken.recomputed(8)) == (batch, recomputed)
+    assert taken.effective_batch == asked.effective_batch
+    if recomputed:
+        assert smaller.title.endswith(f"gradient checkpointing of {recomputed} of 8 blocks")
+
+
 def test_minutes_come_from_a_measured_speed_where_there_is_one() -> None:
     plan = plan_story(rich(StoryKind.TRAIN, run=run()))
     train = plan.steps[1]

@@ -7,12 +7,19 @@ from oodatcaa.domain.memory import MemoryEstimate, ModelShape
 from oodatcaa.domain.plan import AdaptationNote, Plan
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Story, StoryKind
-from oodatcaa.domain.training import BackendProbe, InferenceProbe, TrainSpec
+from oodatcaa.domain.training import BackendProbe, DatasetRecord, InferenceProbe, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.agent_planner import plan_by_agent
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.desk import Desk
-from oodatcaa.roles.planner import PlanInputs, adapted_plan, plan_story, planned_params
+from oodatcaa.roles.planner import (
+    ParamOption,
+    PlanInputs,
+    adapted_plan,
+    options_for,
+    plan_story,
+    planned_params,
+)
 from oodatcaa.roles.planner.imported import refuse_unapproved
 
 
@@ -82,7 +89,9 @@ def gather(
         by_kind.get(StoryKind.FRAMEWORK, ""), records.PROFILE, records.ProfileFacts
     )
     data = dataset.dataset if dataset else None
-    planned = planned_params(params, data) if story.kind is StoryKind.TRAIN else params
+    trains = story.kind is StoryKind.TRAIN
+    planned = planned_params(params, data) if trains else params
+    options = _options(desk, backend, place, shape, params, data) if trains else ()
     return PlanInputs(
         story=story,
         board=board,
@@ -98,6 +107,7 @@ def gather(
         model_error=model_error,
         estimate=_estimate(desk, backend, place, planned),
         estimated_for=planned,
+        options=options,
         inference=_inference(desk, by_kind.get(StoryKind.FRAMEWORK)),
         params=params,
         params_from=origin,
@@ -149,6 +159,32 @@ def _estimate(
     except OodatcaaError as error:
         desk.say(f"no memory estimate: {error}")
         return None
+
+
+def _options(
+    desk: Desk,
+    backend: str,
+    model_path: str | None,
+    shape: ModelShape | None,
+    params: QLoRA,
+    data: DatasetRecord | None,
+) -> tuple[ParamOption, ...]:
+    """What the plan of a training weighs, with estimates; nothing without a model to estimate."""
+    if shape is None or _estimate(desk, backend, model_path, params) is None:
+        return ()
+    ceiling = min(desk.objective.memory_limit_bytes, desk.machine.memory_bytes)
+
+    def estimate(one: QLoRA) -> MemoryEstimate | None:
+        return _estimate(desk, backend, model_path, one)
+
+    def fits(one: QLoRA) -> bool:
+        found = estimate(one)
+        return found is not None and found.total_bytes <= ceiling
+
+    return tuple(
+        option.evolve(estimate=estimate(option.params))
+        for option in options_for(params, data, blocks=shape.num_layers, fits=fits)
+    )
 
 
 def _inference(desk: Desk, story: str | None) -> InferenceProbe | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+from oodatcaa.domain.checkpointing import fewest_recomputed
 from oodatcaa.domain.memory import MemoryEstimate, ModelShape
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import DatasetRecord, Machine
@@ -50,14 +52,24 @@ def planned_params(params: QLoRA, dataset: DatasetRecord | None) -> QLoRA:
     return params.evolve(max_seq_length=fitted_length(params.max_seq_length, longest)[0])
 
 
-def options_for(params: QLoRA, dataset: DatasetRecord | None) -> tuple[ParamOption, ...]:
+def options_for(
+    params: QLoRA,
+    dataset: DatasetRecord | None,
+    *,
+    blocks: int | None = None,
+    fits: Callable[[QLoRA], bool] | None = None,
+) -> tuple[ParamOption, ...]:
     """The parameters a train story weighs, without estimates: inherited, smaller, larger.
 
     `smaller` needs less memory for the same optimizer steps over the same examples where the
-    batch can be halved; otherwise gradient checkpointing, otherwise half the layers.
+    batch can be halved; otherwise gradient checkpointing, otherwise half the layers. Where a model
+    of so many `blocks` is known, and `fits` says what its estimate allows, it is the largest batch
+    that fits; if not one row does, then one with the fewest blocks computed again that fits.
     """
     base = planned_params(params, dataset)
     smaller, how = _smaller(base)
+    if blocks is not None and fits is not None and not fits(base):
+        smaller, how = _first_that_fits(base, blocks, fits) or (smaller, how)
     larger = base.evolve(batch_size=base.batch_size * 2)
     return (
         ParamOption(key="inherited", title="Parameters as inherited", params=base),
@@ -79,6 +91,24 @@ def _smaller(params: QLoRA) -> tuple[QLoRA, str]:
         return params.evolve(grad_checkpoint=True), "gradient checkpointing"
     layers = 8 if params.num_layers < 0 else max(1, params.num_layers // 2)
     return params.evolve(num_layers=layers), f"last {layers} layers"
+
+
+def _first_that_fits(
+    params: QLoRA, blocks: int, fits: Callable[[QLoRA], bool]
+) -> tuple[QLoRA, str] | None:
+    said = []
+    while params.batch_size > 1:
+        params, how = _smaller(params)
+        said = [how]
+        if fits(params):
+            return params, how
+    trained = params.trained_blocks(blocks)
+    again = params.recomputed(trained)
+    found = fewest_recomputed(params, trained, fits, more_than=again)
+    if found is None:
+        return None
+    count = found.recomputed(trained)
+    return found, ", ".join([*said, f"gradient checkpointing of {count} of {trained} blocks"])
 
 
 def estimate_for(inputs: PlanInputs, params: QLoRA) -> tuple[MemoryEstimate | None, str]:
