@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from oodatcaa.errors import StateError
 from oodatcaa.kit import faults
 from oodatcaa.kit.locks import FileLock
 from oodatcaa.state.log import read_log
+from oodatcaa.state.publishing import BEHIND_SECONDS
 from oodatcaa.state.snapshot import QUEUE_FILE
 from oodatcaa.state.store import QueueStore
 from queue_making import START, begin, board, claim, event
@@ -365,6 +367,21 @@ def test_the_crew_runs_on_and_the_file_follows_within_a_second(tmp_path: Path) -
             break
         signal.sigtimedwait([], 0.1)
     assert document["revision"] == 2
+
+
+def test_of_many_processes_one_writes_the_file_of_a_large_queue(work: Path) -> None:
+    stores = [QueueStore(work, exact_tasks=0) for _ in range(6)]
+    begun = time.monotonic()
+    while time.monotonic() - begun < 3 * BEHIND_SECONDS:
+        for store in stores:
+            note(store)
+        time.sleep(0.01)
+    written = (work / "queue.journal").read_bytes().count(b',"snap":')
+    took = time.monotonic() - begun
+    for store in stores:
+        store.close()
+    begins = 2  # the small queue's last one, and the first that says that it lags
+    assert written <= begins + took / BEHIND_SECONDS + 1, "each wrote what another one had written"
 
 
 def large(work: Path) -> QueueStore:

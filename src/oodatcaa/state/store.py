@@ -345,10 +345,13 @@ class QueueStore:
         if self._views.view.behind:
             self._flush_soon()
 
-    def _flush_soon(self) -> None:
+    def _flush_soon(self, seconds: float = BEHIND_SECONDS) -> None:
         if self._flusher is None:
             self._flusher = threading.Thread(
-                target=_flush_later, args=(weakref.ref(self),), name="queue-flush", daemon=True
+                target=_flush_later,
+                args=(weakref.ref(self), seconds),
+                name="queue-flush",
+                daemon=True,
             )
             try:
                 self._flusher.start()
@@ -362,13 +365,20 @@ class QueueStore:
             self._flusher = None
             if not self._views.view.behind or self._busy:
                 return None
+            rest = self._views.view.due_in(BEHIND_SECONDS)
+            if rest > 0:  # another process wrote them since
+                return self._flush_soon(rest)
             try:
                 if not self._lock.try_acquire():
                     return self._flush_soon()
                 self._busy = True
                 try:
                     self._recover()
-                    self._views.write(now=True)
+                    rest = self._views.view.due_in(BEHIND_SECONDS)
+                    if rest > 0:  # only now seen: another one did it
+                        self._flush_soon(rest)
+                    else:
+                        self._views.write(now=True)
                 finally:
                     self._busy = False
                     self._lock.release()
@@ -390,8 +400,8 @@ class QueueStore:
         self._views.log.close()
 
 
-def _flush_later(reference: weakref.ref[QueueStore]) -> None:
-    time.sleep(BEHIND_SECONDS)
+def _flush_later(reference: weakref.ref[QueueStore], seconds: float) -> None:
+    time.sleep(seconds)
     store = reference()
     if store is not None:
         store._flush_now()

@@ -120,7 +120,14 @@ class QueueView:
 
     def due(self, seconds: float) -> bool:
         """Whether a lagging file must be written now: too old, or still claiming to be exact."""
-        return self._exact or self._known is None or time.monotonic() - self._seen_at >= seconds
+        return self.due_in(seconds) <= 0
+
+    def due_in(self, seconds: float) -> float:
+        """How long until it is `due`, as far as is known. What this process committed and the file
+        does not show is younger than the file: a transaction begins by looking at it."""
+        if self._exact or self._known is None:
+            return 0.0
+        return self._seen_at + seconds - time.monotonic()
 
     def write(self, *, exact: bool) -> None:
         """Bring the file up to the journal. Under the lock. Raises OSError, StateError."""
