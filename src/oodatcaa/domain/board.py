@@ -84,13 +84,15 @@ class Board(Record):
         else:
             subtasks = _replace(subtasks, task)
         # Its parts are records already: to validate a thousand of them again says nothing new.
-        made = Board.model_construct(
-            schema_version=self.schema_version,
-            revision=self.revision,
-            sprint=self.sprint,
-            stories=stories,
-            subtasks=subtasks,
-            offers=self.offers,
+        made = Board.assembled(
+            {
+                "schema_version": self.schema_version,
+                "revision": self.revision,
+                "sprint": self.sprint,
+                "stories": stories,
+                "subtasks": subtasks,
+                "offers": self.offers,
+            }
         )
         since = self.__dict__.get("_since") or Since(self.stories, self.subtasks, {})
         made.__dict__["_since"] = Since(

@@ -73,6 +73,7 @@ class FileLock:
         self._pid = os.getpid()
         self._note_start, self._noted_by = "", 0
         self._handle = -1
+        self._identity = (0, 0)
         self._note = -1
         self._waiter: _Waiter | None = None
 
@@ -112,9 +113,7 @@ class FileLock:
             self.close()
 
     def release(self) -> None:
-        if self._notes:
-            with contextlib.suppress(OSError):  # a courtesy; releasing must not fail
-                os.pwrite(self._note, b"-", 0)
+        self._write_over_note(b"-")
         if self._handle >= 0:  # a finalizer may have closed it a moment ago
             fcntl.flock(self._handle, fcntl.LOCK_UN)
 
@@ -161,6 +160,8 @@ class FileLock:
             self.begin_in_child()
         if self._handle < 0:
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            ours = os.fstat(self._handle)
+            self._identity = ours.st_ino, ours.st_dev
         if self._notes and self._note < 0:
             self._note = os.open(self.note_path, os.O_RDWR | os.O_CREAT, 0o644)
 
@@ -185,12 +186,11 @@ class FileLock:
         return False
 
     def _is_current(self) -> bool:
-        ours = os.fstat(self._handle)
         try:
             named = os.stat(self._name)  # noqa: PTH116 - a Path is slower by half
         except FileNotFoundError:
             return False
-        return (ours.st_ino, ours.st_dev) == (named.st_ino, named.st_dev)
+        return self._identity == (named.st_ino, named.st_dev)
 
     def _write_note(self) -> None:
         if not self._notes:
@@ -199,9 +199,16 @@ class FileLock:
         if self._noted_by != pid:  # written at every turn: only the time is new
             note = {"pid": pid, "started": _own_start(pid), "command": self._command}
             self._note_start, self._noted_by = json.dumps(note)[:-1], pid
-        line = f'{self._note_start}, "since": "{utc_now().isoformat()}"}}\n'.encode()
-        with contextlib.suppress(OSError):  # a courtesy for error messages only
-            os.pwrite(self._note, line, 0)
+        self._write_over_note(
+            f'{self._note_start}, "since": "{utc_now().isoformat()}"}}\n'.encode()
+        )
+
+    def _write_over_note(self, text: bytes) -> None:
+        if self._notes:
+            try:  # noqa: SIM105 - `suppress` costs as much as the call, at every transaction
+                os.pwrite(self._note, text, 0)
+            except OSError:
+                pass  # a courtesy for error messages; to hold or release the lock must not fail
 
     def _held_error(self, timeout: float | None) -> StateError:
         who = self.holder()

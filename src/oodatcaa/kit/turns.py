@@ -97,7 +97,8 @@ class Turns:
         with self._guard:
             self._lingering = True
         assert self._watch is not None
-        self._watch.set()
+        if not self._watch.is_set():  # it is cleared under the guard, and not before BURST is over
+            self._watch.set()
 
     def _watched(self) -> bool:
         """Whether a thread will give the turn back when nobody comes."""

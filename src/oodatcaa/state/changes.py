@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import Field, PositiveInt
 
 from oodatcaa.domain.base import Record, Utc
-from oodatcaa.domain.board import Board, Event, Offer, Sprint
+from oodatcaa.domain.board import SCHEMA_VERSION, Board, Event, Offer, Sprint
 from oodatcaa.domain.task import Story, Subtask, Task
 from oodatcaa.errors import StateError
 
@@ -37,7 +37,18 @@ class Change(Record):
 
     @property
     def empty(self) -> bool:
-        return self == _NOTHING
+        return not self.tasks and self.only_puts
+
+    @property
+    def only_puts(self) -> bool:
+        """Whether it does nothing to the board but put tasks."""
+        return (
+            not self.removed
+            and self.order is None
+            and self.sprint is None
+            and not self.sprint_ended
+            and self.offers is None
+        )
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -83,20 +94,18 @@ class Transaction(Record):
         clock: datetime | None = None,
     ) -> Transaction:
         """With the summary by which a reader can pass over what a later line replaces."""
-        only_puts = change.touched().isdisjoint(_OTHER) and not change.removed
         return cls(
             seq=seq,
             revision=revision,
             at=at,
             entries=len(events),
-            tasks=" ".join(task.id for task in change.tasks) if only_puts else "",
+            tasks=" ".join([task.id for task in change.tasks]) if change.only_puts else "",
             clock=clock,
             change=change,
             events=events,
         )
 
 
-_OTHER = frozenset({"sprint", "offers", "order"})
 TaskT = TypeVar("TaskT", Story, Subtask)
 
 
@@ -272,12 +281,15 @@ class Replica:
     def board(self) -> Board:
         if self._board is None:
             self.settle()
-            self._board = Board.model_construct(  # of records that were validated one by one
-                revision=self.revision,
-                sprint=self._sprint,
-                stories=tuple(self._stories.values()),
-                subtasks=tuple(self._subtasks.values()),
-                offers=self._offers,
+            self._board = Board.assembled(  # of records that were validated one by one
+                {
+                    "schema_version": SCHEMA_VERSION,
+                    "revision": self.revision,
+                    "sprint": self._sprint,
+                    "stories": tuple(self._stories.values()),
+                    "subtasks": tuple(self._subtasks.values()),
+                    "offers": self._offers,
+                }
             )
             # What it would compute again from its tuples, at ten times the cost.
             self._board.__dict__["story_by_id"] = self._stories

@@ -14,20 +14,22 @@ from oodatcaa.kit.files import sync_folder
 def write_at(handle: int, data: bytes, offset: int, name: str) -> None:
     """Write all of `data` at `offset`, going on after short writes. Raises OSError."""
     reach(f"{name}.before_write")
-    view = memoryview(data)
     if faults.armed():  # a test may want the process to die with half a line written
         half = len(data) // 2
-        _write_all(handle, view[:half], offset)
+        _write_all(handle, data[:half], offset)
         reach(f"{name}.half_written")
-        view, offset = view[half:], offset + half
-    _write_all(handle, view, offset)
+        data, offset = data[half:], offset + half
+    _write_all(handle, data, offset)
     reach(f"{name}.after_write")
 
 
-def _write_all(handle: int, view: memoryview, offset: int) -> None:
+def _write_all(handle: int, data: bytes, offset: int) -> None:
+    written = os.pwrite(handle, data, offset)
+    view = memoryview(data)[written:] if written < len(data) else b""
     while view:
+        offset += written
         written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written
+        view = view[written:]
 
 
 def sync(handle: int, name: str) -> None:

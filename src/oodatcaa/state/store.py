@@ -234,7 +234,8 @@ class QueueStore:
                 raise nested()
             self._busy = True
             try:
-                with self._turns.taken() as fresh:
+                fresh = self._turns.take()
+                try:
                     if fresh:  # the bulk of the reading, before anybody has to wait for it
                         self.work_dir.mkdir(parents=True, exist_ok=True)
                         self._journal.follow(locked=False)
@@ -246,6 +247,8 @@ class QueueStore:
                     finally:
                         self._lock.release()
                     self._harden()
+                finally:
+                    self._turns.release()
             except OSError as error:
                 raise unwritable(self.work_dir, error) from error
             finally:
