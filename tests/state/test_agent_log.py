@@ -56,6 +56,12 @@ def test_what_is_written_is_read_back(items: list[Event]) -> None:
     last = dialect.last_place(text)
     assert last is not None
     assert last[0] == (entries[-1].seq, entries[-1].index)
+    noted = "a note\n## 2026-01-01T00:00:00Z · no · entry\n<!-- 9.0 note -->\n\n## 20 · x\n"
+    for whole in (text, text + noted, noted + text, ""):
+        moments = (one.event.at.replace(microsecond=0) for one in dialect.parse(whole))
+        found = [moment.isoformat().replace("+00:00", "Z") for moment in moments]
+        ends = (found[0], found[-1]) if found else ("", "")
+        assert dialect.extent(whole) == (*ends, len(found))
 
 
 def test_an_entry_looks_as_documented() -> None:

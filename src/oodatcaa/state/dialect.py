@@ -30,7 +30,8 @@ _MARKER = re.compile(
     re.MULTILINE,
 )
 _AFTER = re.compile(r"^<!-- after (?P<seq>\d+)\.(?P<index>\d+) -->$", re.MULTILINE)
-_HEADER = re.compile(r"^## (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) · (.*)$")
+_HEADER = re.compile(r"^## (?P<moment>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) · (?P<fields>.*)$")
+_FRAME = re.compile(f"{_HEADER.pattern}|{_MARKER.pattern}", re.MULTILINE)
 _EVIDENCE = "evidence: "
 _ARROW = "->"
 
@@ -89,6 +90,23 @@ def parse(text: str) -> Iterator[Logged]:
         start = match.end()
         if logged is not None:
             yield logged
+
+
+def extent(text: str) -> tuple[str, str, int]:
+    """The moments of the first and the last entry that `parse` finds, and how many there are.
+
+    Reads only headers and comments: a log that is full is archived while others wait.
+    """
+    moments: list[str] = []
+    header: re.Match[str] | None = None
+    for found in _FRAME.finditer(text):
+        if found["moment"]:
+            header = found
+            continue
+        if header is not None and len(header["fields"].split(" · ")) == 3:
+            moments.append(header["moment"])
+        header = None
+    return (moments[0], moments[-1], len(moments)) if moments else ("", "", 0)
 
 
 def _entry(block: str, marker: re.Match[str]) -> Logged | None:

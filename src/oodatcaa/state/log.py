@@ -180,10 +180,8 @@ def write_index(archive: Path) -> None:
     rows = {line.split("|")[1].strip(): line for line in old if line.startswith("| AGENT_LOG")}
     for path in rotations(archive):
         if path.name not in rows:
-            entries = list(dialect.parse(_text(path)))
-            span = [f"{one.event.at:%Y-%m-%dT%H:%M:%SZ}" for one in (entries[:1] + entries[-1:])]
-            first, last = (span[0], span[-1]) if span else ("", "")
-            rows[path.name] = f"| {path.name} | {first} | {last} | {len(entries)} |"
+            first, last, entries = dialect.extent(_text(path))
+            rows[path.name] = f"| {path.name} | {first} | {last} | {entries} |"
     text = _INDEX_HEAD + "".join(f"{rows[key]}\n" for key in sorted(rows))
     write_atomic(index, text, name="index")
 
