@@ -89,12 +89,12 @@ def read_from(handle: int, offset: int) -> bytes:
 
 def read_text_from(handle: int, offset: int) -> bytes:
     """What was written from `offset` on, up to the first NUL: space that is only reserved."""
-    parts, size = [], 1 << 14
+    parts, size = [], 1 << 12  # a line or two, the usual case, without a copy of what is reserved
     while chunk := os.pread(handle, size, offset):
         end = chunk.find(b"\0")
         if end >= 0:
             parts.append(chunk[:end])
             break
         parts.append(chunk)
-        offset, size = offset + len(chunk), 1 << 20
+        offset, size = offset + len(chunk), min(8 * size, 1 << 20)
     return parts[0] if len(parts) == 1 else b"".join(parts)

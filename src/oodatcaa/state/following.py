@@ -106,7 +106,7 @@ class JournalReader:
             head = self._head(data[: head_end + 1])
             base_end = head_end + 1 + head.bytes
             base = data[head_end + 1 : base_end]
-            crc = crc_of(base, int(head.crc, 16), head_end + 1)
+            crc = crc_of(base[:-1], int(head.crc, 16), head_end + 1)
             try:
                 board = Base.model_validate_json(base).board
             except ValidationError as error:
@@ -140,7 +140,7 @@ class JournalReader:
         return os.open(self.path, os.O_RDWR if self._writable else os.O_RDONLY)
 
     def _head(self, line: bytes) -> Head:
-        crc_of(line, 0, 0)
+        crc_of(line[:-1], 0, 0)
         try:
             return Head.model_validate_json(line)
         except ValidationError as error:
@@ -192,14 +192,13 @@ class JournalReader:
         if data[: len(at.last)] != at.last:
             raise NotYet(before, "a line that was there is gone: its writer had to take it back")
         data = data[start - before :]
-        for line in data.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break  # torn: its writer died or is still at it
+        # `splitlines` would look at every byte. The last part is torn, or nothing.
+        for line in data.split(b"\n")[:-1]:
             crc = crc_of(line, at.crc, at.offset)
-            owed = self._take(line, at.offset)
+            owed, size = self._take(line, at.offset), len(line) + 1
             if not owed and at.durable == at.offset:
-                at.durable += len(line)
-            at.offset += len(line)
+                at.durable += size
+            at.offset += size
             at.crc = crc
         if locked and (len(data) > at.offset - start or not at.clean):
             self._clear_rest(at)
@@ -213,22 +212,23 @@ class JournalReader:
     def _take(self, line: bytes, offset: int) -> bool:
         """Whether the line has to be durable before anybody is told of it."""
         try:
-            if line.startswith(b'"snap"', PREFIX):
-                self._take_marker(Marker.model_validate(json.loads(line)["snap"]))
-                return False
             start = START.match(line, PREFIX)
             if start is None:
-                raise ValueError("this is no transaction")
-            seq, entries = int(start[1]), int(start[4] or 0)
+                if not line.startswith(b'"snap"', PREFIX):
+                    raise ValueError("this is no transaction")
+                self._take_marker(Marker.model_validate(json.loads(line)["snap"]))
+                return False
+            number, revision, moment, events, tasks = start.groups()
+            seq, entries = int(number), int(events or 0)
             if seq != self.replica.seq + 1:
                 raise ValueError(f"seq {seq} follows {self.replica.seq}")
-            if start[5]:
+            if tasks:
                 self.replica.defer(
-                    start[5].decode(),
+                    tasks.decode(),
                     partial(self._parse, line, offset),
                     seq=seq,
-                    revision=int(start[2]),
-                    at=datetime.fromisoformat(start[3].decode()),
+                    revision=int(revision),
+                    at=datetime.fromisoformat(moment.decode()),
                 )
             else:
                 self.replica.apply(Transaction.model_validate_json(line))
@@ -242,7 +242,7 @@ class JournalReader:
         start = line.index(b',"change":') + 10
         end = line.find(b',"events":[', start)
         try:
-            return Change.model_validate_json(line[start : end if end >= 0 else -2])
+            return Change.model_validate_json(line[start : end if end >= 0 else -1])
         except ValidationError as error:  # its checksum was right: another version wrote it
             raise self._damaged(NotYet(offset, str(error))) from error
 

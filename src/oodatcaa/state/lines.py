@@ -84,9 +84,10 @@ def framed(body: bytes, previous: int) -> tuple[bytes, int]:
 
 
 def crc_of(line: bytes, previous: int, offset: int) -> int:
-    """The line's checksum. Raises NotYet when the bytes or the line before do not fit it."""
-    crc = zlib.crc32(line[PREFIX:-1], previous)
-    if line[:8] != b'{"crc":"' or line[8:16] != b"%08x" % crc:
+    """The checksum of a line, given without its end. Raises NotYet when the bytes or the line
+    before do not fit it."""
+    crc = zlib.crc32(line[PREFIX:], previous)
+    if line[:16] != b'{"crc":"%08x' % crc:
         raise NotYet(offset, "the checksum does not fit")
     return crc
 
