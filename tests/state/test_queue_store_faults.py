@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -489,6 +489,36 @@ def test_a_line_that_was_taken_back_is_forgotten_by_who_had_read_it(
     owner = store.read().subtask_by_id["T001-B01"].lease
     assert owner is not None
     assert owner.owner == "b"
+
+
+def test_a_line_that_was_taken_back_does_not_return_with_a_power_cut(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = QueueStore(work)
+    note(store)
+    done: list[str] = []
+    for name in ("ftruncate", "fsync"):
+        real = getattr(os, name)
+
+        def seen(*given: int, name: str = name, real: Callable[..., None] = real) -> None:
+            done.append(name)
+            real(*given)
+
+        monkeypatch.setattr(os, name, seen)
+    faults.arm("journal.after_write:1:ENOSPC")
+    with pytest.raises(StateError, match=r"nothing was changed \["):
+        note(store)
+    assert done == ["ftruncate", "fsync"]
+    before = (work / "queue.journal").stat().st_ino
+    faults.arm("journal.after_write:1:ENOSPC,journal.before_fsync:1:EIO")
+    with pytest.raises(
+        StateError, match="nothing was changed, but a power cut may bring the change back"
+    ):
+        note(store)
+    faults.arm("")
+    note(store, "later")
+    assert (work / "queue.journal").stat().st_ino != before, "that file is not to be trusted"
+    assert [one.event.text for one in store.history()] == ["it begins", "more", "later"]
 
 
 def test_a_repeated_line_of_the_same_length_is_not_taken_for_the_first(work: Path) -> None:

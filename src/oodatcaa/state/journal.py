@@ -17,7 +17,7 @@ from pathlib import Path
 
 from oodatcaa.errors import StateError
 from oodatcaa.state.changes import Replica, Transaction
-from oodatcaa.state.disk import replace, sync_data, write_at, write_temp
+from oodatcaa.state.disk import replace, sync, sync_data, write_at, write_temp
 from oodatcaa.state.following import JournalReader
 from oodatcaa.state.lines import PREFIX, Head, Marker, Position, framed
 
@@ -141,6 +141,12 @@ class Journal(JournalReader):
             at.size = at.offset
         except OSError as second:
             note = f"and its last line could not be cut off again: {second.strerror}"
+        else:
+            try:
+                sync(at.handle, "journal")  # the disk may have the whole line already
+            except OSError:
+                at.poisoned = True
+                note += ", but a power cut may bring the change back"
         return StateError(
             "queue.write_failed",
             f"{self.path}: {error.strerror or error}; {note}",
