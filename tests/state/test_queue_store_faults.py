@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -21,6 +22,7 @@ from oodatcaa.domain.board import Board, Decision
 from oodatcaa.errors import StateError
 from oodatcaa.kit import faults
 from oodatcaa.kit.locks import FileLock
+from oodatcaa.state.beside import Beside
 from oodatcaa.state.log import read_log
 from oodatcaa.state.publishing import BEHIND_SECONDS
 from oodatcaa.state.snapshot import QUEUE_FILE
@@ -601,3 +603,35 @@ def test_what_a_power_cut_leaves_of_a_line_is_cleared(work: Path, rest: bytes) -
     note(after, "m" * 6000)
     assert QueueStore(work).read().revision == revision + 2
     assert [one.event.text[0] for one in after.history()][-2:] == ["s", "m"]
+
+
+def test_a_thread_that_waits_for_the_lock_keeps_no_other_from_reading(work: Path) -> None:
+    store, other = QueueStore(work), QueueStore(work)
+    waiting = threading.Thread(target=note, args=(store, "last"))
+    before = set(threading.enumerate())
+    seen: list[int] = []
+
+    def decide(board: Board, now: datetime) -> Decision[None]:
+        waiting.start()
+        while "lock-waiter" not in {one.name for one in {*threading.enumerate()} - before}:
+            time.sleep(0.01)
+        seen.extend((store.read().revision, len(list(store.history()))))
+        return Decision(board, None, (event(now, text="first"),))
+
+    other.transact(decide)
+    waiting.join()
+    assert seen == [1, 1]
+    assert [one.event.text for one in store.history()] == ["it begins", "first", "last"]
+    assert store.read() == other.read()
+
+
+def test_a_reader_beside_a_waiting_thread_refuses_an_older_journal_too(work: Path) -> None:
+    old = (work / "queue.journal").read_bytes()
+    with QueueStore(work) as store:
+        note(store)
+    (work / "queue.journal").write_bytes(old)
+    beside = Beside(work, work / "queue.journal")
+    with pytest.raises(StateError) as caught, beside.looking():
+        pass
+    assert caught.value.code == "queue.journal_older"
+    beside.close()

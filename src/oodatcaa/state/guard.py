@@ -19,7 +19,7 @@ from oodatcaa.domain.board import Board
 from oodatcaa.errors import StateError
 from oodatcaa.state import dialect
 from oodatcaa.state.archive import EVENTS_FILE, newest_closed
-from oodatcaa.state.journal import Journal
+from oodatcaa.state.following import JournalReader
 from oodatcaa.state.lines import REPAIR
 from oodatcaa.state.log import ARCHIVE, LOG_FILE, last_place_of, rotations
 from oodatcaa.state.snapshot import QUEUE_FILE, QueueFile, intact
@@ -68,7 +68,26 @@ def seen_by_views(work_dir: Path) -> tuple[Seen, ...]:
     )
 
 
-def refuse_rolled_back(journal: Journal, seen: tuple[Seen, ...]) -> None:
+class Guard:
+    """Follows `journal`; the first time it makes sure that it is not an older one put back."""
+
+    def __init__(self, work_dir: Path, journal: JournalReader) -> None:
+        self.journal = journal
+        self._work_dir = work_dir
+        self._passed = False
+
+    def follow(self, *, locked: bool = False) -> None:
+        seen = () if self._passed else seen_by_views(self._work_dir)
+        self.journal.follow(locked=locked)
+        if not self._passed:
+            refuse_rolled_back(self.journal, seen)
+            self._passed = self.journal.exists
+
+    def begin_again(self) -> None:
+        self._passed = False
+
+
+def refuse_rolled_back(journal: JournalReader, seen: tuple[Seen, ...]) -> None:
     """Raises StateError `queue.journal_older` or `queue.journal_missing`, naming the file."""
     if not journal.exists:
         return _refuse_deleted(journal, seen)
@@ -84,7 +103,7 @@ def refuse_rolled_back(journal: Journal, seen: tuple[Seen, ...]) -> None:
     return None
 
 
-def _refuse_deleted(journal: Journal, seen: tuple[Seen, ...]) -> None:
+def _refuse_deleted(journal: JournalReader, seen: tuple[Seen, ...]) -> None:
     """A lone snapshot was brought along by somebody; with a history beside it, it was not.
 
     Only what was seen before the journal was looked for counts: it may have been made since.

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +25,11 @@ from oodatcaa.kit.locks import FileLock
 from oodatcaa.kit.turns import Turns
 from oodatcaa.state import lifetime
 from oodatcaa.state.archive import newest_closed
+from oodatcaa.state.beside import SOON, Beside
 from oodatcaa.state.changes import Change, Replica, Transaction, difference, refuse_inconsistent
-from oodatcaa.state.guard import refuse_rolled_back, seen_by_views
+from oodatcaa.state.flusher import Flusher
+from oodatcaa.state.following import JournalReader
+from oodatcaa.state.guard import Guard
 from oodatcaa.state.journal import Journal
 from oodatcaa.state.moments import clamp, clock_note
 from oodatcaa.state.outside import Legal, OutsideHands, accept_structure
@@ -76,28 +77,22 @@ class QueueStore:
         )
         self._outside = OutsideHands(work_dir, self._journal, legal)
         self._mutex = threading.RLock()
-        self._flusher: threading.Thread | None = None
+        self._flusher = Flusher(self._flush_now)
         self._unclamped = True
         self._busy = False
-        self._guarded = False
-        lifetime.watch(self, self._journal, self._views.log, self._lock, self._turns)
+        self._guard = Guard(work_dir, self._journal)
+        self._beside = Beside(work_dir, self._journal.path)
+        lifetime.watch(self, self._journal, self._beside, self._views.log, self._lock, self._turns)
 
     # the port -----------------------------------------------------------------------------
 
     def read(self) -> Board:
-        """The newest committed board; an empty one where there is no queue yet."""
-        with self._mutex:
-            self._follow()
-            view = self._views.view
-            outside = not self._busy  # inside, the lock is ours: to give it back would be too early
-            if outside and (view.touched() or view.gone) and self._may_write():
-                # Only a writer can settle it. While another holds the lock, that one does.
-                # What fails is reported by `flush`; reading goes on.
-                try:
-                    self._settle_if_free()
-                except OSError as error:
-                    self._views.error = error
-            return self._journal.replica.board
+        """The newest committed board; an empty one where there is no queue yet. Never waits for a
+        writer, be it another process or another thread."""
+        with self._looking() as journal:
+            if journal is self._journal:
+                self._settle_outside()
+            return journal.replica.board
 
     def transact(self, decide: Callable[[Board, datetime], Decision[T]]) -> T:
         """See the port. Raises StateError `queue.locked` naming the holder after `lock_seconds`."""
@@ -114,14 +109,12 @@ class QueueStore:
     def history(self) -> Iterator[Logged]:
         """Every event since the sprint began, oldest first; never waits for a writer."""
         while True:
-            with self._mutex:
-                self._follow()
-                recent = tuple(parsed(self._journal.event_lines()))
-                since, base = self._journal.since, self._journal.base_seq
+            with self._looking() as journal:
+                recent = tuple(parsed(journal.event_lines()))
+                since, base = journal.since, journal.base_seq
             stored = [one for one in self._views.events.read(since) if one.seq <= base]
-            with self._mutex:
-                self._follow()
-                if self._journal.since == since:  # else a sprint was closed between the two looks
+            with self._looking() as journal:
+                if journal.since == since:  # else a sprint was closed between the two looks
                     break
         yield from stored
         yield from (logged for logged in recent if logged.seq > since)
@@ -219,13 +212,29 @@ class QueueStore:
 
     # inside -------------------------------------------------------------------------------
 
-    def _follow(self, *, locked: bool = False) -> None:
-        """Take in the journal; the first time, make sure that it is not an older one put back."""
-        seen = () if self._guarded else seen_by_views(self.work_dir)
-        self._journal.follow(locked=locked)
-        if not self._guarded:
-            refuse_rolled_back(self._journal, seen)
-            self._guarded = self._journal.exists
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[JournalReader]:
+        """The journal as it is now, for the block."""
+        if not self._mutex.acquire(timeout=SOON):
+            with self._beside.looking() as journal:
+                yield journal
+            return
+        try:
+            self._guard.follow()
+            yield self._journal
+        finally:
+            self._mutex.release()
+
+    def _settle_outside(self) -> None:
+        """An outside hand's edit, as far as a reader can: only a writer can settle it, and while
+        another one holds the lock, that one does. What fails is reported by `flush`."""
+        view = self._views.view
+        outside = not self._busy  # inside, the lock is ours: to give it back would be too early
+        if outside and (view.touched() or view.gone) and self._may_write():
+            try:
+                self._settle_if_free()
+            except OSError as error:
+                self._views.error = error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -298,7 +307,7 @@ class QueueStore:
     def _recover(self) -> None:
         """Under the lock: be where the last writer was, and complete what a dead one left."""
         views = self._views
-        self._follow(locked=True)
+        self._guard.follow(locked=True)
         if self._journal.poisoned:
             views.renew_base()
         views.finish_archives()
@@ -346,40 +355,27 @@ class QueueStore:
     def _publish(self, *, final: bool = False) -> None:
         self._views.write(final=final)
         if self._views.view.behind:
-            self._flush_soon()
-
-    def _flush_soon(self, seconds: float = BEHIND_SECONDS) -> None:
-        if self._flusher is None:
-            self._flusher = threading.Thread(
-                target=_flush_later,
-                args=(weakref.ref(self), seconds),
-                name="queue-flush",
-                daemon=True,
-            )
-            try:
-                self._flusher.start()
-            except RuntimeError:  # no more threads here: the next transaction or `close` does it
-                self._flusher = None
+            self._flusher.soon(BEHIND_SECONDS)
 
     def _flush_now(self) -> None:
         """The flusher's turn, BEHIND_SECONDS after the views were left behind. Never waits for the
         lock: whoever reads from another thread would wait with it."""
         with self._mutex:
-            self._flusher = None
+            self._flusher.woke()
             if not self._views.view.behind or self._busy:
                 return None
             rest = self._views.view.due_in(BEHIND_SECONDS)
             if rest > 0:  # another process wrote them since
-                return self._flush_soon(rest)
+                return self._flusher.soon(rest)
             try:
                 if not self._lock.try_acquire():
-                    return self._flush_soon()
+                    return self._flusher.soon(BEHIND_SECONDS)
                 self._busy = True
                 try:
                     self._recover()
                     rest = self._views.view.due_in(BEHIND_SECONDS)
                     if rest > 0:  # only now seen: another one did it
-                        self._flush_soon(rest)
+                        self._flusher.soon(rest)
                     else:
                         self._views.write(now=True)
                 finally:
@@ -395,16 +391,11 @@ class QueueStore:
     def begin_in_child(self) -> None:
         """After a fork: handles and threads are the parent's; what is in memory is still true."""
         self._mutex = threading.RLock()
-        self._busy = self._guarded = False
+        self._busy = False
+        self._guard.begin_again()
         self._lock.begin_in_child()
         self._turns.begin_in_child()
-        self._flusher = None
+        self._flusher.woke()
+        self._beside.begin_in_child()
         self._journal.close()
         self._views.log.close()
-
-
-def _flush_later(reference: weakref.ref[QueueStore], seconds: float) -> None:
-    time.sleep(seconds)
-    store = reference()
-    if store is not None:
-        store._flush_now()
