@@ -145,6 +145,28 @@ class BackendContract:
         assert again.train_losses == run.train_losses
         assert steps(backend, again) == list(range(1, STEPS + 1))
 
+    def test_packed_it_learns_and_after_kill_9_goes_on_to_the_same_bits(
+        self, backend: ChildBackend, spec: TrainSpec, run: RunRecord
+    ) -> None:
+        packed = spec.evolve(params=PARAMS.evolve(packing=True, max_seq_length=128))
+        whole = backend.train(packed)
+        assert whole.failure is None, whole.failure
+        assert whole.train_losses[-1].loss < whole.train_losses[0].loss
+        # The same split, unpacked, and the same model.
+        assert whole.valid_losses[0].loss == pytest.approx(run.valid_losses[0].loss, rel=1e-4)
+        assert (whole.trained_tokens or 0) > 1.5 * (run.trained_tokens or 0)
+        killed = backend.train(packed, on_progress=at_iteration(5, kill_worker))
+        assert killed.failure is not None
+        assert killed.failure.kind is FailureKind.KILLED, killed.failure
+        found = backend.find_resumable(packed)
+        assert found is not None
+        assert found.run_id == killed.run_id
+        again = backend.train(found.apply(packed))
+        assert again.failure is None, again.failure
+        assert again.adapter_sha256 == whole.adapter_sha256
+        assert again.train_losses == whole.train_losses
+        assert steps(backend, again) == list(range(1, STEPS + 1))
+
     def test_a_changed_spec_data_or_model_is_refused_by_name(
         self, backend: ChildBackend, spec: TrainSpec, run: RunRecord, tmp_path: Path
     ) -> None:

@@ -77,6 +77,101 @@ def test_both_frameworks_see_the_same_tokens_and_losses(
     np.testing.assert_allclose(ours.detach().numpy(), wanted, rtol=2e-3, atol=2e-3)
 
 
+SHAPE: dict[str, Any] = {
+    **{"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+    **{"max_position_embeddings": 48, "tie_word_embeddings": True},
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "gemma": {},
+    "gemma2": {"sliding_window": 8},
+    "qwen3": {},
+}
+
+
+def random_network(kind: str, **options: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SHAPE, **options})
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    network.requires_grad_(False)
+    return network
+
+
+def two_rows() -> Any:
+    from oodatcaa.training.examples import Example
+
+    random = np.random.default_rng(0)
+
+    def drawn(length: int) -> Example:
+        return Example(tuple(random.integers(3, 200, length).tolist()), max(1, length // 3))
+
+    return [[drawn(n) for n in row] for row in ((40, 21, 30), (17, 33, 5, 29))]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_packed_rows_have_the_loss_and_gradients_of_their_examples(
+    kind: str, checkpoint: bool
+) -> None:
+    from oodatcaa.training.hf.loss import make_batch, make_packed, must_pack, token_losses
+    from oodatcaa.training.hf.setup import attach_adapters, checkpoint_blocks
+
+    params = with_recomputed(QLoRA(rank=4, num_layers=2), 2 if checkpoint else 0, 2)
+    network = attach_adapters(random_network(kind, **SHAPES[kind]), params)
+    for name, tensor in network.named_parameters():
+        if tensor.requires_grad and "lora_" in name:
+            tensor.data += 0.02
+    if checkpoint:
+        checkpoint_blocks(network, params)
+    rows = two_rows()
+    must_pack(network, rows, 96)
+    network.train()
+    found = []
+    for batch in (make_packed(rows, 96), make_batch([e for row in rows for e in row], 96)):
+        network.zero_grad()
+        losses = token_losses(network, batch)
+        losses.mean().backward()
+        gradients = {n: p.grad.clone() for n, p in network.named_parameters() if p.requires_grad}
+        found.append((losses.detach(), gradients))
+    (ours, mine), (theirs, others) = found
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for name, gradient in mine.items():
+        scale = float(others[name].abs().max())
+        assert scale > 0
+        torch.testing.assert_close(gradient, others[name], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_another_example_changes_nothing_for_its_neighbours() -> None:
+    from oodatcaa.training.hf.loss import make_packed, token_losses
+
+    network = random_network("llama").eval()
+    rows = two_rows()
+    changed = [[two_rows()[1][1], *rows[0][1:]], rows[1]]
+    with torch.inference_mode():
+        before, after = (token_losses(network, make_packed(r, 96)) for r in (rows, changed))
+    rest = sum(e.targets for row in (rows[0][1:], rows[1]) for e in row)
+    torch.testing.assert_close(before[-rest:], after[-rest:], rtol=1e-5, atol=1e-5)
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 16, "conv_kernel": 4},
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 96},
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_model_with_a_state_or_a_mask_of_its_own_is_not_packed(kind: str) -> None:
+    from oodatcaa.training.hf.loss import must_pack
+
+    network = random_network(kind, **REFUSED[kind])
+    with pytest.raises(OodatcaaError, match="not what it is alone"):
+        must_pack(network, two_rows(), 96)
+
+
 @pytest.mark.parametrize("schedule", list(LrSchedule))
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_learning_rates_are_those_of_mlx_lm(schedule: LrSchedule, warmup: int) -> None:

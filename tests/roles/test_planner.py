@@ -16,6 +16,7 @@ from oodatcaa.domain.task import StoryKind, StoryStatus, SubtaskKind
 from oodatcaa.domain.training import GB
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.planner import PlanInputs, options_for, plan_story, planned_params
+from oodatcaa.roles.planner.parameters import training_tokens
 from planner_facts import (
     KINDS,
     NOW,
@@ -319,6 +320,15 @@ def test_sequences_are_as_short_as_the_data_allow(
     assert any(f"{asked}" in line and "tokens" in line for line in plan.constraints)
     told = " ".join(plan.constraints)
     assert ("will be cut" in told) == (longest is not None and longest > asked)
+
+
+def test_packed_rows_stay_as_long_as_asked_and_hold_several_examples() -> None:
+    asked = QLoRA(max_seq_length=512, packing=True)
+    plan = plan_story(rich(StoryKind.TRAIN, params=asked, dataset=dataset(100)))
+    assert plan.params.max_seq_length == 512
+    assert any("packed" in line or "filled" in line for line in plan.constraints)
+    unpacked = planned_params(asked.evolve(packing=False), dataset(100))
+    assert training_tokens(asked, dataset(100)) > 2 * training_tokens(unpacked, dataset(100))
 
 
 @given(st.integers(32, 4096), st.integers(1, 5000))

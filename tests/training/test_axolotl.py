@@ -68,6 +68,10 @@ def test_the_configuration_says_what_the_spec_says(spec: TrainSpec, tmp_path: Pa
     assert (config["max_steps"], config["save_steps"]) == (3, 2)
     assert config["datasets"][0]["type"] == "chat_template"
     assert config["train_on_inputs"] is False
+    assert (config["sample_packing"], "attn_implementation" in config) == (False, False)
+    packed = spec.evolve(params=PARAMS.evolve(packing=True))
+    config = yaml.safe_load(write_config(tmp_path, packed).read_text())
+    assert (config["sample_packing"], config["eval_sample_packing"]) == (True, False)
     four = spec.evolve(params=PARAMS.evolve(quantize_bits=4, keys=("self_attn.q_proj",)))
     config = yaml.safe_load(write_config(tmp_path, four).read_text())
     assert (config["adapter"], config["load_in_4bit"]) == ("qlora", True)
@@ -82,6 +86,11 @@ def test_axolotls_own_schema_takes_it(spec: TrainSpec, tmp_path: Path) -> None:
     unknown = set(config) - set(AxolotlInputConfig.model_fields)
     assert unknown == set()
     AxolotlInputConfig.model_validate(config)
+    packed = spec.evolve(params=PARAMS.evolve(packing=True))
+    config = yaml.safe_load(write_config(tmp_path, packed).read_text())
+    assert set(config) - set(AxolotlInputConfig.model_fields) == set()
+    found = AxolotlInputConfig.model_validate(config)
+    assert found.attn_decontaminates_packing
 
 
 def test_what_axolotl_can_not_do_is_said_all_at_once(spec: TrainSpec, tmp_path: Path) -> None:

@@ -114,6 +114,18 @@ def test_a_histogram_counts_everything_once(totals: list[int], longest: int) -> 
     assert fitting == sum(total <= longest for total in totals)
 
 
+def test_short_examples_fill_packed_rows_better(tmp_path: Path, tiny: Path) -> None:
+    folder = make_tiny_data(tmp_path / "data", 40)
+    one = examine(folder, model_path=tiny, max_seq_length=512).splits["train"]
+    assert one.tokens is not None
+    assert one.padded is not None
+    assert one.packed is not None
+    assert 0.5 < one.padded < one.packed <= 1
+    rows = round((one.tokens - one.examples) / (512 * one.packed), 1)
+    assert rows == round(rows)
+    assert examine(folder).splits["train"].packed is None
+
+
 names = st.lists(st.sampled_from([f"g{i}" for i in range(12)]), min_size=20, max_size=80)
 
 

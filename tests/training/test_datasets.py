@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.training.data_checks import check_folder
 from oodatcaa.training.datasets import (
@@ -26,7 +27,9 @@ from oodatcaa.training.datasets import (
     token_lengths,
     write_probe_data,
 )
-from oodatcaa.training.tokens import SPLITS, known_lengths, read_examples
+from oodatcaa.training.examples import Example
+from oodatcaa.training.packing import packed_order, positions_of
+from oodatcaa.training.tokens import SPLITS, Lengths, known_lengths, known_of, read_examples
 from tiny_model import make_tiny_data, make_tiny_model
 
 
@@ -327,6 +330,28 @@ def test_lengths_are_those_the_trainer_will_see(tmp_path: Path, tiny: Path) -> N
     assert known.batch_targets(1) == max(targets[0], *(known.targets[:1]))
     assert known.batch_targets(3) == sum(known.targets[:3])
     assert set(targets) <= set(known.targets)
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 150), st.integers(1, 149)), min_size=1, max_size=30),
+    st.integers(1, 3),
+    st.integers(0, 5),
+)
+def test_no_packed_batch_has_more_targets_than_the_bound(
+    shapes: list[tuple[int, int]], rows: int, seed: int
+) -> None:
+    lengths = [Lengths(total, min(target, total - 1)) for total, target in shapes]
+    whole = [Example((0,) * one.total, one.total - one.target) for one in lengths]
+    data = [Example(e.tokens[:96], e.offset) for e in whole if e.offset < 96]
+    assume(data)
+    known = known_of(lengths)
+    params = QLoRA(packing=True, max_seq_length=96, batch_size=rows)
+    bound = known.most_targets(params)
+    assert bound is not None
+    epoch = packed_order([positions_of(e) for e in data], 96, rows, seed, 0)
+    most = max(sum(data[i].targets for row in batch for i in row) for batch in epoch)
+    assert most <= bound <= rows * 96
+    assert known.most_targets(params.evolve(mask_prompt=False)) is None
 
 
 def test_probe_data_is_at_least_as_long_as_asked(tmp_path: Path, tiny: Path) -> None:

@@ -22,8 +22,9 @@ from oodatcaa.training.estimate import (
     estimate_loading,
     estimate_training,
     read_shape,
+    worst_size,
 )
-from oodatcaa.training.formulas import trained_parameters
+from oodatcaa.training.formulas import Size, trained_parameters
 from tiny_model import HIDDEN, INTERMEDIATE, VOCABULARY, make_tiny_model
 
 SMOL = ModelShape(
@@ -122,6 +123,14 @@ def test_more_of_anything_never_needs_less(
     assert fewer <= base
     assert estimate_loading(SMOL).total_bytes < base
     assert estimate_evaluation(SMOL, max_seq_length=length).total_bytes > SMOL.weight_bytes
+
+
+def test_packed_rows_are_as_long_as_asked_however_short_the_data_and_have_a_mask() -> None:
+    params = QLoRA(max_seq_length=1024, packing=True)
+    assert worst_size(params, 40, 100) == Size(4, 1024, 100)
+    packed = estimate_training(SMOL, params, seq_length=40)
+    padded = estimate_training(SMOL, params.evolve(packing=False))
+    assert 0 < packed.total_bytes - padded.total_bytes <= 16 * 4 * 1024**2
 
 
 def test_max_seq_length_bounds_longer_data() -> None:

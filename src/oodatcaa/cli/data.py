@@ -90,6 +90,11 @@ def _split_lines(name: str, one: SplitReport, limit: int) -> list[str]:
         f"  {one.truncated} longer than {limit}: {one.lost_tokens} tokens cut off, "
         f"{one.lost_targets} of them with loss; {one.without_target} left without any",
     ]
+    if one.padded is not None and one.packed is not None:
+        lines.append(
+            f"  computed positions that hold a token: {one.padded:.0%} in batches of 4, "
+            f"{one.packed:.0%} packed into rows of {limit}"
+        )
     most = max((b.examples for b in one.histogram), default=0) or 1
     for number, part in enumerate(one.histogram):
         edge = f"<= {part.up_to}" if part.up_to else "more"

@@ -46,6 +46,9 @@ def estimate(
     mask_prompt: Annotated[
         bool | None, typer.Option("--mask-prompt/--no-mask-prompt", help="loss on answers only")
     ] = None,
+    packing: Annotated[
+        bool | None, typer.Option("--packing/--no-packing", help="several examples to a row")
+    ] = None,
     quantize_bits: Annotated[int | None, typer.Option(help="2, 3, 4, 6 or 8")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="measure a few real steps first")] = False,
     json: AsJson = False,
@@ -65,6 +68,7 @@ def estimate(
         "grad_checkpoint": grad_checkpoint,
         "grad_checkpoint_layers": grad_checkpoint_layers,
         "mask_prompt": mask_prompt,
+        "packing": packing,
         "quantize_bits": quantize_bits,
     }
     found = estimate_spec(

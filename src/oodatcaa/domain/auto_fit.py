@@ -32,7 +32,8 @@ class Candidate(Record):
     def name(self) -> str:
         p = self.params
         checkpointing = f", checkpointing {p.checkpointing}" if p.grad_checkpoint else ""
-        return f"{p.batch_size} x {p.grad_accumulation_steps} accumulated{checkpointing}"
+        packed = ", packed" if p.packing else ""
+        return f"{p.batch_size} x {p.grad_accumulation_steps} accumulated{packed}{checkpointing}"
 
 
 class Choice(Record):

@@ -54,12 +54,19 @@ class QLoRA(Record):
     keys: tuple[NonEmpty, ...] | None = Field(
         default=None, description="module names inside a block; left out = every linear layer"
     )
-    batch_size: PositiveInt = Field(default=4, description="examples of one iteration")
+    batch_size: PositiveInt = Field(
+        default=4, description="examples of one iteration; rows with packing"
+    )
     grad_accumulation_steps: PositiveInt = Field(
         default=1, description="iterations per optimizer step"
     )
     max_seq_length: int = Field(
         default=512, ge=32, description="longer examples are cut off here (tokens)"
+    )
+    packing: bool = Field(
+        default=False,
+        description="rows of max_seq_length tokens filled with whole examples that do not see each "
+        "other",
     )
     iters: PositiveInt = Field(
         default=40, description="micro-steps, as in mlx-lm: one batch forward and backward each"
@@ -120,7 +127,7 @@ class QLoRA(Record):
 
     @property
     def effective_batch(self) -> int:
-        """Examples per optimizer step."""
+        """Examples per optimizer step; rows with `packing`."""
         return self.batch_size * self.grad_accumulation_steps
 
     @property

@@ -15,10 +15,13 @@ from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training import secrets
 from oodatcaa.training.data_checks import check_folder, fingerprint, parse_lines
+from oodatcaa.training.packing import efficiency, padded_efficiency
 from oodatcaa.training.tokens import SPLITS, ChatTokenizer, Measured
 
 BINS = 8
 """Of the histogram, up to max_seq_length; what is longer has two more."""
+BATCH = 4
+"""Examples of a batch, for how well batches are filled."""
 
 
 class Bin(Record):
@@ -39,6 +42,10 @@ class SplitReport(Record):
     lost_tokens: int = 0
     lost_targets: int = 0
     without_target: int = 0
+    padded: float | None = None
+    """Of the positions computed in batches of BATCH padded examples, those that hold a token."""
+    packed: float | None = None
+    """Of those of rows that are packed."""
     histogram: tuple[Bin, ...] = ()
 
 
@@ -147,6 +154,7 @@ def _measure(
             odd.append(f"{where}: the prompt fills all {longest} tokens: it will not be trained on")
         elif over:
             odd.append(f"{where}: {one.total} tokens, the last {over} are cut off")
+    sizes = [max(1, min(total, longest) - 1) for total in totals]
     report = SplitReport(
         examples=len(totals),
         tokens=sum(totals),
@@ -156,6 +164,8 @@ def _measure(
         lost_tokens=lost,
         lost_targets=lost_targets,
         without_target=without,
+        padded=round(padded_efficiency(sizes, longest, BATCH), 3) if sizes else None,
+        packed=round(efficiency(sizes, longest), 3) if sizes else None,
         histogram=histogram(totals, longest),
     )
     return report, bad, odd

@@ -38,8 +38,8 @@ def padded_length(max_seq_length: int, seq_length: int | None) -> int:
 def worst_size(
     params: QLoRA, seq_length: int | None = None, batch_targets: int | None = None
 ) -> Size:
-    """The largest batch that data bounded like this can give."""
-    length = padded_length(params.max_seq_length, seq_length)
+    """The largest batch that data bounded like this can give. Packed rows are filled up."""
+    length = padded_length(params.max_seq_length, None if params.packing else seq_length)
     every = params.batch_size * length
     targets = every if batch_targets is None else min(every, batch_targets)
     return Size(params.batch_size, length, max(1, targets))

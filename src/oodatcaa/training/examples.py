@@ -34,6 +34,9 @@ NO_TARGET = "the prompt fills the whole sequence: no target token left"
 TRUNCATED = "longer than max_seq_length: truncated"
 
 
+Integers = np.ndarray[Any, np.dtype[Any]]
+
+
 class Arrays(NamedTuple):
     """A batch, padded. `rows` index the flattened [batch * length] axis of `inputs`; where
     `weights` is 1, the row's prediction is to be `targets`."""
@@ -126,9 +129,10 @@ def tokenize_rows(rows: list[dict[str, Any]], process: Process, max_seq_length: 
 def arrange(examples: Sequence[Example], max_seq_length: int) -> Arrays:
     """Pad and align: input position t predicts token t + 1; padding carries no weight."""
     longest = max(len(e.tokens) for e in examples) - 1
-    length = min(_round_up(longest, PAD_TO), max_seq_length)
+    length = min(round_up(longest, PAD_TO), max_seq_length)
     inputs = np.zeros((len(examples), length), np.int32)
-    rows, targets = [], []
+    rows: list[Integers] = []
+    targets: list[Integers] = []
     for i, example in enumerate(examples):
         tokens = np.asarray(example.tokens, np.int32)
         inputs[i, : len(tokens) - 1] = tokens[:-1]
@@ -141,7 +145,7 @@ def pad_targets(
     rows: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """`rows`, `targets` and `weights` of Arrays, filled up with targets without weight."""
-    spare = _round_up(len(targets), TARGETS_TO) - len(targets)
+    spare = round_up(len(targets), TARGETS_TO) - len(targets)
     return (
         np.pad(rows, (0, spare)).astype(np.int32),
         np.pad(targets, (0, spare)),
@@ -172,16 +176,22 @@ def training_batches(
 ) -> Iterator[tuple[list[Example], float]]:
     """Endless, from batch `start` on: the examples of a batch, and its share.
 
-    `window` batches are accumulated into one update. Giving each of them the same weight is not
-    what one large batch would do when they have different numbers of target tokens: `share` (1 on
-    average) puts that right.
+    `window` batches are accumulated into one update.
     """
     order = _order([len(e.tokens) for e in dataset], batch_size, seed, start)
     while True:
         chosen = [[dataset[i] for i in next(order)] for _ in range(window)]
         counts = [sum(e.targets for e in examples) for examples in chosen]
-        for examples, count in zip(chosen, counts, strict=True):
-            yield examples, window * count / sum(counts)
+        yield from zip(chosen, shares(counts), strict=True)
+
+
+def shares(counts: Sequence[int]) -> list[float]:
+    """What each of the batches that are accumulated into one update weighs, 1 on average.
+
+    Giving each of them the same weight is not what one large batch would do when they have
+    different numbers of target tokens (`counts`).
+    """
+    return [len(counts) * count / sum(counts) for count in counts]
 
 
 def _order(lengths: Sequence[int], batch_size: int, seed: int, start: int) -> Iterator[list[int]]:
@@ -214,5 +224,5 @@ def segments(start: int, params: QLoRA) -> list[tuple[int, int, int]]:
     return [part for part in parts if part[1] > 0]
 
 
-def _round_up(value: int, step: int) -> int:
+def round_up(value: int, step: int) -> int:
     return -(-value // step) * step

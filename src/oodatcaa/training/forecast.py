@@ -51,7 +51,7 @@ REACH_LENGTH = 2
 """And for rows of at most this many times its length: attention grows with the square."""
 FOLDER = "probes"
 LOCK = ".lock"
-WORKER_SOURCES = ("engine.py", "examples.py", "monitor.py", "probing.py")
+WORKER_SOURCES = ("engine.py", "examples.py", "monitor.py", "packing.py", "probing.py")
 """What every backend's worker runs besides its own."""
 
 
@@ -83,6 +83,7 @@ def family(model: str, versions: dict[str, str], device: str, params: QLoRA) -> 
         "accumulates": str(params.grad_accumulation_steps > 1),
         "dropout": str(params.dropout > 0),
         "quantize_bits": str(params.quantize_bits),
+        "packing": str(params.packing),
     }
     return {**same, **{f"version of {name}": version for name, version in versions.items()}}
 

@@ -48,10 +48,13 @@ class Kind:
     scores: float
     head_copies: int
     """Dense copies of a quantised output layer."""
+    mask: int = 2
+    mask_each: int = 0
+    """Of a score of packed rows' mask, once and in every block."""
 
 
 FLOAT32 = Kind(itemsize=4, hidden=17.3, width=5.78, kept_scores=4, scores=16, head_copies=1)
-AT_ONCE = Kind(itemsize=4, hidden=80, width=5, kept_scores=5, scores=0, head_copies=1)
+AT_ONCE = Kind(itemsize=4, hidden=80, width=5, kept_scores=5, scores=0, head_copies=1, mask=6)
 """FLOAT32 where layers evaluate as they are met: everything is kept, so nothing comes on top."""
 HALF = Kind(itemsize=2, hidden=14.9, width=4.13, kept_scores=1.73, scores=12, head_copies=0)
 """HALF was fitted on the CPU build in bfloat16; on Metal it is not measured."""
@@ -119,7 +122,9 @@ def loss_copies(version: tuple[int, ...]) -> int:
     return 4 if version >= (0, 32, 1) else 3
 
 
-TORCH = Kind(itemsize=4, hidden=40, width=8, kept_scores=0, scores=0, head_copies=0)
+TORCH = Kind(
+    itemsize=4, hidden=40, width=8, kept_scores=0, scores=0, head_copies=0, mask=10, mask_each=4
+)
 """PyTorch with attention fused (scaled_dot_product_attention) and PEFT's layers, in float32.
 Fitted to a few peaks on the CPU; a probe says more."""
 TORCH_LOSS_COPIES = 4
@@ -237,7 +242,9 @@ def terms(
     blocks = trained_blocks(shape, params)
     layer = round(size.tokens * (kind.hidden * shape.hidden_size + kind.width * inner_width(shape)))
     scores = size.batch * shape.num_heads * size.length**2
+    mask = size.batch * size.length**2 if params.packing else 0
     one = layer + round(kind.kept_scores * scores) + _dora(shape, params, kind)
+    one += kind.mask_each * mask
     trained = trained_parameters(shape, params)
     again = params.recomputed(blocks)
     inputs = again * size.tokens * shape.hidden_size * kind.itemsize
@@ -255,7 +262,7 @@ def terms(
         weights=weights + held,
         # Every part has a gradient before they are added up.
         trained=round(4 * trained * (_copies(params) + together - 1)),
-        kept=inputs + (blocks - again) * one,
+        kept=inputs + (blocks - again) * one + kind.mask * mask,
         loss=_loss(shape, params, size, device, fast_cpu),
         block=dense if kind is AT_ONCE else block,
         scores=round(kind.scores * scores),

@@ -53,12 +53,15 @@ def enough_steps(params: QLoRA) -> Callable[[int, float], str]:
     return why
 
 
-def probe_examples(size: ProbeSize, vocabulary: int) -> Examples:
+def probe_examples(size: ProbeSize, vocabulary: int, *, packing: bool = False) -> Examples:
+    """One example for each row, or with `packing` two that fill it together."""
     random = np.random.default_rng(0)
-    share, rest = divmod(min(size.targets, size.batch * (size.length - 1)), size.batch)
+    count = 2 * size.batch if packing else size.batch
+    length = size.length // 2 + 1 if packing else size.length
+    share, rest = divmod(min(size.targets, count * (length - 1)), count)
     items = []
-    for row in range(size.batch):
-        tokens = random.integers(0, vocabulary, size.length).tolist()
-        targets = max(1, share + (row < rest))
-        items.append(Example(tuple(tokens), max(1, size.length - targets)))
+    for number in range(count):
+        tokens = random.integers(0, vocabulary, length).tolist()
+        targets = max(1, share + (number < rest))
+        items.append(Example(tuple(tokens), max(1, length - targets)))
     return Examples(tuple(items), {}, {})

@@ -52,7 +52,7 @@ class Question:
         self.limit = gate_limit(spec.memory_limit_bytes)
         lengths = known_lengths(Path(spec.data_dir), path)
         params = spec.params
-        targets = lengths.batch_targets(params.batch_size) if params.mask_prompt else None
+        targets = lengths.most_targets(params)
         self.analytic = estimate_training(
             self.shape,
             params,

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import SplitStats
 from oodatcaa.errors import OodatcaaError
 
@@ -215,6 +216,15 @@ class Known:
     longest: int | None = None
     targets: tuple[int, ...] = ()
     """Target tokens of the examples that have most, in descending order."""
+    lengths: tuple[Lengths, ...] = ()
+
+    def most_targets(self, params: QLoRA) -> int | None:
+        """The most target tokens that a batch can have; None where every position counts."""
+        if not params.mask_prompt:
+            return None
+        if params.packing:
+            return self.packed_targets(params.batch_size, params.max_seq_length)
+        return self.batch_targets(params.batch_size)
 
     def batch_targets(self, batch_size: int) -> int | None:
         """The most target tokens a batch can have: those of the largest examples together."""
@@ -223,6 +233,21 @@ class Known:
         whole, rest = divmod(batch_size, max(1, len(self.targets)))
         # A batch larger than the split is filled up with the same examples again.
         return whole * sum(self.targets) + sum(self.targets[:rest])
+
+    def packed_targets(self, rows: int, length: int) -> int | None:
+        """The most that fit into so many rows: a bound that no way of packing is over."""
+        if self.longest is None:
+            return None
+        # What is cut off at the row's length may be prompt or targets.
+        sizes = [max(1, min(one.total - 1, length)) for one in self.lengths]
+        items = [(size, min(e.target, size)) for size, e in zip(sizes, self.lengths, strict=True)]
+        room, found = float(rows * length), 0.0
+        for size, target in sorted(items, key=lambda item: -item[1] / item[0]):
+            part = min(1.0, room / size)
+            room, found = room - part * size, found + part * target
+            if room <= 0:
+                break
+        return math.ceil(found)
 
 
 def known_lengths(data_dir: Path, model_path: Path) -> Known:
@@ -240,8 +265,12 @@ def _known(data_dir: Path, model_path: Path, stamp: object) -> Known:  # noqa: A
         lengths = example_lengths(data_dir, model_path)
     except (OodatcaaError, ValueError, KeyError, TypeError):
         return Known()  # unreadable data is the validator's business; the estimate stays worst-case
-    both = [*lengths.get("train", ()), *lengths.get("valid", ())]
-    if not both:
+    return known_of([*lengths.get("train", ()), *lengths.get("valid", ())])
+
+
+def known_of(lengths: Sequence[Lengths]) -> Known:
+    """What examples of these lengths bound."""
+    if not lengths:
         return Known()
-    targets = sorted((one.target for one in both), reverse=True)[:LARGEST]
-    return Known(max(one.total for one in both), tuple(targets))
+    targets = sorted((one.target for one in lengths), reverse=True)[:LARGEST]
+    return Known(max(one.total for one in lengths), tuple(targets), tuple(lengths))

@@ -37,6 +37,7 @@ def parameters(params: QLoRA) -> str:
     """The training parameters with what each one means."""
     masked = "only the answer's tokens count" if params.mask_prompt else "every token counts"
     layers = "all blocks" if params.num_layers == -1 else "the last blocks of the model"
+    of = "rows" if params.packing else "examples"
     keys = ", ".join(map(code, params.keys)) if params.keys else "every linear layer"
     rows = [
         ("rank", number(params.rank), "width of the low-rank update"),
@@ -47,10 +48,11 @@ def parameters(params: QLoRA) -> str:
         ("adapted modules", keys, "inside each adapted block"),
         ("base quantisation", f"{params.quantize_bits} bits" if params.quantize_bits
          else "as it comes", "of the frozen weights"),
-        ("batch size", str(params.batch_size), "examples per iteration (micro-step)"),
+        ("batch size", str(params.batch_size), f"{of} per iteration (micro-step)"),
         ("gradient accumulation", str(params.grad_accumulation_steps),
          "iterations per optimizer step"),
-        ("effective batch", str(params.effective_batch), "examples per optimizer step"),
+        ("effective batch", str(params.effective_batch), f"{of} per optimizer step"),
+        ("packing", "on" if params.packing else "off", "rows filled with whole examples"),
         ("sequence length", f"{number(params.max_seq_length)} tokens", "longer examples are cut"),
         ("iterations", number(params.iters), "micro-steps"),
         ("optimizer steps", number(params.optimizer_steps), "updates of the weights"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from oodatcaa.domain.plan import Alternative, Fact, Factor, Fallback, PlanDecision
 from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import DatasetRecord
 from oodatcaa.roles.planner.design import Forced
 from oodatcaa.roles.planner.inputs import ParamOption, PlanInputs
 from oodatcaa.roles.planner.parameters import (
@@ -62,7 +63,7 @@ def choices(inputs: PlanInputs, forced: Forced | None) -> tuple[ParamOption, ...
 
 
 def alternatives(inputs: PlanInputs, options: tuple[ParamOption, ...]) -> tuple[Alternative, ...]:
-    most = max(_examples(option.params) for option in options)
+    most = max(_examples(option.params, inputs.dataset) for option in options)
     minutes = {option.key: training_minutes(inputs, option.params) for option in options}
     shortest = min(value for value, _ in minutes.values())
     known = training_speed(inputs)[0] is not None
@@ -75,7 +76,8 @@ def alternatives(inputs: PlanInputs, options: tuple[ParamOption, ...]) -> tuple[
             estimate, source = estimate_for(inputs, option.params)
         else:
             source = f"estimated from {estimate.method}"
-        seen, (took, derivation) = _examples(option.params), minutes[option.key]
+        seen = _examples(option.params, inputs.dataset)
+        took, derivation = minutes[option.key]
         facts = {
             "setting": Fact(value=setting(option.params), source="given"),
             "memory": memory_fact(
@@ -100,8 +102,11 @@ def alternatives(inputs: PlanInputs, options: tuple[ParamOption, ...]) -> tuple[
     return tuple(ways)
 
 
-def _examples(params: QLoRA) -> int:
-    return params.iters * params.batch_size
+def _examples(params: QLoRA, dataset: DatasetRecord | None) -> int:
+    """A packed row holds as many as have its length together."""
+    rows = params.iters * params.batch_size
+    mean = dataset.splits["train"].tokens_mean if dataset and "train" in dataset.splits else None
+    return round(rows * max(1.0, params.max_seq_length / mean)) if params.packing and mean else rows
 
 
 def _profiled(inputs: PlanInputs, option: ParamOption) -> Fact:
@@ -146,7 +151,7 @@ def decision_of(
 
 def length_line(inputs: PlanInputs, asked: QLoRA) -> str:
     longest = inputs.dataset.longest if inputs.dataset else None
-    return fitted_length(asked.max_seq_length, longest)[1]
+    return fitted_length(asked, longest)[1]
 
 
 def fallback(inputs: PlanInputs, options: tuple[ParamOption, ...], chosen: str) -> Fallback:

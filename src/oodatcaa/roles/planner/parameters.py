@@ -25,12 +25,16 @@ LOAD_BYTES_PER_SECOND = 50e6
 UNKNOWN_MINUTES = 10
 
 
-def fitted_length(asked: int, longest: int | None) -> tuple[int, str]:
+def fitted_length(params: QLoRA, longest: int | None) -> tuple[int, str]:
     """(max_seq_length, one line why): as short as the data allow without cutting anything.
 
     32 * ceil(longest / 32) + 1 is the width mlx-lm gives a batch with the longest example, so the
-    batches are the same as with any larger value. A length that already cuts is left as asked.
+    batches are the same as with any larger value. A length that already cuts is left as asked, and
+    so is that of packed rows, which are filled with as many examples as they hold.
     """
+    asked = params.max_seq_length
+    if params.packing:
+        return asked, f"{asked} tokens as asked: rows are filled up to it with whole examples"
     if not longest:
         return asked, f"{asked} tokens as asked: no token lengths are known for the data"
     needed = PAD * math.ceil(longest / PAD) + 1
@@ -49,7 +53,7 @@ def fitted_length(asked: int, longest: int | None) -> tuple[int, str]:
 def planned_params(params: QLoRA, dataset: DatasetRecord | None) -> QLoRA:
     """What a train story's plan will use for `params`; ask the memory estimate for these."""
     longest = dataset.longest if dataset else None
-    return params.evolve(max_seq_length=fitted_length(params.max_seq_length, longest)[0])
+    return params.evolve(max_seq_length=fitted_length(params, longest)[0])
 
 
 def options_for(
@@ -129,9 +133,10 @@ def estimate_for(inputs: PlanInputs, params: QLoRA) -> tuple[MemoryEstimate | No
 
 
 def training_tokens(params: QLoRA, dataset: DatasetRecord | None) -> int:
-    """Tokens that one run reads: iterations x batch x mean length (or the full length)."""
+    """Tokens that one run reads: iterations x batch x mean length (or the full length, which
+    packed rows have)."""
     mean: float = params.max_seq_length
-    if dataset is not None and "train" in dataset.splits:
+    if not params.packing and dataset is not None and "train" in dataset.splits:
         measured = dataset.splits["train"].tokens_mean
         mean = min(mean, measured) if measured else mean
     return round(params.iters * params.batch_size * mean)

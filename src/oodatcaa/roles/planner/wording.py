@@ -27,6 +27,8 @@ def setting(params: QLoRA) -> str:
     """`rank 16, alpha 32 (scale 2), last 8 layers, batch 4 x 512 tokens, 40 iterations, …`"""
     layers = "all layers" if params.num_layers == -1 else f"last {params.num_layers} layers"
     batch = f"batch {params.batch_size} x {params.max_seq_length} tokens"
+    if params.packing:
+        batch += " packed"
     if params.grad_accumulation_steps > 1:
         batch += f" accumulated {params.grad_accumulation_steps} times"
     extras = []

@@ -48,7 +48,7 @@ def axolotl_config(spec: TrainSpec, shape: ModelShape, rows: str, output: str) -
         "train_on_inputs": not p.mask_prompt,
         "sequence_len": p.max_seq_length,
         "excess_length_strategy": "truncate",
-        "sample_packing": False,
+        "sample_packing": p.packing,
         "group_by_length": False,
         "micro_batch_size": p.batch_size,
         "gradient_accumulation_steps": accumulate,
@@ -66,6 +66,10 @@ def axolotl_config(spec: TrainSpec, shape: ModelShape, rows: str, output: str) -
         "save_steps": _steps(p.save_every, accumulate),
         "save_total_limit": p.keep_checkpoints,
     }
+    if p.packing:
+        # Of axolotl's ways to keep packed examples apart, the one that needs nothing but PyTorch.
+        config |= {"attn_implementation": "flex_attention", "pad_to_sequence_len": True}
+        config["eval_sample_packing"] = False
     if p.fine_tune_type is not FineTune.FULL:
         config |= _adapter(spec, shape)
     return config

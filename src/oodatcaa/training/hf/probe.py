@@ -60,7 +60,7 @@ def _measure(
     target.mkdir(parents=True, exist_ok=True)
     run = Run(target, request.spec.evolve(params=params, resume_from=None))
     run.enough = enough_steps(params)
-    run.examples = probe_examples(size, request.vocab_size)
+    run.examples = probe_examples(size, request.vocab_size, packing=params.packing)
     run.fit(network, run.examples, RunIdentity(facts={}))
     seconds = run.monitor.seconds / run.monitor.iteration if run.monitor else 0.0
     inner, process = guard.peaks()

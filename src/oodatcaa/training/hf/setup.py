@@ -220,6 +220,7 @@ def described(spec: TrainSpec) -> dict[str, Any]:
         "gradient_checkpointing": p.grad_checkpoint,
         "gradient_checkpointing_lowest": p.grad_checkpoint_layers,
         "mask_prompt": p.mask_prompt,
+        "packing": p.packing,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,16 @@ from oodatcaa.training.hf.checkpoints import (
     save_tensors,
 )
 from oodatcaa.training.hf.counters import COUNTERS, device, machine
-from oodatcaa.training.hf.loss import make_batch, token_losses
+from oodatcaa.training.hf.loss import (
+    Batch,
+    make_batch,
+    make_packed,
+    must_pack,
+    token_losses,
+)
 from oodatcaa.training.hf.rows import row_tokens
 from oodatcaa.training.monitor import Monitor
+from oodatcaa.training.packing import fullest, packed_batches
 from oodatcaa.training.progress import DiskFullError, Enough, Stop
 from oodatcaa.training.protocol import ADAPTERS_DIR, LORA_CONFIG_FILE, PEFT_ADAPTER_FILE
 from oodatcaa.training.wall import over_limit
@@ -72,6 +80,9 @@ class Run(TrainingRun):
         resumed = self.resume(
             lambda source, start: restore(source, network, optimizer, identity, start)
         )
+        if self.params.packing:
+            rows = fullest(self.examples.items, self.params)
+            must_pack(network, rows, self.params.max_seq_length)
         if self.params.grad_checkpoint:
             setup.checkpoint_blocks(network, self.params)
         state = State(network, optimizer, resumed.optimizer_step if resumed else 0)
@@ -103,16 +114,26 @@ class Run(TrainingRun):
             self.progress.say("training", iteration=first)
             monitor.segment(first)
             state.network.train()
-            batches = training_batches(self.examples.items, p.batch_size, p.seed, first, window)
+            batches = self._batches(first, window)
             for done in range(1, count + 1):
-                examples, share = next(batches)
-                losses = token_losses(state.network, make_batch(examples, p.max_seq_length))
+                batch, share = next(batches)
+                losses = token_losses(state.network, batch)
                 loss = losses.mean()
                 (loss * (share / window)).backward()
                 rate = setup.learning_rate(p, state.optimizer_step)
                 if done % window == 0:
                     self._update(state, rate)
                 monitor.step_done(done, float(loss.detach()), losses.numel(), rate)
+
+    def _batches(self, first: int, window: int) -> Iterator[tuple[Batch, float]]:
+        items, p = self.examples.items, self.params
+        where = (p.batch_size, p.seed, first, window)
+        if p.packing:
+            for rows, share in packed_batches(items, p.max_seq_length, *where):
+                yield make_packed(rows, p.max_seq_length), share
+        else:
+            for examples, share in training_batches(items, *where):
+                yield make_batch(examples, p.max_seq_length), share
 
     def _update(self, state: State, rate: float) -> None:
         for group in state.optimizer.param_groups:

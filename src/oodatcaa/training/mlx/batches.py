@@ -20,12 +20,14 @@ from oodatcaa.training.examples import (
     training_batches,
     validation_batches,
 )
+from oodatcaa.training.packing import Row, arrange_rows, packed_batches
 
 
 class Batch(NamedTuple):
     """What the loss receives after the model. `rows` index the flattened [batch * length] axis;
     `hidden` is the input of the first trained block, where the frozen ones ran already; `share`
-    is what the batch weighs among those that are accumulated with it, 1 on average."""
+    is what the batch weighs among those that are accumulated with it, 1 on average; `owners` says
+    whose the positions of packed rows are."""
 
     inputs: mx.array
     rows: mx.array
@@ -33,6 +35,7 @@ class Batch(NamedTuple):
     weights: mx.array
     hidden: mx.array | None = None
     share: mx.array | None = None
+    owners: mx.array | None = None
 
 
 def tokenize(
@@ -73,14 +76,22 @@ def divide(batch: Batch, parts: int) -> list[Batch]:
         aligned = pad_targets(rows[mine] - first * length, targets[mine])
         hidden = None if batch.hidden is None else batch.hidden[first:last]
         kept, aims, counted = map(mx.array, aligned)
-        found.append(Batch(batch.inputs[first:last], kept, aims, counted, hidden))
+        owners = None if batch.owners is None else batch.owners[first:last]
+        found.append(Batch(batch.inputs[first:last], kept, aims, counted, hidden, owners=owners))
         mx.eval([array for array in found[-1] if array is not None])
     return found
 
 
+def make_packed(rows: Sequence[Row], max_seq_length: int) -> Batch:
+    """The same for rows of several examples."""
+    arrays, owners = arrange_rows(rows, max_seq_length)
+    return Batch(*(mx.array(part) for part in arrays))._replace(owners=mx.array(owners))
+
+
 class BatchIterator:
     """mlx-lm's `iterate_batches` seam. `loop=True` (training) never ends and skips `start`, and
-    passes each batch through `prepare`; `window` batches are accumulated into one update.
+    passes each batch through `prepare`; `window` batches are accumulated into one update. `packing`
+    fills rows with several examples; not those of a validation.
 
     Without `loop` (validation) every example comes once, in the same random order every time.
     """
@@ -91,9 +102,12 @@ class BatchIterator:
         start: int = 0,
         prepare: Callable[[Batch], Batch] | None = None,
         window: int = 1,
+        *,
+        packing: bool = False,
     ) -> None:
         self.seed = seed
         self.window = window
+        self.packing = packing
         self.start = start
         self.prepare = prepare or (lambda batch: batch)
 
@@ -109,9 +123,18 @@ class BatchIterator:
             for examples in validation_batches(dataset, batch_size, self.seed):
                 yield make_batch(examples, max_seq_length)
             return
-        chosen = training_batches(dataset, batch_size, self.seed, self.start, self.window)
-        for examples, share in chosen:
-            batch = make_batch(examples, max_seq_length)
+        for batch, share in self._training(dataset, batch_size, max_seq_length):
             if self.window > 1:
                 batch = batch._replace(share=mx.array(share, mx.float32))
             yield self.prepare(batch)
+
+    def _training(
+        self, dataset: Sequence[Example], batch_size: int, longest: int
+    ) -> Iterator[tuple[Batch, float]]:
+        where = (batch_size, self.seed, self.start, self.window)
+        if self.packing:
+            for rows, share in packed_batches(dataset, longest, *where):
+                yield make_packed(rows, longest), share
+        else:
+            for examples, share in training_batches(dataset, *where):
+                yield make_batch(examples, longest), share

@@ -241,8 +241,7 @@ def _attention(
     length, span = queries.shape[2], keys.shape[2]
     few = queries.shape[0] * queries.shape[1] * length * span < FEW
     special = cache is not None or sinks is not None or queries.dtype != mx.float32
-    batched_mask = isinstance(mask, mx.array) and mask.ndim > 2
-    if not vector.active() or few or special or batched_mask:
+    if not vector.active() or few or special:
         result: mx.array = _STOCK_ATTENTION(queries, keys, values, cache, scale, mask, sinks)
     else:
         added = vector.additive(mask, length, span)

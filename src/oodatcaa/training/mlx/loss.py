@@ -19,6 +19,7 @@ import mlx.nn as nn
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
+from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
 
 Apply = Callable[[mx.array], mx.array]
@@ -121,15 +122,17 @@ def make_loss(
         weights: mx.array,
         hidden: mx.array | None = None,
         share: mx.array | None = None,
+        owners: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         if at_once:
             # mlx-lm traces every array that it passes on, also those without a gradient.
             inputs, rows, targets, weights = map(vector.cut, (inputs, rows, targets, weights))
             hidden = None if hidden is None else vector.cut(hidden)
             share = None if share is None else vector.cut(share)
+            owners = None if owners is None else vector.cut(owners)
         count = weights.sum()
         start: AbstractContextManager[None] = prefix.given(hidden) if prefix else nullcontext()
-        with start, vector.at_once() if at_once else nullcontext():
+        with start, vector.at_once() if at_once else nullcontext(), packed(owners):
             if split.frozen is not None and gradient:
                 picked = _picked(split, model, inputs, rows)
                 total = split.frozen.total(picked, targets, weights)

@@ -27,6 +27,7 @@ from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.batches import Batch, divide
 from oodatcaa.training.mlx.blas import use_threads
 from oodatcaa.training.mlx.cpu import fast_cpu
+from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
 
 Loss = Callable[..., tuple[mx.array, mx.array]]
@@ -181,7 +182,8 @@ class _Part:
 
     def __call__(self, network: Any, part: Batch) -> list[mx.array]:
         if self.prefix is not None:
-            part = part._replace(hidden=self.prefix.run(network, part.inputs))
+            with packed(part.owners):
+                part = part._replace(hidden=self.prefix.run(network, part.inputs))
 
         def mean(values: Any) -> mx.array:
             network.update(values)

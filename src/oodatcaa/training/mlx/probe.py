@@ -74,7 +74,7 @@ def _measure(
     target.mkdir(parents=True, exist_ok=True)
     run = Run(target, request.spec.evolve(params=params, resume_from=None), blas)
     run.enough = enough_steps(params)
-    run.examples = probe_examples(size, request.vocab_size)
+    run.examples = probe_examples(size, request.vocab_size, packing=params.packing)
     with _unpatched(network):
         run.fit(network, run.examples, RunIdentity(facts={}))
     monitor = run.monitor

@@ -213,9 +213,15 @@ def lora_config(spec: TrainSpec, adapter_path: Path) -> dict[str, Any]:
     }
 
 
-def lora_yaml(config: dict[str, Any]) -> str:
+UNPACKED = (
+    "# The rows were packed, for which mlx_lm.lora has no option: it would train other batches.\n"
+)
+
+
+def lora_yaml(config: dict[str, Any], *, packing: bool = False) -> str:
     header = (
         "# The options of this run under mlx-lm's names: mlx_lm.lora -c lora_config.yaml\n"
         "# scale = alpha / rank; iters are micro-steps; lr_schedule counts optimizer steps.\n"
     )
+    header += UNPACKED if packing else ""
     return header + yaml.safe_dump(config, sort_keys=False)

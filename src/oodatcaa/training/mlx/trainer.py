@@ -23,6 +23,7 @@ from oodatcaa.training.mlx.checkpoints import State, not_finite, restore, save_t
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.guard import COUNTERS
 from oodatcaa.training.mlx.loss import Split, make_loss, split_head
+from oodatcaa.training.mlx.packed import must_pack, packed
 from oodatcaa.training.mlx.parallel import (
     Loss,
     Team,
@@ -33,6 +34,7 @@ from oodatcaa.training.mlx.parallel import (
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
 from oodatcaa.training.mlx.recompute import recompute
 from oodatcaa.training.monitor import Monitor
+from oodatcaa.training.packing import fullest
 from oodatcaa.training.progress import DiskFullError, Enough, Stop
 from oodatcaa.training.protocol import ADAPTER_FILE, ADAPTERS_DIR, LORA_CONFIG_FILE
 from oodatcaa.training.wall import over_limit
@@ -85,6 +87,13 @@ class Run(TrainingRun):
         resumed = self.resume(
             lambda source, start: restore(source, network, optimizer, identity, start)
         )
+        if self.params.packing:
+            must_pack(
+                network,
+                lambda tokens: split.body(network, tokens),
+                fullest(self.examples.items, self.params),
+                self.params.max_seq_length,
+            )
         if self.params.grad_checkpoint:
             # Before the prefix is split off: a block that is computed again in the backward pass
             # must find the input that it was given, not the one that the prefix replaces.
@@ -155,7 +164,9 @@ class Run(TrainingRun):
                     val_dataset=None,
                     args=args,
                     loss=loss,
-                    iterate_batches=BatchIterator(p.seed, first, self._prepare(network), window),
+                    iterate_batches=BatchIterator(
+                        p.seed, first, self._prepare(network), window, packing=p.packing
+                    ),
                     training_callback=_Steps(monitor),
                 )
             finally:
@@ -165,7 +176,12 @@ class Run(TrainingRun):
         prefix = self.prefix
         if prefix is None:
             return None
-        return lambda batch: batch._replace(hidden=prefix.run(network, batch.inputs))
+
+        def prepare(batch: Batch) -> Batch:
+            with packed(batch.owners):
+                return batch._replace(hidden=prefix.run(network, batch.inputs))
+
+        return prepare
 
     def _validator(self, network: Any, valid: Examples, loss: Loss) -> Callable[[], float | None]:
         def validate() -> float | None:
@@ -196,7 +212,9 @@ class Run(TrainingRun):
 
     def _write_configs(self) -> dict[str, Any]:
         config = setup.lora_config(self.spec, self.folder / ADAPTERS_DIR)
-        write_atomic(self.folder / LORA_CONFIG_FILE, setup.lora_yaml(config))
+        write_atomic(
+            self.folder / LORA_CONFIG_FILE, setup.lora_yaml(config, packing=self.params.packing)
+        )
         return config
 
     def _save_adapter(self, network: Any, config: dict[str, Any]) -> str:

@@ -137,7 +137,8 @@ def attention(
 ) -> mx.array:
     """As `mx.fast.scaled_dot_product_attention`, for float32 and an additive `mask`.
 
-    Shapes [B, N, T, D], [B, K, S, D], [B, K, S, D] with N a multiple of K; `mask` is [T, S].
+    Shapes [B, N, T, D], [B, K, S, D], [B, K, S, D] with N a multiple of K; `mask` is [T, S] or
+    broadcasts with [B, N, T, S].
     """
 
     @mx.custom_function
