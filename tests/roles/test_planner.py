@@ -13,7 +13,7 @@ from oodatcaa.domain.objective import METRICS
 from oodatcaa.domain.plan import Plan, Size, StepKind
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import StoryKind, StoryStatus, SubtaskKind
-from oodatcaa.domain.training import GB
+from oodatcaa.domain.training import GB, BackendTrial
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.planner import PlanInputs, options_for, plan_story, planned_params
 from oodatcaa.roles.planner.parameters import training_tokens
@@ -441,3 +441,71 @@ def test_a_cycle_in_the_board_does_not_hang_the_planner() -> None:
     looped = (first.evolve(depends_on=("T002",)), second, *rest)
     plan = plan_story(rich(StoryKind.FRAMEWORK, board=board().evolve(stories=looped)))
     assert plan.sprint_impact
+
+
+def trial(name: str, rate: float | None, needed: int = 2 * GB) -> BackendTrial:
+    return BackendTrial(
+        name=name,
+        batch=4,
+        length=128,
+        tokens_per_second=rate,
+        needed=estimate(needed),
+        problem=None if rate else "the child crashed",
+    )
+
+
+BOTH = (probe("mlx", importable=True), probe("hf", importable=True))
+
+
+@pytest.mark.parametrize(
+    ("mlx", "hf", "chosen"),
+    [
+        (trial("mlx", 300.0), trial("hf", 600.0), "hf"),
+        (trial("mlx", 600.0), trial("hf", 300.0), "mlx"),
+        (trial("mlx", 600.0), trial("hf", 590.0), "mlx"),
+        (trial("mlx", 300.0), trial("hf", 600.0, 20 * GB), "mlx"),
+        (trial("mlx", 300.0), trial("hf", None), "mlx"),
+        (trial("mlx", None), trial("hf", 60.0), "hf"),
+        (trial("mlx", 300.0, 44 * GB), trial("hf", 600.0, 40 * GB), "hf"),
+    ],
+    ids=[
+        "the faster one, though it is listed second",
+        "the first listed is the faster one",
+        "as good as equal: the preferred one",
+        "the faster one does not fit",
+        "it failed its trial",
+        "only the slower one trains",
+        "neither fits",
+    ],
+)
+def test_the_faster_backend_that_fits_is_planned(
+    mlx: BackendTrial, hf: BackendTrial, chosen: str
+) -> None:
+    wish = objective(backends=("mlx", "hf"))
+    plan = plan_story(
+        rich(StoryKind.FRAMEWORK, objective=wish, probes=BOTH, trials=(mlx, hf), inference=None)
+    )
+    assert plan.backend == chosen
+    facts = {one.key: one.facts for one in plan.alternatives}
+    for one in (mlx, hf):
+        speed = facts[one.name]["speed"]
+        assert speed.source == "measured"
+        if one.tokens_per_second:
+            rate = f"{one.tokens_per_second:.0f} tokens/s"
+            assert speed.value == f"{rate} trained on batches of 4 x 128"
+        else:
+            assert facts[one.name]["loads"].value == "no: the child crashed"
+
+
+def test_an_adapted_framework_plan_stays_with_the_backend_it_was_given() -> None:
+    from oodatcaa.roles.planner import framework
+    from oodatcaa.roles.planner.design import Forced
+
+    inputs = rich(
+        StoryKind.FRAMEWORK,
+        objective=objective(backends=("mlx", "hf")),
+        probes=BOTH,
+        trials=(trial("mlx", 300.0), trial("hf", 600.0)),
+    )
+    forced = framework.design(inputs, Forced(inputs.params, "hf crashed here"))
+    assert forced.decision.chosen == "mlx"

@@ -79,6 +79,19 @@ class TrainingBackend(Protocol):
         """
         ...
 
+    def time_step(
+        self,
+        spec: TrainSpec,
+        *,
+        budget: int = ...,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> tuple[MemoryEstimate, float | None]:
+        """The forecast, and the measured seconds of one micro-step; None when it met the limit.
+
+        Raises OodatcaaError like `forecast`.
+        """
+        ...
+
     def train(
         self,
         spec: TrainSpec,

@@ -11,11 +11,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from oodatcaa.domain.base import GB as GB
 from oodatcaa.domain.base import NonEmpty, Record, Sha256, Utc
-from oodatcaa.domain.memory import MemoryLayer, MemoryStop
+from oodatcaa.domain.memory import MemoryEstimate, MemoryLayer, MemoryStop
 from oodatcaa.domain.qlora import QLoRA
 
 
@@ -262,3 +262,18 @@ class BackendProbe(Record):
     accelerator: str | None = None
     notes: tuple[str, ...] = ()
     problem: str | None = Field(default=None, description="why it can not be used here, if so")
+
+
+class BackendTrial(Record):
+    """A backend's real training steps on small batches, the same for every backend that is tried.
+
+    `tokens_per_second` counts the tokens of those batches, None where no step was made, and
+    `problem` says why; `needed` is what the asked parameters will take with this backend.
+    """
+
+    name: NonEmpty
+    batch: PositiveInt
+    length: PositiveInt
+    tokens_per_second: PositiveFloat | None = None
+    needed: MemoryEstimate | None = None
+    problem: str | None = None

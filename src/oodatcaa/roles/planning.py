@@ -21,6 +21,7 @@ from oodatcaa.roles.planner import (
     planned_params,
 )
 from oodatcaa.roles.planner.imported import refuse_unapproved
+from oodatcaa.roles.trials import try_backends
 
 
 def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
@@ -92,6 +93,8 @@ def gather(
     trains = story.kind is StoryKind.TRAIN
     planned = planned_params(params, data) if trains else params
     options = _options(desk, backend, place, shape, params, data) if trains else ()
+    probes = _probes(desk, board, story) if story.source is None else ()
+    choosing = story.kind is StoryKind.FRAMEWORK
     return PlanInputs(
         story=story,
         board=board,
@@ -101,7 +104,8 @@ def gather(
         version=story.plan_version + 1,
         quality_gates=desk.quality_gates,
         inventory=desk.inventory(),
-        probes=_probes(desk, board, story) if story.source is None else (),
+        probes=probes,
+        trials=try_backends(desk, place, params, probes) if choosing else (),
         machine=desk.machine,
         shape=shape,
         model_error=model_error,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oodatcaa.domain.plan import Alternative, Fact, Factor, Fallback, PlanDecision
-from oodatcaa.domain.training import BackendProbe
+from oodatcaa.domain.training import BackendProbe, BackendTrial
 from oodatcaa.roles.planner.design import Forced
 from oodatcaa.roles.planner.inputs import PlanInputs
 from oodatcaa.roles.planner.parameters import estimate_for, loading_minutes
@@ -75,6 +75,10 @@ def probe_of(inputs: PlanInputs, name: str) -> BackendProbe | None:
     return next((probe for probe in inputs.probes if probe.name == name), None)
 
 
+def trial_of(inputs: PlanInputs, name: str) -> BackendTrial | None:
+    return next((trial for trial in inputs.trials if trial.name == name), None)
+
+
 def usable(probe: BackendProbe | None) -> bool:
     return probe is not None and probe.importable and probe.problem is None
 
@@ -93,15 +97,11 @@ def alternative(inputs: PlanInputs, name: str) -> Alternative:
         if probe and probe.version
         else NOT_AVAILABLE,
         "accelerator": _accelerator(probe),
-        "memory": NOT_AVAILABLE,
-        "loads": _loads(inputs, here),
-        "speed": _speed(inputs, here),
+        "memory": _memory(inputs, name, here),
+        "loads": _loads(inputs, name, here),
+        "speed": _speed(inputs, name, here),
         "preference": _preference(inputs, name),
     }
-    if here:
-        estimate, source = estimate_for(inputs, inputs.params)
-        needed = estimate.total_bytes if estimate else None
-        facts["memory"] = memory_fact(needed, inputs.ceiling_bytes, source)
     cons = (probe.problem,) if probe and probe.problem else ()
     return Alternative(
         key=name,
@@ -132,7 +132,23 @@ def _accelerator(probe: BackendProbe | None) -> Fact:
     return Fact(value=probe.accelerator, source="probed", score=score)
 
 
-def _loads(inputs: PlanInputs, here: bool) -> Fact:
+def _memory(inputs: PlanInputs, name: str, here: bool) -> Fact:
+    trial = trial_of(inputs, name)
+    if trial is not None and trial.needed is not None:
+        source = f"estimated from {trial.needed.method}"
+        return memory_fact(trial.needed.total_bytes, inputs.ceiling_bytes, source)
+    if not here:
+        return NOT_AVAILABLE
+    estimate, source = estimate_for(inputs, inputs.params)
+    return memory_fact(estimate.total_bytes if estimate else None, inputs.ceiling_bytes, source)
+
+
+def _loads(inputs: PlanInputs, name: str, here: bool) -> Fact:
+    trial = trial_of(inputs, name)
+    if trial is not None and trial.tokens_per_second is not None:
+        return Fact(value="yes, trained a few steps", source="measured", score=1.0)
+    if trial is not None and trial.problem is not None:
+        return Fact(value=f"no: {trial.problem}", source="measured", score=0.0)
     if not here:
         return NOT_AVAILABLE
     if inputs.inference is not None:
@@ -149,7 +165,16 @@ def _loads(inputs: PlanInputs, here: bool) -> Fact:
     return NOT_AVAILABLE
 
 
-def _speed(inputs: PlanInputs, here: bool) -> Fact:
+def _speed(inputs: PlanInputs, name: str, here: bool) -> Fact:
+    best = max((trial.tokens_per_second or 0.0 for trial in inputs.trials), default=0.0)
+    trial = trial_of(inputs, name)
+    if trial is not None and best:
+        rate = trial.tokens_per_second or 0.0
+        batches = f"batches of {trial.batch} x {trial.length}"
+        value = f"{rate:.0f} tokens/s trained on {batches}" if rate else "no step was made"
+        return Fact(value=value, source="measured", score=round(rate / best, 4))
+    if best:
+        return NOT_AVAILABLE
     if not here or inputs.inference is None:
         return NOT_AVAILABLE
     rate = inputs.inference.generation.tokens_per_second
@@ -177,6 +202,7 @@ def decision_of(
 ) -> PlanDecision:
     listed = inputs.objective.backends
     works = [name for name in listed if usable(probe_of(inputs, name))]
+    fits = [name for name in works if _may(alternatives, name)]
     because = []
     if forced:
         because.append(f"Decided by the adaptation: {forced.reason}")
@@ -189,10 +215,13 @@ def decision_of(
     if skipped:
         titles = ", ".join(title_of(inputs, name) for name in skipped)
         because.append(f"Not usable on this machine as it is: {titles}")
+    if fits and fits != works:
+        titles = ", ".join(title_of(inputs, name) for name in works if name not in fits)
+        because.append(f"Does not fit, or did not train in its trial: {titles}")
     return decide(
         alternatives,
         FACTORS,
-        candidates=works or listed[:1],
+        candidates=fits or works or listed[:1],
         forced=inputs.backend if forced else None,
         because=because,
         trade_offs=(
@@ -200,6 +229,12 @@ def decision_of(
             "installed, and no figure for it is invented",
         ),
     )
+
+
+def _may(alternatives: tuple[Alternative, ...], name: str) -> bool:
+    """Nothing that is known of it speaks against training the asked parameters with it."""
+    facts = next(one.facts for one in alternatives if one.key == name)
+    return 0 not in (facts["memory"].score, facts["loads"].score)
 
 
 def _costs(inputs: PlanInputs, name: str) -> tuple[tuple[str, int], ...]:

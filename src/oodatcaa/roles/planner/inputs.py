@@ -12,7 +12,14 @@ from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.task import Story
-from oodatcaa.domain.training import BackendProbe, DatasetRecord, InferenceProbe, Machine, RunRecord
+from oodatcaa.domain.training import (
+    BackendProbe,
+    BackendTrial,
+    DatasetRecord,
+    InferenceProbe,
+    Machine,
+    RunRecord,
+)
 
 
 class ParamOption(Record):
@@ -36,6 +43,8 @@ class PlanInputs(Record):
     quality_gates: tuple[GateSpec, ...] = ()
     inventory: Inventory
     probes: tuple[BackendProbe, ...] = ()
+    trials: tuple[BackendTrial, ...] = ()
+    """Of every listed backend that works here, when there is more than one."""
     machine: Machine
     shape: ModelShape | None = None
     model_error: str | None = None

@@ -1,0 +1,33 @@
+"""The planner of a project where two backends work tries both, and plans with what it measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oodatcaa.app.desk import Workshop
+from oodatcaa.app.project import Project
+from oodatcaa.roles.planning import make_plan
+from real_project import make_project
+from tiny_model import make_tiny_model
+
+
+def test_the_framework_plan_compares_what_both_backends_measured(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "tiny")
+    project: Project = make_project(tmp_path / "project", str(model))
+    asked = project.objective()
+    qlora = asked.qlora.evolve(num_layers=2)
+    objective = asked.evolve(backends=("axolotl", "mlx", "hf"), qlora=qlora)
+    desk = Workshop(project).desk("planner-A", objective)
+    board = project.store.read()
+    plan = make_plan(desk, board, next(s for s in board.stories if s.id == "T001"))
+    facts = {one.key: one.facts for one in plan.alternatives}
+    assert {facts[name]["speed"].source for name in ("mlx", "hf")} == {"measured"}
+    assert all("tokens/s trained" in facts[name]["speed"].value for name in ("mlx", "hf"))
+    assert {facts[name]["loads"].score for name in ("mlx", "hf")} == {1.0}
+    assert {facts[name]["memory"].score is not None for name in ("mlx", "hf")} == {True}
+    assert facts["axolotl"]["speed"].source == "not available"
+    totals = plan.decision.totals
+    assert plan.backend == max(("mlx", "hf"), key=lambda name: totals[name])
+    faster = max(("mlx", "hf"), key=lambda name: facts[name]["speed"].score or 0.0)
+    assert facts[faster]["speed"].score == 1.0
+    project.store.close()
