@@ -81,8 +81,13 @@ def test_the_fastest_that_fits_is_taken_and_said() -> None:
 
     made_up = (made(8, 9 * GB, 1.0), made(4, 3 * GB, 2.5), made(2, 2 * GB, 2.0))
     choice = choose(made_up, 4 * GB)
-    assert choice.params == made_up[2].params
+    assert choice.best == made_up[2]
     assert "does not fit" in choice.lines[0]
     assert choice.lines[-1].endswith("the fastest that fits")
-    assert choose(made_up, GB).params is None
+    assert choose(made_up, GB).best is None
+    other = made_up[2].evolve(backend="hf", seconds=1.5)
+    both = choose((*made_up, other), 4 * GB)
+    assert both.best == other
+    assert both.lines[0].startswith("mlx, 8 x ")
+    assert both.lines[-1].startswith("chosen: hf, 2 x ")
     assert choose((made(4, GB, None),), GB).lines[-1].endswith("no step was measured")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
 from oodatcaa.app.project import Project
@@ -44,7 +44,8 @@ def train_objective(
     """One run with the objective's parameters and data; a failed run is returned as such.
 
     With `auto_fit` the effective batch is cut into the micro-batches that measured as fastest among
-    those that fit; raises OodatcaaError `train.nothing_fits`.
+    those that fit, with every listed backend that works here; raises OodatcaaError
+    `train.nothing_fits`.
     """
     objective = project.objective()
     shelf = ModelShelf(say, project.root)
@@ -53,16 +54,46 @@ def train_objective(
         objective.data, model_path=spec.model, seed=objective.qlora.seed
     )
     ready = spec.evolve(data_dir=data.path, data_sha256=data.sha256)
-    backend = Workshop(project).backends(shelf, objective)[spec.backend]
+    backends = Workshop(project).backends(shelf, objective)
     if auto_fit:
-        ready = _fitted(backend, ready, say)
-    return backend.train(ready, on_progress=on_progress)
+        listed = {name: backends[name] for name in objective.backends if name in backends}
+        ready = _fitted(listed, ready, say)
+    return backends[ready.backend].train(ready, on_progress=on_progress)
 
 
-def _fitted(backend: TrainingBackend, spec: TrainSpec, say: Say) -> TrainSpec:
-    if not isinstance(backend, ChildBackend):
-        return spec
+def _fitted(backends: Mapping[str, TrainingBackend], spec: TrainSpec, say: Say) -> TrainSpec:
     limit = gate_limit(spec.memory_limit_bytes)
+    works = {}
+    for name, backend in backends.items():
+        found = backend.probe()
+        if isinstance(backend, ChildBackend) and found.importable and found.problem is None:
+            works[name] = backend
+    if not works:
+        return spec  # the training itself says what is missing
+    measured: list[Candidate] = []
+    problems: list[OodatcaaError] = []
+    for name, backend in works.items():
+        try:
+            measured += _measured(backend, spec.evolve(backend=name), limit, say)
+        except OodatcaaError as error:
+            problems.append(error)
+            say(f"backend {name} is left out: {error}")
+    if problems and not measured:
+        raise problems[0]
+    choice = choose(measured, limit)
+    for line in choice.lines:
+        say(line)
+    if choice.best is None:
+        raise OodatcaaError(
+            "train.nothing_fits",
+            f"no way to cut {spec.params.effective_batch} rows fits {limit / 1e9:.2f} GB",
+            hint="fewer num_layers, a shorter max_seq_length, or a higher memory_limit",
+            details=choice.lines,
+        )
+    return spec.evolve(params=choice.best.params, backend=choice.best.backend)
+
+
+def _measured(backend: ChildBackend, spec: TrainSpec, limit: int, say: Say) -> list[Candidate]:
     trained = backend.trained_blocks(spec)
     measured: list[Candidate] = []
 
@@ -70,10 +101,15 @@ def _fitted(backend: TrainingBackend, spec: TrainSpec, say: Say) -> TrainSpec:
         return backend.estimate(spec.evolve(params=params))
 
     def measure(one: Candidate) -> Candidate:
-        say(f"measuring {one.name}")
+        say(f"measuring {one.name} with backend {spec.backend}")
         found, seconds = backend.time_step(spec.evolve(params=one.params))
         step = None if seconds is None else seconds * one.params.grad_accumulation_steps
-        done = one.evolve(need_bytes=found.total_bytes, source=found.source, seconds=step)
+        done = one.evolve(
+            backend=spec.backend,
+            need_bytes=found.total_bytes,
+            source=found.source,
+            seconds=step,
+        )
         measured.append(done)
         return done
 
@@ -83,17 +119,7 @@ def _fitted(backend: TrainingBackend, spec: TrainSpec, say: Say) -> TrainSpec:
             more = instead(done, estimate, limit, trained)
             if more is not None and more.params not in [known.params for known in measured]:
                 measure(more)
-    choice = choose(measured, limit)
-    for line in choice.lines:
-        say(line)
-    if choice.params is None:
-        raise OodatcaaError(
-            "train.nothing_fits",
-            f"no way to cut {spec.params.effective_batch} rows fits {limit / 1e9:.2f} GB",
-            hint="fewer num_layers, a shorter max_seq_length, or a higher memory_limit",
-            details=choice.lines,
-        )
-    return spec.evolve(params=choice.params)
+    return measured
 
 
 def resume_run(

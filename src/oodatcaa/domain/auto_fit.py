@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from oodatcaa.domain.base import Record
+from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.checkpointing import fewest_recomputed
 from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.qlora import QLoRA
@@ -24,6 +24,7 @@ class Candidate(Record):
     """`seconds` is one measured optimizer step; None = not measured."""
 
     params: QLoRA
+    backend: NonEmpty = "mlx"
     need_bytes: int
     source: str
     seconds: float | None = None
@@ -37,9 +38,9 @@ class Candidate(Record):
 
 
 class Choice(Record):
-    """`lines` say why, for people; `params` is None when nothing fits."""
+    """`lines` say why, for people; `best` is None when nothing fits."""
 
-    params: QLoRA | None
+    best: Candidate | None
     lines: tuple[str, ...] = Field(description="one for each candidate, then the decision")
 
 
@@ -120,14 +121,19 @@ def _candidate(params: QLoRA, estimate: Callable[[QLoRA], MemoryEstimate]) -> Ca
 def choose(candidates: Sequence[Candidate], limit: int) -> Choice:
     """The least seconds among those that fit and were measured; the first that fits otherwise."""
     lines = []
+    several = len({one.backend for one in candidates}) > 1
+
+    def name(one: Candidate) -> str:
+        return f"{one.backend}, {one.name}" if several else one.name
+
     for one in candidates:
         speed = "not measured" if one.seconds is None else f"{one.seconds:.2f} s a step"
         fits = "fits" if one.need_bytes <= limit else "does not fit"
-        lines.append(f"{one.name}: {one.need_bytes / 1e9:.2f} GB ({one.source}), {speed}: {fits}")
+        lines.append(f"{name(one)}: {one.need_bytes / 1e9:.2f} GB ({one.source}), {speed}: {fits}")
     fitting = [one for one in candidates if one.need_bytes <= limit]
     if not fitting:
-        return Choice(params=None, lines=(*lines, f"nothing fits {limit / 1e9:.2f} GB"))
+        return Choice(best=None, lines=(*lines, f"nothing fits {limit / 1e9:.2f} GB"))
     timed = [one for one in fitting if one.seconds is not None]
     best = min(timed, key=lambda one: one.seconds or 0.0) if timed else fitting[0]
     why = "the fastest that fits" if timed else "the first that fits; no step was measured"
-    return Choice(params=best.params, lines=(*lines, f"chosen: {best.name}: {why}"))
+    return Choice(best=best, lines=(*lines, f"chosen: {name(best)}: {why}"))
