@@ -16,6 +16,7 @@ which Markdown does not show.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -44,9 +45,9 @@ def render(logged: Logged) -> str:
         what = event.kind.value
     else:
         what = f"{_word(event.before)} {_ARROW} {_word(event.after)}".strip(" ")
-    moment = event.at.replace(microsecond=0, tzinfo=None).isoformat()
+    moment = event.at.isoformat()[:19]  # to the second; it is in UTC
     header = f"## {moment}Z · {actor} · {_word(event.subject)} · {what}"
-    parts = [header, "\n".join(_line(line) for line in event.text.split("\n"))]
+    parts = [header, "\n".join([_line(line) for line in event.text.split("\n")])]
     bullets = [_bullet(text) for text in event.details]
     bullets += [f"- {_EVIDENCE}{_word(item)}" for item in event.evidence]
     if bullets:
@@ -194,6 +195,7 @@ _UNESCAPES = {escaped[1]: plain for plain, escaped in _ESCAPES.items()}
 _SPECIAL = re.compile(r"[\\\n\r·>]|^ | $")
 
 
+@functools.lru_cache(1024)  # the same few names and states in every entry
 def _word(text: str | None) -> str:
     """One field of a header: no separator, arrow or line end in it, no blanks at its ends."""
     if text is None:

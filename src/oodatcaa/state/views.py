@@ -208,7 +208,7 @@ class Events(Record):
 
     def logged(self) -> Iterator[Logged]:
         for index, event in enumerate(self.events):
-            yield Logged(seq=self.seq, index=index, event=event)
+            yield Logged.assembled({"seq": self.seq, "index": index, "event": event})
 
 
 class EventFile:
