@@ -78,6 +78,28 @@ def test_so_many_at_once_and_no_more(path: Path) -> None:
     wait_until_free(path, 1)
 
 
+def test_a_slow_disk_lets_more_wait_for_it(path: Path) -> None:
+    quick, slow = Turns(path, count=1, most=4), Turns(path, count=1, most=4)
+    for _ in range(100):
+        quick.heed(worked=0.001, waited=0.0005)
+        slow.heed(worked=0.001, waited=0.1)
+    quick.take()
+    assert not free(path, 0)
+    slow.take()
+    assert not all(free(path, number) for number in (1, 2, 3)), "it waited for the one turn"
+    slow.heed(worked=0.001, waited=0.0)
+    slow.release()
+    others = [Turns(path, count=1, most=4) for _ in range(2)]
+    for one in others:
+        for _ in range(100):
+            one.heed(worked=0.001, waited=0.003)
+        one.take()
+    assert not free(path, 0)
+    assert sum(not free(path, number) for number in range(4)) == 3
+    for one in (quick, *others):
+        one.close()
+
+
 def _take_and_wait(path: Path, taken: Event) -> None:
     Turns(path, count=1).take()
     taken.set()

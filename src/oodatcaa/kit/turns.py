@@ -2,7 +2,8 @@
 
 Handing a lock to the next process costs far more than a short transaction: two switches, and the
 next one first has to read what the others wrote. But while one waits for the disk another should
-work. So a few take turns, each of them for many transactions, and the others queue for a turn.
+work. So a few take turns, each of them for many transactions, and the others queue for a turn:
+more of them the longer the disk takes, for one sync of the disk serves all that wait for it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Turns:
 
     COUNT = 2
     """One that works and one that waits for the disk: with more they only wait for each other."""
+    MOST = 8
+    """So many where waiting for the disk takes that many times as long as the work."""
     BURST = 0.006
     LINGER = 0.004
     SLICE = 0.020
@@ -36,10 +39,12 @@ class Turns:
     WITHOUT = 30.0
     """After a turn that could not be had, so long none is waited for."""
 
-    def __init__(self, path: Path, count: int = COUNT) -> None:
+    def __init__(self, path: Path, count: int = COUNT, most: int = MOST) -> None:
         self._locks = [
-            FileLock(path.with_name(f"{path.name}-{n}"), note=False) for n in range(count)
+            FileLock(path.with_name(f"{path.name}-{n}"), note=False) for n in range(most)
         ]
+        self._count = min(count, most)
+        self._idle = 0.0
         self._held: FileLock | None = None
         # A garbage collection may end a store, and so close its turns, inside of these blocks.
         self._guard = threading.RLock()
@@ -79,13 +84,19 @@ class Turns:
         return True
 
     def _queue(self) -> FileLock:
-        start = os.getpid() % len(self._locks)
-        order = (*self._locks[start:], *self._locks[:start])
+        locks = self._locks[: max(self._count, 1 + int(self._idle))]
+        start = os.getpid() % len(locks)
+        order = (*locks[start:], *locks[:start])
         for lock in order:
             if lock.try_acquire():
                 return lock
         order[0].acquire(self.PATIENCE)
         return order[0]
+
+    def heed(self, worked: float, waited: float) -> None:
+        """How long the last use had the lock, and how long it waited for the disk without it."""
+        times = min(waited / max(worked, 1e-6), len(self._locks) - 1)
+        self._idle += (times - self._idle) / 16  # one slow sync says nothing
 
     def release(self) -> None:
         """End the turn, or linger."""

@@ -58,14 +58,16 @@ class Journal(JournalReader):
         """Whether a sync failed: nothing in this file counts as durable until a new base."""
         return self._at is not None and self._at.poisoned
 
-    def harden(self) -> None:
-        """Make durable what was read or written so far. Needs no lock. Raises OSError, also when
-        an earlier sync of the file failed: the kernel tells of an error once."""
+    def harden(self) -> bool:
+        """Make durable what was read or written so far; False when it was. Needs no lock. Raises
+        OSError, also when an earlier sync of the file failed: the kernel tells of an error once."""
         at = self._at
-        if at is not None and at.durable < at.offset:
-            end = at.offset
-            self._sync(at)
-            at.durable = end
+        if at is None or at.durable == at.offset:
+            return False
+        end = at.offset
+        self._sync(at)
+        at.durable = end
+        return True
 
     def _sync(self, at: Position) -> None:
         if at.poisoned:

@@ -88,7 +88,7 @@ class Publisher:
             self.archive.finish(self._journal.since)
             self._finished_since = self._journal.since
 
-    def attempt(self, write: Callable[[], None]) -> bool:
+    def attempt(self, write: Callable[[], object]) -> bool:
         try:
             write()
         except (OSError, StateError) as error:

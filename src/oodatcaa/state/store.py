@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -250,12 +251,15 @@ class QueueStore:
                         self._journal.follow(locked=False)
                         self._journal.replica.settle()
                     self._lock.acquire(self._lock_seconds)
+                    begun = time.monotonic()
                     try:
                         self._recover()
                         yield
                     finally:
                         self._lock.release()
-                    self._harden()
+                    free = time.monotonic()
+                    if self._harden():
+                        self._turns.heed(free - begun, time.monotonic() - free)
                 finally:
                     self._turns.release()
             except OSError as error:
@@ -263,13 +267,14 @@ class QueueStore:
             finally:
                 self._busy = False
 
-    def _harden(self) -> None:
-        """Wait for the disk; others may have the lock meanwhile. What is told now, also that
-        nothing had to be done, rests on all that was read."""
+    def _harden(self) -> bool:
+        """Wait for the disk, if there is a reason to; others may have the lock meanwhile. What is
+        told now, also that nothing had to be done, rests on all that was read."""
         try:
-            self._journal.harden()
+            return self._journal.harden()
         except OSError as error:
             self._rescue(error)
+            return False
 
     def _rescue(self, error: OSError) -> None:
         """The disk refused to confirm a line on which others may have built already: under the
