@@ -71,3 +71,11 @@ def test_auto_fit_measures_chooses_and_trains(project: Path) -> None:
     assert "measuring " in answer.text
     assert "the fastest that fits" in answer.text
     assert json.loads(type_in(project, "runs", "--json").out)["runs"][-1]["status"] == "finished"
+
+
+def test_auto_fit_measures_packed_rows_where_batches_are_mostly_padding(project: Path) -> None:
+    answer = type_in(project, "train", "--auto-fit")
+    assert answer.code == 0, answer.text
+    assert "measuring 1 x 1 accumulated, packed" in answer.text
+    assert "packed: " in answer.text
+    assert "examples: fits" in answer.text

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from oodatcaa.domain.auto_fit import Candidate, choose, instead, to_measure, variants
+from oodatcaa.domain.auto_fit import (
+    Candidate,
+    Filling,
+    choose,
+    instead,
+    to_measure,
+    to_measure_packed,
+    variants,
+)
 from oodatcaa.domain.checkpointing import with_recomputed
 from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.qlora import QLoRA
@@ -91,3 +99,46 @@ def test_the_fastest_that_fits_is_taken_and_said() -> None:
     assert both.lines[0].startswith("mlx, 8 x ")
     assert both.lines[-1].startswith("chosen: hf, 2 x ")
     assert choose((made(4, GB, None),), GB).lines[-1].endswith("no step was measured")
+
+
+def packed(per_row: float, limit: int, padded: float = 0.6) -> Candidate | None:
+    filling = Filling(examples_per_row=per_row, padded=padded, packed=0.95)
+    return to_measure_packed(ASKED, filling, estimate, limit, TRAINED)
+
+
+def test_packed_rows_hold_about_the_examples_of_a_batch() -> None:
+    found = packed(4.2, 4 * GB)
+    assert found is not None
+    assert found.params.packing
+    assert (found.params.batch_size, found.params.grad_accumulation_steps) == (2, 1)
+    assert found.examples == 8.4
+    assert found.params.optimizer_steps == ASKED.optimizer_steps
+    assert found.name == "2 x 1 accumulated, packed"
+    smaller = packed(4.2, GB)
+    assert smaller is not None
+    assert (smaller.params.batch_size, smaller.params.optimizer_steps) == (1, 10)
+    least = packed(4.2, GB // 2)
+    assert least is not None
+    assert least.params.grad_checkpoint
+    assert least.need_bytes <= GB // 2
+    assert packed(4.2, 1) is None
+
+
+def test_packing_is_not_measured_where_it_saves_nothing_or_changes_the_examples_of_a_step() -> None:
+    assert packed(4.2, 4 * GB, padded=0.9) is None
+    assert packed(20.0, 4 * GB) is None
+    assert to_measure_packed(ASKED, None, estimate, 4 * GB, TRAINED) is None
+    already = ASKED.evolve(packing=True)
+    filling = Filling(examples_per_row=4.0, padded=0.5, packed=0.95)
+    assert to_measure_packed(already, filling, estimate, 4 * GB, TRAINED) is None
+
+
+def test_packed_and_padded_are_compared_by_the_example() -> None:
+    one = packed(4.0, 4 * GB)
+    assert one is not None
+    padded = Candidate(params=ASKED, examples=8, need_bytes=GB, source="probe", seconds=2.0)
+    for seconds in (1.9, 2.1):
+        timed = one.evolve(seconds=seconds)
+        assert choose((padded, timed), 4 * GB).best == (timed if seconds < 2.0 else padded)
+    fewer = one.evolve(seconds=1.9, examples=7.0)
+    assert choose((padded, fewer), 4 * GB).best == padded

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 
 from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
 from oodatcaa.app.project import Project
-from oodatcaa.domain.auto_fit import Candidate, choose, instead, to_measure
+from oodatcaa.domain.auto_fit import (
+    Candidate,
+    choose,
+    instead,
+    packed_rows,
+    to_measure,
+    to_measure_packed,
+)
 from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.ports import TrainingBackend
@@ -100,9 +107,16 @@ def _measured(backend: ChildBackend, spec: TrainSpec, limit: int, say: Say) -> l
     def estimate(params: QLoRA) -> MemoryEstimate:
         return backend.estimate(spec.evolve(params=params))
 
+    filling = backend.filling(spec)
+    packed = to_measure_packed(spec.params, filling, estimate, limit, trained)
+
     def measure(one: Candidate) -> Candidate:
         say(f"measuring {one.name} with backend {spec.backend}")
         found, seconds = backend.time_step(spec.evolve(params=one.params))
+        fits = seconds is not None and found.total_bytes <= limit
+        if fits and packed_rows(spec.params, filling) is not None:
+            # Padded batches are mostly smaller than the worst one, packed ones hardly.
+            _, seconds = backend.time_step(spec.evolve(params=one.params), typical=True)
         step = None if seconds is None else seconds * one.params.grad_accumulation_steps
         done = one.evolve(
             backend=spec.backend,
@@ -119,7 +133,18 @@ def _measured(backend: ChildBackend, spec: TrainSpec, limit: int, say: Say) -> l
             more = instead(done, estimate, limit, trained)
             if more is not None and more.params not in [known.params for known in measured]:
                 measure(more)
+    if packed is not None:
+        _try_packed(packed, measure, say)
     return measured
+
+
+def _try_packed(one: Candidate, measure: Callable[[Candidate], Candidate], say: Say) -> None:
+    try:
+        measure(one)
+    except OodatcaaError as error:
+        if error.code != "train.bad_params":
+            raise
+        say(error.message)
 
 
 def resume_run(

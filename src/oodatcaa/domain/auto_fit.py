@@ -2,7 +2,8 @@
 
 Candidates differ in how the effective batch is cut into micro-batches and in how many blocks are
 computed again in the backward pass. Neither changes what is learned: the gradient of an optimizer
-step is that of the same examples, and the number of optimizer steps stays.
+step is that of the same examples, and the number of optimizer steps stays. Where short examples
+leave padding, packed rows are a candidate too: as many optimizer steps of about as many examples.
 """
 
 from __future__ import annotations
@@ -20,11 +21,27 @@ FEW = 3
 """Candidates that are measured: a probe costs the time of a few steps."""
 
 
+SAME_EXAMPLES = 0.25
+"""Packed rows are as good as a batch when they hold its number of examples but for this share."""
+LEAST_GAIN = 1.1
+"""Positions that packing saves for it to be measured."""
+
+
+class Filling(Record):
+    """How well a data set's examples fill rows. `padded` and `packed`: of the computed positions,
+    the share that holds a token."""
+
+    examples_per_row: float = Field(gt=0, description="of a packed row, on average")
+    padded: float
+    packed: float
+
+
 class Candidate(Record):
-    """`seconds` is one measured optimizer step; None = not measured."""
+    """`seconds` is one measured optimizer step, of `examples` on average; None = not measured."""
 
     params: QLoRA
     backend: NonEmpty = "mlx"
+    examples: float = 1.0
     need_bytes: int
     source: str
     seconds: float | None = None
@@ -98,6 +115,52 @@ def to_measure(
     return tuple(_candidate(one, estimate) for one in few)
 
 
+def packed_rows(params: QLoRA, filling: Filling | None) -> int | None:
+    """Rows of an optimizer step if `params` were packed; None where packing would not save much, or
+    a step would have clearly other examples."""
+    if filling is None or params.packing or filling.packed < LEAST_GAIN * filling.padded:
+        return None
+    rows = max(1, round(params.effective_batch / filling.examples_per_row))
+    examples = rows * filling.examples_per_row
+    same = abs(examples / params.effective_batch - 1) <= SAME_EXAMPLES
+    return rows if same else None
+
+
+def to_measure_packed(
+    params: QLoRA,
+    filling: Filling | None,
+    estimate: Callable[[QLoRA], MemoryEstimate],
+    limit: int,
+    trained: int,
+) -> Candidate | None:
+    """The packed way of the same training that is expected to fit with the least recomputing; None
+    where `packed_rows` says so, or nothing is expected to fit."""
+    rows = packed_rows(params, filling)
+    if rows is None or filling is None:
+        return None
+    whole = params.evolve(
+        packing=True,
+        batch_size=rows,
+        grad_accumulation_steps=1,
+        iters=params.optimizer_steps,
+        grad_checkpoint=False,
+        grad_checkpoint_layers=None,
+        **_cadence(params, 1),
+    )
+
+    def fits(one: QLoRA) -> bool:
+        return estimate(one).total_bytes <= limit
+
+    ways = [one for one in variants(whole) if not one.grad_checkpoint]
+    plain = next((one for one in ways if fits(one)), None)
+    found = plain or fewest_recomputed(ways[-1], trained, fits)
+    return (
+        None
+        if found is None
+        else _candidate(found, estimate).evolve(examples=rows * filling.examples_per_row)
+    )
+
+
 def instead(
     tried: Candidate, estimate: Callable[[QLoRA], MemoryEstimate], limit: int, trained: int
 ) -> Candidate | None:
@@ -110,16 +173,22 @@ def instead(
 
     already = tried.params.recomputed(trained)
     found = fewest_recomputed(tried.params, trained, fits, more_than=already)
-    return _candidate(found, estimate) if found is not None else None
+    return None if found is None else _candidate(found, estimate).evolve(examples=tried.examples)
 
 
 def _candidate(params: QLoRA, estimate: Callable[[QLoRA], MemoryEstimate]) -> Candidate:
     found = estimate(params)
-    return Candidate(params=params, need_bytes=found.total_bytes, source=found.source)
+    return Candidate(
+        params=params,
+        examples=params.effective_batch,
+        need_bytes=found.total_bytes,
+        source=found.source,
+    )
 
 
 def choose(candidates: Sequence[Candidate], limit: int) -> Choice:
-    """The least seconds among those that fit and were measured; the first that fits otherwise."""
+    """The least seconds an example among those that fit and were measured; the first that fits
+    otherwise."""
     lines = []
     several = len({one.backend for one in candidates}) > 1
 
@@ -128,12 +197,14 @@ def choose(candidates: Sequence[Candidate], limit: int) -> Choice:
 
     for one in candidates:
         speed = "not measured" if one.seconds is None else f"{one.seconds:.2f} s a step"
+        if one.params.packing and one.seconds is not None:
+            speed += f" of about {one.examples:.1f} examples"
         fits = "fits" if one.need_bytes <= limit else "does not fit"
         lines.append(f"{name(one)}: {one.need_bytes / 1e9:.2f} GB ({one.source}), {speed}: {fits}")
     fitting = [one for one in candidates if one.need_bytes <= limit]
     if not fitting:
         return Choice(best=None, lines=(*lines, f"nothing fits {limit / 1e9:.2f} GB"))
     timed = [one for one in fitting if one.seconds is not None]
-    best = min(timed, key=lambda one: one.seconds or 0.0) if timed else fitting[0]
+    best = min(timed, key=lambda one: (one.seconds or 0.0) / one.examples) if timed else fitting[0]
     why = "the fastest that fits" if timed else "the first that fits; no step was measured"
     return Choice(best=best, lines=(*lines, f"chosen: {name(best)}: {why}"))

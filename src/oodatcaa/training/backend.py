@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from oodatcaa.domain.auto_fit import Filling
 from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.training import (
     BackendProbe,
@@ -139,6 +140,10 @@ class ChildBackend:
         shape = read_shape(Path(self.models.resolve(spec.model)).resolve())
         return spec.params.trained_blocks(shape.num_layers)
 
+    def filling(self, spec: TrainSpec) -> Filling | None:
+        """How well the spec's training examples fill rows; None where nothing could be counted."""
+        return self._ask(spec, Path(self.models.resolve(spec.model)).resolve()).filling
+
     def forecast(
         self,
         spec: TrainSpec,
@@ -164,16 +169,20 @@ class ChildBackend:
         self,
         spec: TrainSpec,
         *,
+        typical: bool = False,
         budget: int = PROBE_TOKENS,
         should_stop: Callable[[], bool] | None = None,
     ) -> tuple[MemoryEstimate, float | None]:
-        """The forecast, and the measured seconds of one micro-step at the worst batch.
+        """The forecast, and the measured seconds of one micro-step, both at the worst batch or,
+        if `typical`, at the data's mean one.
 
         Measures unless this very batch was measured before. None: the probe met the limit. Raises
         OodatcaaError like `forecast`.
         """
         self.framework.must_be_installed()
         asked = self._ask(spec, Path(self.models.resolve(spec.model)).resolve())
+        if typical:
+            asked.ask_typical()
         if asked.timed:
             return asked.answer(), asked.step_seconds
         found = self._measured(asked, budget, should_stop)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+from oodatcaa.domain.auto_fit import Filling
 from oodatcaa.domain.memory import MemoryEstimate, MemoryPart
 from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
@@ -26,6 +27,7 @@ from oodatcaa.training.frameworks import MLX, Framework
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.protocol import ProbePoint, ProbeRequest, ProbeResult
 from oodatcaa.training.tokens import known_lengths
+from oodatcaa.training.typical import filling, typical_size
 
 MOST_ROWS = 4096
 """A batch larger than this is not searched for."""
@@ -50,7 +52,7 @@ class Question:
         self.device = framework.device()
         self.shape = read_shape(path)
         self.limit = gate_limit(spec.memory_limit_bytes)
-        lengths = known_lengths(Path(spec.data_dir), path)
+        self.lengths = lengths = known_lengths(Path(spec.data_dir), path)
         params = spec.params
         targets = lengths.most_targets(params)
         self.analytic = estimate_training(
@@ -62,6 +64,16 @@ class Question:
             fast_cpu=settings.fast_cpu,
         )
         self.size = worst_size(params, lengths.longest, targets)
+
+    @property
+    def filling(self) -> Filling | None:
+        """How well the training examples fill rows; None where their lengths are not known."""
+        return filling(self.spec.params, self.lengths.train)
+
+    def ask_typical(self) -> None:
+        """From now on about the mean batch of the training examples, where they are known."""
+        if self.lengths.train:
+            self.size = typical_size(self.spec.params, self.lengths.train)
 
     @cached_property
     def family(self) -> dict[str, str]:

@@ -217,6 +217,8 @@ class Known:
     targets: tuple[int, ...] = ()
     """Target tokens of the examples that have most, in descending order."""
     lengths: tuple[Lengths, ...] = ()
+    train: tuple[Lengths, ...] = ()
+    """Those of `lengths` that are trained on."""
 
     def most_targets(self, params: QLoRA) -> int | None:
         """The most target tokens that a batch can have; None where every position counts."""
@@ -265,12 +267,13 @@ def _known(data_dir: Path, model_path: Path, stamp: object) -> Known:  # noqa: A
         lengths = example_lengths(data_dir, model_path)
     except (OodatcaaError, ValueError, KeyError, TypeError):
         return Known()  # unreadable data is the validator's business; the estimate stays worst-case
-    return known_of([*lengths.get("train", ()), *lengths.get("valid", ())])
+    return known_of(lengths.get("train", ()), lengths.get("valid", ()))
 
 
-def known_of(lengths: Sequence[Lengths]) -> Known:
+def known_of(train: Sequence[Lengths], valid: Sequence[Lengths] = ()) -> Known:
     """What examples of these lengths bound."""
+    lengths = (*train, *valid)
     if not lengths:
         return Known()
     targets = sorted((one.target for one in lengths), reverse=True)[:LARGEST]
-    return Known(max(one.total for one in lengths), tuple(targets), tuple(lengths))
+    return Known(max(one.total for one in lengths), tuple(targets), lengths, tuple(train))
