@@ -60,7 +60,7 @@ bench-memory: $(STAMP) ## forecast against measured peak over a grid of random m
 bench-checkpointing: $(STAMP) ## peak and step time by how many blocks are computed again, into docs/benchmarks.md
 	$(BIN)/python benchmarks/checkpointing.py --write
 
-bench-packing: $(STAMP) ## packing of short examples against bucketing, into docs/benchmarks.md
+bench-packing: $(STAMP) ## training with packed rows against padded batches, into docs/benchmarks.md
 	$(BIN)/python benchmarks/packing.py --write
 
 bench-real-size: $(STAMP) ## a random 7B model: forecast, probe and a training step, into docs/benchmarks.md

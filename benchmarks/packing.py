@@ -1,147 +1,178 @@
-"""`make bench-packing`: short examples packed without attention across them, against bucketing.
+"""`make bench-packing`: `train` with packed rows and without, on the same short examples.
 
-The same examples of log-normal lengths, forward and backward through a random model with LoRA:
-batches of examples of about one length, padded, as `train` makes them; and rows filled with whole
-examples under a block-diagonal mask. Rotary attention sees distances alone, so that positions need
-not begin again inside a row. The table goes into docs/benchmarks.md with `--write`.
+Two epochs of a random model on texts of log-normal lengths, through the real path: run store, child
+process, memory gate, checkpoints. Sides are interleaved and the fastest run of each counts. The
+table goes into docs/benchmarks.md with `--write`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from oodatcaa.training.mlx.blas import preload
-
-preload()  # before mlx
-
-import mlx.core as mx  # noqa: E402
-import mlx.nn as nn  # noqa: E402
-import mlx_lm.models.llama as llama  # noqa: E402
-import numpy as np  # noqa: E402
-from mlx_lm import load  # noqa: E402
-from mlx_lm.tuner.utils import linear_to_lora_layers  # noqa: E402
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from page import measured_with, write_section  # noqa: E402
-from random_model import config, write_model  # noqa: E402
+from memory import Folders
+from page import measured_with, write_section
+from random_model import config, write_model
 
-from oodatcaa.training.examples import PAD_TO, epoch_order  # noqa: E402
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB, RunRecord, RunStatus, TrainSpec
+from oodatcaa.training.backend import MlxBackend
+from oodatcaa.training.examples import Example, arrange, training_batches
+from oodatcaa.training.forecast import ProbeCache
+from oodatcaa.training.packing import arrange_rows, packed_batches, packed_order
+from oodatcaa.training.reservation import Reservations
+from oodatcaa.training.runs import RunStore
+from oodatcaa.training.tokens import known_lengths
 
-MODEL = config("llama", 256, 4, 4, 4, 704, 4000, tied=True, bits=None)
-EXAMPLES, BATCH, ROW = 64, 4, 512
-ROUNDS = 1
-Rows = list[list[int]]
-"""Lengths of the examples of a row."""
-
-
-def lengths() -> list[int]:
-    drawn = np.random.default_rng(0).lognormal(4.4, 0.7, EXAMPLES)
-    return [int(n) for n in np.clip(drawn, 8, ROW)]
-
-
-def bucketed(found: list[int]) -> list[Rows]:
-    return [[[found[i]] for i in batch] for batch in epoch_order(found, BATCH, 0, 0)]
-
-
-def packed(found: list[int], per_batch: int) -> list[Rows]:
-    """First-fit decreasing; `per_batch` rows are one batch."""
-    rows: Rows = []
-    for length in sorted(found, reverse=True):
-        home = next((row for row in rows if sum(row) + length <= ROW), None)
-        if home is None:
-            rows.append([length])
-        else:
-            home.append(length)
-    return [rows[first : first + per_batch] for first in range(0, len(rows), per_batch)]
+MODEL = config("llama", 256, 4, 4, 4, 704, 4000, tied=True)
+ROW, EPOCHS, ROUNDS = 512, 2, 3
+SETS = (64, 256)
+SIDES = {"padded, 4 examples": (4, False), "packed, 1 row": (1, True), "packed, 2 rows": (2, True)}
 
 
-def width(batch: Rows) -> int:
-    return -(-max(sum(row) for row in batch) // PAD_TO) * PAD_TO
+@dataclass(frozen=True)
+class Work:
+    """What a side computes: the same for every run of it."""
+
+    params: QLoRA
+    efficiency: float
+    scores: float
 
 
-def mask_of(batch: Rows) -> mx.array:
-    """True where a position may look: backwards, in its own example. [rows, 1, width, width]"""
-    wide = width(batch)
-    owner = np.full((len(batch), wide), -1)
-    for place, row in enumerate(batch):
-        owner[place, : sum(row)] = np.repeat(np.arange(len(row)), row)
-    own = owner[:, :, None] == owner[:, None, :]
-    mask: mx.array = mx.array((own & np.tril(np.ones((wide, wide), bool)))[:, None])
-    return mask
-
-
-def seconds(network: Any, batches: list[Rows], *, masked: bool) -> tuple[float, float]:
-    """Wall and processor seconds of all batches, forward and backward."""
-    stock = llama.create_attention_mask
-
-    def loss(model: Any, tokens: mx.array) -> mx.array:
-        return nn.losses.cross_entropy(model(tokens), tokens).mean()
-
-    step = nn.value_and_grad(network, loss)
-    wall, processor = time.monotonic(), time.process_time()
-    try:
-        for batch in batches:
-            if masked:
-                mask = mask_of(batch)
-                llama.create_attention_mask = lambda *_, **__: mask  # noqa: B023
-            mx.eval(step(network, mx.zeros((len(batch), width(batch)), mx.int32)))
-    finally:
-        llama.create_attention_mask = stock
-    return time.monotonic() - wall, time.process_time() - processor
-
-
-def table() -> str:
-    found = lengths()
-    ways: dict[str, tuple[list[Rows], bool]] = {
-        f"buckets of {BATCH} (as `train` does)": (bucketed(found), False),
-        f"packed, 1 row of {ROW}": (packed(found, 1), True),
-        f"packed, 2 rows of {ROW}": (packed(found, 2), True),
-    }
-    with tempfile.TemporaryDirectory(prefix="bench-packing-") as name:
-        network: Any = load(str(write_model(Path(name) / "model", MODEL)))[0]
-    network.set_dtype(mx.float32)
-    network.freeze()
-    linear_to_lora_layers(network, -1, {"rank": 8, "scale": 2.0, "dropout": 0.0})
-    network.train()
-    best: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, (batches, masked) in ways.items():
-            best[name].append(seconds(network, batches, masked=masked))
+def write_data(folder: Path, examples: int) -> Path:
+    """Texts of log-normal lengths. No tokenizer joins digits and letters that alternate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(4.4, 0.7, examples), 8, ROW - 8).astype(int)
     lines = [
-        "## Packing short examples",
-        "",
-        measured_with("make bench-packing", ("mlx", "mlx-lm")),
-        "",
-        f"{EXAMPLES} examples of log-normal lengths ({min(found)} to {max(found)}, {sum(found)} "
-        "tokens), one pass forward and backward of a random float32 Llama (4 blocks of hidden size "
-        f"256, LoRA of rank 8). {ROUNDS} pass of each.",
-        "",
-        "| batches | steps | padding efficiency | attention scores, millions | wall s "
-        "| processor s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        json.dumps({"text": " ".join(map(str, random.integers(0, 10, n // 2)))}) for n in lengths
     ]
-    for name, (batches, _) in ways.items():
-        positions = sum(len(batch) * width(batch) for batch in batches)
-        scores = sum(len(batch) * width(batch) ** 2 for batch in batches) / 1e6
-        wall = min(one for one, _ in best[name])
-        processor = min(one for _, one in best[name])
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "valid.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
+    return folder
+
+
+def work_of(lengths: list[int], batch: int, packing: bool) -> Work:
+    """`EPOCHS` epochs of examples of these lengths."""
+    data = [Example((0,) * length, 1) for length in lengths]
+    sizes = [length - 1 for length in lengths]
+    if packing:
+        iters = sum(len(packed_order(sizes, ROW, batch, 0, epoch)) for epoch in range(EPOCHS))
+        chosen = islice(packed_batches(data, ROW, batch, 0), iters)
+        shapes = [arrange_rows(rows, ROW).arrays.inputs.shape for rows, _ in chosen]
+    else:
+        iters = EPOCHS * -(-len(data) // batch)
+        padded = islice(training_batches(data, batch, 0), iters)
+        shapes = [arrange(examples, ROW).inputs.shape for examples, _ in padded]
+    params = QLoRA(
+        rank=8,
+        num_layers=-1,
+        batch_size=batch,
+        packing=packing,
+        max_seq_length=ROW,
+        mask_prompt=False,
+        iters=iters,
+        steps_per_eval=10 * iters,
+        save_every=10 * iters,
+        val_batches=1,
+    )
+    positions = sum(rows * length for rows, length in shapes)
+    scores = sum(rows * length**2 for rows, length in shapes) / 1e6
+    return Work(params, EPOCHS * sum(sizes) / positions, scores)
+
+
+def train(work: Path, model: Path, data: Path, params: QLoRA) -> RunRecord:
+    backend = MlxBackend(
+        RunStore(work / "runs"),
+        Folders(),
+        reservations=Reservations(work / "ledger"),
+        probes=ProbeCache(work / "probes"),
+    )
+    spec = TrainSpec(model=str(model), data_dir=str(data), params=params, memory_limit_bytes=8 * GB)
+    run = backend.train(spec)
+    if run.status is not RunStatus.FINISHED:
+        raise SystemExit(f"a run did not finish: {run.failure}")
+    return run
+
+
+def processor() -> float:
+    """Seconds of all children so far, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def seconds_of(run: RunRecord) -> float:
+    """Of the run's steps, without loading and validation."""
+    return (run.trained_tokens or 0) / (run.tokens_per_second or 1.0)
+
+
+def measured(work: Path, model: Path, examples: int) -> list[str]:
+    data = write_data(work / f"data-{examples}", examples)
+    lengths = [one.total for one in known_lengths(data, model).train]
+    sides = {name: work_of(lengths, *side) for name, side in SIDES.items()}
+    runs: dict[str, list[RunRecord]] = {name: [] for name in sides}
+    used: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            before = processor()
+            runs[name].append(train(work, model, data, side.params))
+            used[name].append(processor() - before)
+            print(examples, name, f"{seconds_of(runs[name][-1]):.2f} s", flush=True)
+    base = min(map(seconds_of, runs[next(iter(sides))]))
+    lines = []
+    for name, side in sides.items():
+        best = min(runs[name], key=seconds_of)
+        seconds = seconds_of(best)
+        peak = max(run.peak_memory_bytes or 0 for run in runs[name]) / 1e6
+        steps = side.params.iters
         lines.append(
-            f"| {name} | {len(batches)} | {sum(found) / positions:.2f} | {scores:.1f} "
-            f"| {wall:.2f} | {processor:.2f} |"
+            f"| {examples} | {name} | {steps} | {EPOCHS * examples / steps:.1f} "
+            f"| {side.efficiency:.2f} | {side.scores:.1f} | {seconds:.1f} "
+            f"| {base / seconds:.2f} | {min(used[name]):.1f} | {peak:.0f} |"
         )
-    return "\n".join(lines)
+    return lines
+
+
+def table(rows: list[str]) -> str:
+    return "\n".join(
+        [
+            "## Packing short examples",
+            "",
+            measured_with("make bench-packing", ("mlx", "mlx-lm")),
+            "",
+            f"`train` of a random 4-bit Llama (4 blocks of hidden size 256, LoRA of rank 8 on all) "
+            f"on texts of log-normal lengths, {EPOCHS} epochs, rows of at most {ROW} tokens. "
+            f"Fastest of {ROUNDS} interleaved runs: seconds of the steps alone, "
+            "processor seconds of the whole run.",
+            "",
+            "| examples | batches | steps | examples a step | positions that hold a token "
+            "| attention scores, millions | s | times as fast | processor s | peak, MB |",
+            "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *rows,
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     given = parser.parse_args()
-    text = table()
+    rows: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="bench-packing-") as name:
+        work = Path(name)
+        model = write_model(work / "model", MODEL)
+        for examples in SETS:
+            rows += measured(work, model, examples)
+    text = table(rows)
     print(text)
     if given.write:
         write_section("bench-packing", text)
