@@ -164,6 +164,9 @@ def test_steps_that_needed_less_than_loading_say_nothing_of_how_fast_they_grow()
     assert 554e6 * 0.97 < found.total_bytes < 554e6 * 1.03
     small = forecast(probed, shape, params, Size(1, 32, 32), "cpu")
     assert small.total_bytes >= 376e6, "it is loaded all the same"
+    only = probed.evolve(points=(point(1, 64, 376 * 10**6), point(1, 256, 376 * 10**6)))
+    unseen = forecast(only, shape, params, Size(4, 256, 1024), "cpu")
+    assert unseen.total_bytes > 554e6, "better over than under"
 
 
 def test_a_forecast_is_never_under_a_smaller_size_that_was_measured(tiny: Path) -> None:

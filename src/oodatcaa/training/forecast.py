@@ -297,13 +297,13 @@ def _parts(
 
 def fit(rows: Sequence[tuple[Sequence[float], int]], loaded: int) -> list[float]:
     """`calibrate` without the peaks that are those of loading: of such a step only is known that
-    it needed no more. One that the fit puts above its peak counts after all."""
-    hidden = [row for row in rows if row[1] <= loaded * (1 + HIDDEN)]
-    used = [row for row in rows if row not in hidden]
+    it needed no more. One that the fit puts above its peak counts after all, and if there are no
+    others the largest does: better over than under."""
+    largest = max(rows, key=lambda row: sum(row[0]))
+    used = [row for row in rows if row[1] > loaded * (1 + HIDDEN)] or [largest]
+    hidden = [row for row in rows if row not in used]
     while True:
-        scales = [1.0] * len(rows[0][0])
-        if used:
-            scales = calibrate([line for line, _ in used], [peak for _, peak in used])
+        scales = calibrate([line for line, _ in used], [peak for _, peak in used])
         over = [
             (line, peak)
             for line, peak in hidden
