@@ -236,9 +236,9 @@ def test_any_number_of_checkpointed_blocks_gives_the_same_gradients(tiny: Path) 
         model.train()
         token_losses(model, batch).mean().backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
-        # Of three blocks the last two are trained; transformers traces through the frozen one.
+        # Of three blocks the last two are trained; the frozen one has no gradient to compute.
         counts = [calls[block.input_layernorm] for block in blocks]
-        assert counts == [1 + (count > 0), 1 + (count > 0), 1 + (count > 1)]
+        assert counts == [1, 1 + (count > 0), 1 + (count > 1)]
     for name, gradient in found[0].items():
         for other in found[1:]:
             torch.testing.assert_close(gradient, other[name])

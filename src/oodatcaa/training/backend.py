@@ -390,6 +390,7 @@ class ChildBackend:
             allowance=lambda: self.reservations.allowance(held),
             should_stop=should_stop,
             settings=self.settings,
+            backend=self.name,
         )
         measured = merge_measured(run, folder)
         measured = measured.evolve(

@@ -225,21 +225,26 @@ def described(spec: TrainSpec) -> dict[str, Any]:
 
 
 def checkpoint_blocks(network: Any, params: QLoRA) -> None:
-    """Recompute the lowest `params.recomputed()` trained blocks in the backward pass, and the
-    frozen ones below; transformers is renaming the method.
+    """Recompute the lowest `params.recomputed()` trained blocks in the backward pass; transformers
+    is renaming the method.
 
     Raises OodatcaaError `train.bad_params` for an architecture whose blocks can not be chosen.
     """
     newer = getattr(network, "activation_checkpointing_enable", None)
     (newer or network.gradient_checkpointing_enable)({"use_reentrant": False})
+    # Only reentrant checkpoints need an input with a gradient. It would be traced through the
+    # frozen blocks, which then keep their inputs and are computed again and backwards.
+    network.disable_input_require_grads()
     blocks = _blocks(network)
-    trained = params.trained_blocks(len(blocks))
-    for block in blocks[len(blocks) - trained + params.recomputed(trained) :]:
-        if not isinstance(block, GradientCheckpointingLayer):
+    first = len(blocks) - params.trained_blocks(len(blocks))
+    last = first + params.recomputed(len(blocks) - first)
+    for place, block in enumerate(blocks):
+        if isinstance(block, GradientCheckpointingLayer):
+            block.gradient_checkpointing = first <= place < last
+        elif place >= last:
             raise _bad_params(
                 ["grad_checkpoint_layers: transformers recomputes this model's blocks all or none"]
             )
-        block.gradient_checkpointing = False
 
 
 def adapter_config(network: Any, spec: TrainSpec) -> dict[str, Any]:
