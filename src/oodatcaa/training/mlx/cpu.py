@@ -21,6 +21,7 @@ from mlx_lm.models import activations, base
 from mlx_lm.tuner.lora import LoRALinear
 
 from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx.dense import dequantise
 from oodatcaa.training.protocol import fast_cpu_wanted
 
 
@@ -49,10 +50,7 @@ class _Stored:
         return cls(layer["weight"], layer["scales"], layer.get("biases"), how)
 
     def dense(self, dtype: mx.Dtype) -> mx.array:
-        matrix: mx.array = mx.dequantize(
-            self.weight, self.scales, self.biases, dtype=dtype, **self.how
-        )
-        return matrix
+        return dequantise(self.weight, self.scales, self.biases, **self.how).astype(dtype)
 
 
 def dense_product(layer: nn.Module, x: mx.array) -> mx.array:

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 
 from oodatcaa.training.formulas import CHUNK_BYTES, HELD_HEAD_BYTES, LEAST_ROWS
 from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx.dense import dequantise
 
 
 class FrozenHead:
@@ -50,10 +51,11 @@ class FrozenHead:
         def some(part: Any) -> Any:
             return part if part is None or rows is None else part[rows]
 
-        dense: mx.array = mx.dequantize(
-            some(self._weight), some(self._scales), some(self._biases), **self._how
-        )
-        return dense.astype(mx.float32) if self.dense else dense
+        parts = some(self._weight), some(self._scales), some(self._biases)
+        if not self.dense:
+            plain: mx.array = mx.dequantize(*parts, **self._how)
+            return plain
+        return dequantise(*parts, **self._how).astype(mx.float32)
 
     def _matrix(self) -> mx.array | None:
         """What is multiplied with densely; None = the quantised product."""

@@ -1,0 +1,51 @@
+"""The CPU's way to dequantise gives MLX's values to the last bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from oodatcaa.training.mlx.dense import dequantise
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("shape", [(7, 256), (3, 5, 128), (1, 128)])
+def test_it_gives_what_mlx_gives(
+    bits: int, group: int, dtype: mx.Dtype, shape: tuple[int, ...]
+) -> None:
+    weight = mx.random.normal(shape, key=mx.random.key(bits)).astype(dtype)
+    parts = mx.quantize(weight, group, bits)
+    how: dict[str, Any] = {"group_size": group, "bits": bits, "mode": "affine"}
+    ours, theirs = dequantise(*parts, **how), mx.dequantize(*parts, **how)
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape == shape
+    assert mx.array_equal(ours, theirs)
+
+
+def test_every_packed_byte_becomes_its_weights_in_order() -> None:
+    packed = mx.arange(256, dtype=mx.uint32).astype(mx.uint8)
+    words = mx.view(mx.tile(packed[:, None], (1, 64)).reshape(1, -1), mx.uint32)
+    for bits in (2, 4, 8):
+        groups = words.shape[1] * 32 // bits // 64
+        ones, none = mx.ones((1, groups)), mx.zeros((1, groups))
+        how: dict[str, Any] = {"group_size": 64, "bits": bits, "mode": "affine"}
+        found = dequantise(words, ones, none, **how)
+        expected = [
+            float(byte >> (bits * place) & (1 << bits) - 1)
+            for byte in range(256)
+            for _ in range(64)
+            for place in range(8 // bits)
+        ]
+        assert found.reshape(-1).tolist() == expected
+
+
+def test_a_mode_without_biases_is_left_to_mlx() -> None:
+    weight = mx.random.normal((4, 64), key=mx.random.key(0))
+    packed, scales = mx.quantize(weight, 32, 4, "mxfp4")[:2]
+    how: dict[str, Any] = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    ours = dequantise(packed, scales, None, **how)
+    assert mx.array_equal(ours, mx.dequantize(packed, scales, None, **how))
