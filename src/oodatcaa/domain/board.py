@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from operator import attrgetter, indexOf
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
@@ -80,9 +81,9 @@ class Board(Record):
         """Replace the task of the same id, or append a new one. Order is kept."""
         stories, subtasks = self.stories, self.subtasks
         if isinstance(task, Story):
-            stories = _replace(stories, task)
+            stories = _replace(stories, task, self.__dict__.get("story_by_id"))
         else:
-            subtasks = _replace(subtasks, task)
+            subtasks = _replace(subtasks, task, self.__dict__.get("subtask_by_id"))
         # Its parts are records already: to validate a thousand of them again says nothing new.
         made = Board.assembled(
             {
@@ -107,13 +108,21 @@ class Board(Record):
 
 
 TaskT = TypeVar("TaskT", Story, Subtask)
+_ID = attrgetter("id")
 
 
-def _replace(tasks: tuple[TaskT, ...], task: TaskT) -> tuple[TaskT, ...]:
-    for place, item in enumerate(tasks):
-        if item.id == task.id:
-            return tasks[:place] + (task,) + tasks[place + 1 :]
-    return tasks + (task,)
+def _replace(
+    tasks: tuple[TaskT, ...], task: TaskT, known: dict[str, TaskT] | None
+) -> tuple[TaskT, ...]:
+    """`known` is the index of `tasks` by id, if it was asked for before: it has their order."""
+    whole = known is not None and len(known) == len(tasks)  # else an id is used twice
+    try:
+        place = indexOf(known if known and whole else map(_ID, tasks), task.id)
+    except ValueError:
+        return tasks + (task,)
+    replaced = list(tasks)
+    replaced[place] = task
+    return tuple(replaced)
 
 
 class EventKind(StrEnum):
