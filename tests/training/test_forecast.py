@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from oodatcaa.domain.memory import ModelShape
 from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
@@ -218,6 +222,25 @@ def test_a_probe_measures_the_real_thing_once_and_then_answers(tiny: Path, tmp_p
     assert again.known
     assert again.answer() == found
     assert again.largest_batch(128) > 2
+
+
+def test_what_is_made_before_the_first_step_counts_as_loading(tiny: Path, tmp_path: Path) -> None:
+    """The output layer in float32, above all."""
+    wide = tmp_path / "wide"
+    shutil.copytree(tiny, wide)
+    config = json.loads((wide / "config.json").read_text())
+    rows = 100 * config["vocab_size"]
+    (wide / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    tensors = load_file(wide / "model.safetensors")
+    for name in tensors:
+        if "embed_tokens" in name:
+            tensors[name] = np.tile(tensors[name], (100, 1))
+    save_file(tensors, wide / "model.safetensors", metadata={"format": "mlx"})
+    params = QLoRA(num_layers=1, batch_size=1, max_seq_length=32)
+    spec = TrainSpec(model=str(wide), data_dir="-", params=params)
+    asked = Question(spec, wide, ProbeCache(tmp_path / "probes"))
+    asked.measure(64)
+    assert asked.probed.loaded_mlx_bytes > 4 * rows * config["hidden_size"]
 
 
 def test_full_fine_tuning_of_quantised_weights_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class TrainingRun(ABC):
         self.stop_asked = False
         self.stopped_early = ""
         self.enough: Callable[[int, float], str] | None = None
+        self.ready: Callable[[], object] = lambda: None
+        """Called once, when everything is loaded and made, before the first validation."""
 
     @abstractmethod
     def run(self) -> str:

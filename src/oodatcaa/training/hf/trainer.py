@@ -99,6 +99,7 @@ class Run(TrainingRun):
         )
         self.monitor.interrupted = self.stop_asked
         self.monitor.enough = self.enough
+        self.ready()
         if resumed is None:
             self.monitor.validate()
         try:

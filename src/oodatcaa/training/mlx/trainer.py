@@ -113,6 +113,7 @@ class Run(TrainingRun):
         )
         self.monitor.interrupted = self.stop_asked
         self.monitor.enough = self.enough
+        self.ready()
         if resumed is None:
             self.monitor.validate()
         try:
