@@ -9,18 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crew_boards import failure
-from oodatcaa.domain.adaptation import (
-    MARGIN,
-    MAX_LEARNING_RATE,
-    START_OVER,
-    Adaptation,
-    GiveUp,
-    adapt_failure,
-    adapt_memory,
-    smaller_batch,
-)
+from oodatcaa.domain.adaptation import MAX_LEARNING_RATE, START_OVER, adapt_failure
+from oodatcaa.domain.adapted import Adaptation, GiveUp
 from oodatcaa.domain.checkpointing import with_recomputed
 from oodatcaa.domain.memory import MemoryEstimate
+from oodatcaa.domain.memory_ladder import MARGIN, adapt_memory, smaller_batch
 from oodatcaa.domain.plan import AdaptationNote
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import GB

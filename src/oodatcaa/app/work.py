@@ -23,7 +23,7 @@ from oodatcaa.app.reports import compose, report_name, write_report
 from oodatcaa.app.starting import step_kinds, tidy_worktree
 from oodatcaa.app.tested import commit_to_test
 from oodatcaa.domain import submission
-from oodatcaa.domain.adaptation import GiveUp
+from oodatcaa.domain.adapted import GiveUp
 from oodatcaa.domain.evidence import Evidence, GateSpec
 from oodatcaa.domain.plan import Plan, StepKind
 from oodatcaa.domain.report import Deliverable, Metric, Report

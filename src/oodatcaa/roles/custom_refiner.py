@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from oodatcaa.domain.adaptation import GiveUp
+from oodatcaa.domain.adapted import GiveUp
 from oodatcaa.domain.agents import AgentDefinition
 from oodatcaa.domain.base import NonEmpty, Record
 from oodatcaa.domain.board import Board

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from oodatcaa.domain.adaptation import Adaptation, GiveUp, adapt_failure
+from oodatcaa.domain.adaptation import adapt_failure
+from oodatcaa.domain.adapted import Adaptation, GiveUp
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.plan import Plan
