@@ -110,9 +110,10 @@ def _work(
 ) -> bool:
     """False when the work failed or was given back."""
     # Imported late: an idle agent needs neither git nor the training side.
+    from oodatcaa.app.claimed import Claimed, StoppedError
     from oodatcaa.app.desk import Workshop
     from oodatcaa.app.outside import OutsideAgents
-    from oodatcaa.app.work import WORK, Claimed, StoppedError
+    from oodatcaa.app.work import WORK
 
     broadcast.on(task.id)
     broadcast.say(f"{task.id} claimed (attempt {task.attempt}): {task.title}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from oodatcaa.app.claimed import Claimed
 from oodatcaa.app.export import EVIDENCE_FILE, story_records
-from oodatcaa.app.work import Claimed
 from oodatcaa.domain.evidence import Evidence
 from oodatcaa.domain.report import Report
 from oodatcaa.domain.task import Role, Story

@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from oodatcaa.app.accepted import accepted_plan
 from oodatcaa.app.checking import Checker, story_gates
+from oodatcaa.app.claimed import Claimed
 from oodatcaa.app.exporting import HISTORY, export_records
 from oodatcaa.app.ground_rules import asked_gates, said
 from oodatcaa.app.proving import Merged, failed, integration_of, prove, prove_other
 from oodatcaa.app.target import turn, write_ahead
 from oodatcaa.app.tested import tested_commit
-from oodatcaa.app.work import Claimed
 from oodatcaa.domain.evidence import Evidence, GateKind, GateSpec, Verdict, verdict_of
 from oodatcaa.domain.goal_gates import person_gates
 from oodatcaa.domain.plan import Plan

@@ -125,8 +125,9 @@ def submit_task(
     head of its story's branch; a story in integrating is merged. With `failure` it goes to the
     refiner (or a person) with that reason.
     """
+    from oodatcaa.app.claimed import Claimed
     from oodatcaa.app.desk import Workshop
-    from oodatcaa.app.work import Claimed, do_integrate, do_test, finish_build
+    from oodatcaa.app.work import do_integrate, do_test, finish_build
 
     task = _held(project, task_id, owner)
     assert task.lease is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from oodatcaa.app import claims
-from oodatcaa.app.work import Claimed
+from oodatcaa.app.claimed import Claimed
 from oodatcaa.domain import submission
 from oodatcaa.domain.evidence import Evidence, GateSpec
 from oodatcaa.domain.plan import Plan

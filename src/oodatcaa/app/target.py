@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
 
+from oodatcaa.app.claimed import Claimed
 from oodatcaa.app.isolation import move_line
-from oodatcaa.app.work import Claimed
 from oodatcaa.domain.board import Board, Decision, Event, EventKind
 from oodatcaa.domain.negotiation import held_task
 from oodatcaa.kit.locks import FileLock
