@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from itertools import compress
 from operator import is_not
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import Field, PositiveInt
 
@@ -259,8 +259,46 @@ _ALONE = 2
 """Our attribute and the call's argument."""
 
 
+class _Tasks(Generic[TaskT]):
+    """Stories or subtasks by id and in their order. The row is copied for every board: to make it
+    anew from the index would cost three times as much."""
+
+    def __init__(self, tasks: Iterable[TaskT]) -> None:
+        self.by_id: dict[str, TaskT] = {task.id: task for task in tasks}
+        self._row: list[TaskT] = list(self.by_id.values())
+        self._places: dict[str, int] = {key: place for place, key in enumerate(self.by_id)}
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def row(self) -> tuple[TaskT, ...]:
+        return tuple(self._row)
+
+    def begin_change(self) -> None:
+        """Boards that were handed out have our dict as their index: while one of them, or an
+        index of one, is in use, go on with a copy. CPython counts who uses a dict; `_ALONE` is
+        what it counts for ours."""
+        if sys.getrefcount(self.by_id) > _ALONE:
+            self.by_id = self.by_id.copy()
+
+    def put(self, task: TaskT) -> None:
+        place = self._places.get(task.id)
+        if place is None:
+            self._places[task.id] = len(self._row)
+            self._row.append(task)
+        else:
+            self._row[place] = task
+        self.by_id[task.id] = task
+
+    def without(self, keys: Collection[str]) -> _Tasks[TaskT]:
+        return _Tasks(task for task in self._row if task.id not in keys)
+
+    def ordered(self, keys: Iterable[str]) -> _Tasks[TaskT]:
+        return _Tasks(self.by_id[key] for key in keys)
+
+
 class Replica:
-    """The board in memory, kept up by applying transactions; order of tasks is that of the dicts.
+    """The board in memory, kept up by applying transactions.
 
     Lines that only put tasks are kept unread until a board is asked for: of many lines that put
     the same task only the last is ever parsed. Not thread-safe; `board` is a frozen value.
@@ -273,8 +311,8 @@ class Replica:
         self._board: Board | None = board
         self._sprint = board.sprint
         self._offers = board.offers
-        self._stories = {item.id: item for item in board.stories}
-        self._subtasks = {item.id: item for item in board.subtasks}
+        self._stories = _Tasks(board.stories)
+        self._subtasks = _Tasks(board.subtasks)
         self._unread: dict[str, Callable[[], Change]] = {}
 
     @property
@@ -286,25 +324,20 @@ class Replica:
                     "schema_version": SCHEMA_VERSION,
                     "revision": self.revision,
                     "sprint": self._sprint,
-                    "stories": tuple(self._stories.values()),
-                    "subtasks": tuple(self._subtasks.values()),
+                    "stories": self._stories.row(),
+                    "subtasks": self._subtasks.row(),
                     "offers": self._offers,
                 }
             )
             # What it would compute again from its tuples, at ten times the cost.
-            self._board.__dict__["story_by_id"] = self._stories
-            self._board.__dict__["subtask_by_id"] = self._subtasks
+            self._board.__dict__["story_by_id"] = self._stories.by_id
+            self._board.__dict__["subtask_by_id"] = self._subtasks.by_id
         return self._board
 
     def _begin_change(self) -> None:
-        """Boards that were handed out have our dicts as their indices: while one of them, or an
-        index of one, is in use, go on with copies. CPython counts who uses a dict; `_ALONE` is
-        what it counts for ours."""
         self._board = None
-        if sys.getrefcount(self._stories) > _ALONE:
-            self._stories = self._stories.copy()
-        if sys.getrefcount(self._subtasks) > _ALONE:
-            self._subtasks = self._subtasks.copy()
+        self._stories.begin_change()
+        self._subtasks.begin_change()
 
     @property
     def size(self) -> int:
@@ -334,24 +367,25 @@ class Replica:
         for key, read in unread.items():
             task = parsed[read][key]
             if isinstance(task, Story):
-                self._stories[key] = task
+                self._stories.put(task)
             else:
-                self._subtasks[key] = task
+                self._subtasks.put(task)
 
     def apply(self, done: Transaction) -> None:
         self.settle()
         change = done.change
         self._begin_change()
-        for key in change.removed:
-            self._stories.pop(key, None)
-            self._subtasks.pop(key, None)
+        if change.removed:
+            gone = frozenset(change.removed)
+            self._stories = self._stories.without(gone)
+            self._subtasks = self._subtasks.without(gone)
         for story in change.stories:
-            self._stories[story.id] = story
+            self._stories.put(story)
         for subtask in change.subtasks:
-            self._subtasks[subtask.id] = subtask
+            self._subtasks.put(subtask)
         if change.order is not None:
-            self._stories = {key: self._stories[key] for key in change.order.stories}
-            self._subtasks = {key: self._subtasks[key] for key in change.order.subtasks}
+            self._stories = self._stories.ordered(change.order.stories)
+            self._subtasks = self._subtasks.ordered(change.order.subtasks)
         if change.sprint is not None or change.sprint_ended:
             self._sprint = change.sprint
         if change.offers is not None:
