@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -323,6 +324,27 @@ def test_any_number_of_checkpointed_blocks_gives_the_same_gradients(
         assert gradient.keys() == first[1].keys()
         for name, tensor in gradient.items():
             assert mx.allclose(tensor, first[1][name], rtol=1e-3, atol=1e-6).item(), name
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles for the CPU with g++")
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_step_that_mlx_compiles_trains_the_same(
+    tmp_path: Path, spec: Spec, packing: bool
+) -> None:
+    """As on Metal and CUDA; the CPU's own measures switch compiling off."""
+    options = {"max_seq_length": 128, "grad_accumulation_steps": 2, "packing": packing, "iters": 4}
+    for name in ("0", "1"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / SPEC_FILE).write_text(spec(options).model_dump_json())
+        command = [sys.executable, "-m", "oodatcaa.training.mlx.worker", str(folder)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, FAST_CPU: name},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    compiled, own = ([m["loss"] for m in metrics(tmp_path / name)] for name in ("0", "1"))
+    assert compiled == pytest.approx(own, rel=1e-2)
 
 
 def rates(folder: Path) -> list[float]:

@@ -19,6 +19,16 @@ from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.dense import dequantise
 
 
+def _apart(tensor: Any) -> Any:
+    """Another array in the same memory. What mlx-lm compiles has the model's own arrays as inputs,
+    and MLX refuses to meet one of them inside as anything else."""
+    if tensor is None:
+        return None
+    other = mx.stop_gradient(tensor)
+    mx.eval(other)
+    return other
+
+
 class FrozenHead:
     """`hidden -> logits` of a frozen linear or embedding layer, outside of MLX's module tree.
 
@@ -30,9 +40,9 @@ class FrozenHead:
     def __init__(self, layer: Any, *, dense: bool) -> None:
         self.dense = dense
         self.quantised = isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
-        self._weight: mx.array = layer["weight"]
-        self._scales, self._biases = layer.get("scales"), layer.get("biases")
-        self._bias = layer.get("bias")
+        self._weight: mx.array = _apart(layer["weight"])
+        self._scales, self._biases = _apart(layer.get("scales")), _apart(layer.get("biases"))
+        self._bias = _apart(layer.get("bias"))
         if self.quantised:
             self._how: dict[str, Any] = {
                 "group_size": layer.group_size,
