@@ -23,6 +23,7 @@ from oodatcaa.errors import StateError
 from oodatcaa.kit import faults
 from oodatcaa.kit.locks import FileLock
 from oodatcaa.state.beside import Beside
+from oodatcaa.state.disk import write_at
 from oodatcaa.state.log import read_log
 from oodatcaa.state.publishing import BEHIND_SECONDS
 from oodatcaa.state.snapshot import QUEUE_FILE
@@ -635,3 +636,21 @@ def test_a_reader_beside_a_waiting_thread_refuses_an_older_journal_too(work: Pat
         pass
     assert caught.value.code == "queue.journal_older"
     beside.close()
+
+
+def test_a_write_goes_on_after_short_ones_and_writes_nothing_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, sizes = os.pwrite, []
+
+    def short(handle: int, data: bytes, offset: int) -> int:
+        sizes.append(len(data))
+        return real(handle, bytes(data[:3]), offset)
+
+    monkeypatch.setattr(os, "pwrite", short)
+    handle = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    write_at(handle, b"", 0, "test")
+    write_at(handle, b"12345678", 1, "test")
+    os.close(handle)
+    assert sizes == [8, 5, 2]
+    assert (tmp_path / "file").read_bytes() == b"\x0012345678"

@@ -23,13 +23,12 @@ def write_at(handle: int, data: bytes, offset: int, name: str) -> None:
     reach(f"{name}.after_write")
 
 
-def _write_all(handle: int, data: bytes, offset: int) -> None:
-    written = os.pwrite(handle, data, offset)
-    view = memoryview(data)[written:] if written < len(data) else b""
-    while view:
-        offset += written
-        written = os.pwrite(handle, view, offset)
-        view = view[written:]
+def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(handle, data, offset)
+        if written == len(data):
+            return
+        data, offset = memoryview(data)[written:], offset + written
 
 
 def sync(handle: int, name: str) -> None:
