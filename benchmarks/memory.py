@@ -39,8 +39,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama wide": config("llama", 512, 8, 8, 4, 1408, 32000, tied=True),
     "gemma tied": config("gemma", 256, 3, 4, 1, 2048, 12000, tied=True, head_dim=64),
 }
-ITERS = 6
-"""A process's peak was seen to rise until the third or fourth step."""
+ITERS = 10
+"""A process's peak was seen to rise for several steps."""
 BASE = {
     "iters": ITERS,
     "val_batches": 1,
