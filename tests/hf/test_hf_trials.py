@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from oodatcaa.app.by_hand import train_objective
 from oodatcaa.app.desk import Workshop
 from oodatcaa.app.project import Project
@@ -12,6 +14,9 @@ from oodatcaa.domain.training import RunStatus
 from oodatcaa.roles.planning import make_plan
 from real_project import make_project
 from tiny_model import make_tiny_data, make_tiny_model
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
 
 
 def test_the_framework_plan_compares_what_both_backends_measured(tmp_path: Path) -> None:

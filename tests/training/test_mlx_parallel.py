@@ -138,7 +138,8 @@ def test_frozen_arrays_are_shared_and_nothing_is_kept_of_a_step(model: Any, team
     active = mx.get_active_memory()
     for _ in range(3):
         step(model, divided, batch)
-    assert mx.get_active_memory() <= active
+    # What a step leaves differs by a few numbers; a part's arrays would be hundreds of kilobytes.
+    assert mx.get_active_memory() <= active + (16 << 10)
 
 
 def test_the_parts_are_in_the_models_mode(model: Any, team: Team) -> None:
