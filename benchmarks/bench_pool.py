@@ -94,7 +94,7 @@ class Held:
 
 
 def memory(demo: Demo, folders: list[Path], root: Path) -> str:
-    with ModelPoolManager(ENGINE, demo, log_dir=root) as pool:
+    with ModelPoolManager(ENGINE, demo, log_dir=root, prompt_cache_bytes=0) as pool:
         base, after, sizes = pooled(pool, folders)
     apart = [child("load", demo, folder) for folder in folders]
     separate = Held(sum(one["mlx"] for one in apart), sum(one["process"] for one in apart))
@@ -112,7 +112,8 @@ def memory(demo: Demo, folders: list[Path], root: Path) -> str:
     )
     return f"""### Memory
 
-The adapters' own size is {sizes / 1e6:.1f} MB. Each was used for one answer before the reading.
+The adapters' own size is {sizes / 1e6:.1f} MB. Each was used for one answer before the reading. \
+The pool kept no KV caches of prompts that it had read.
 
 | what is loaded | MLX's active memory | resident memory |
 | --- | ---: | ---: |
@@ -217,8 +218,8 @@ after it was {os.getloadavg()[1]:.1f} (two servers and a client make about {os.c
 {table}
 
 Nothing of a new text was read before. Chat messages share what the chat template puts before \
-them: the stock server keeps the caches of prompts that it has read and goes on from there, the \
-pool reads every prompt as a whole. The stock server holds one adapter at a time: for another one \
+them: both servers keep the KV caches of prompts that they have read and go on from there, the \
+pool for each adapter apart. The stock server holds one adapter at a time: for another one \
 it loads the base again; the pool has all of them on one base."""
 
 

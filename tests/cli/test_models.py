@@ -211,7 +211,14 @@ def test_the_official_client_lists_and_asks(client: OpenAI, address: str, traine
     )
     assert "".join(p.choices[0].delta.content or "" for p in parts if p.choices) == said
     assert parts[-2].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert parts[-1].usage == whole.usage
+    usage = parts[-1].usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert whole.usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+    assert whole.usage.prompt_tokens_details.cached_tokens == 0
+    apart: dict[str, Any] = {"exclude": {"prompt_tokens_details"}}
+    assert usage.model_dump(**apart) == whole.usage.model_dump(**apart)
     typed = type_in(trained, "models", "generate", "model::latest", "--prompt",
                     ASKED[0]["content"], "--max-tokens", "6", "--json")  # fmt: skip
     assert json.loads(typed.out)["text"] == said
@@ -234,6 +241,9 @@ def test_the_official_client_lists_and_asks(client: OpenAI, address: str, traine
     assert newest["idle_seconds"] <= older["idle_seconds"]
     assert 0 < newest["bytes"] < model["base_bytes"] < model["mlx_bytes"] <= model["bytes"]
     assert status["bytes"] <= status["memory_limit_bytes"] == 4_000_000_000
+    assert 0 < model["prompt_bytes"] == status["prompt_bytes"] < status["prompt_limit_bytes"]
+    assert status["prompt_limit_bytes"] == 500_000_000
+    assert model["prompts"] == 4, "a message and two texts of one adapter, a text of the other"
 
 
 def test_bad_input_is_told_in_openais_form(client: OpenAI, address: str) -> None:
@@ -316,6 +326,21 @@ def test_beyond_the_memory_limit_is_503_with_the_reason(trained: Path, tmp_path:
             assert caught.value.response.headers["retry-after"]
         reply = client.chat.completions.create(model="model", messages=ASKED, max_tokens=2)
         assert reply.choices[0].finish_reason == "length"
+
+
+def test_prompts_are_kept_as_far_as_the_option_allows(trained: Path, tmp_path: Path) -> None:
+    for size, why in (("much", "--prompt-cache: 'much' is not a size"), ("4GB", "leaves nothing")):
+        answer = type_in(trained, "serve", "--prompt-cache", size)
+        assert why in complaint(answer, "serve.limit", EXIT_FAILURE)
+    words = ("--prompt-cache", "0")
+    with serving(trained, *words, OODATCAA_RESERVATIONS=str(tmp_path)) as address:
+        client = OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0)
+        for _ in range(2):
+            reply = client.chat.completions.create(model="model", messages=ASKED, max_tokens=2)
+            assert reply.usage is not None
+            assert reply.usage.prompt_tokens_details is not None
+            assert reply.usage.prompt_tokens_details.cached_tokens == 0
+        assert fetch(f"{address}/status")[1]["prompt_limit_bytes"] == 0
 
 
 def test_elsewhere_than_loopback_a_token_is_asked_for(trained: Path) -> None:

@@ -49,13 +49,21 @@ class Adapted(Record):
 class Serving:
     """The catalogue's models through one pool; `pool.http.Door`. Use as a context manager."""
 
-    def __init__(self, catalogue: Catalogue, limit: int, logs: Path | None = None) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        limit: int,
+        logs: Path | None = None,
+        *,
+        prompt_cache_bytes: int | None = None,
+    ) -> None:
         self.catalogue = catalogue
         self.pool = ModelPoolManager(
             ENGINE,
             catalogue,
             memory_limit_bytes=limit,
             memory=Shared(default_reservations()),
+            prompt_cache_bytes=prompt_cache_bytes,
             log_dir=logs,
         )
 
@@ -115,16 +123,27 @@ def open_serving(
     models: Sequence[str] = (),
     adapters: Sequence[str] = (),
     limit: str | None = None,
+    prompt_cache: str | None = "0",
 ) -> Serving:
     """Everything that this project (or, outside of one, `models`) can serve.
 
     `adapters` are written NAME=FOLDER. The memory limit is the objective's unless `limit` says
-    otherwise. Raises OodatcaaError for names and sizes that make no sense.
+    otherwise. `prompt_cache` is for a server: of the limit, what the KV caches of read prompts may
+    take; None is the pool's own default. Raises OodatcaaError for names and sizes that make no
+    sense.
     """
     project = _project()
     catalogue = Catalogue(project, models=tuple(models), adapters=_named(adapters))
     logs = project.work / "pool" if project is not None and project.work.is_dir() else None
-    return Serving(catalogue, _limit(project, limit), logs)
+    allowed = _limit(project, limit)
+    cache = None if prompt_cache is None else _size("--prompt-cache", prompt_cache)
+    if cache and cache >= allowed:
+        raise OodatcaaError(
+            "serve.limit",
+            f"--prompt-cache: {prompt_cache} leaves nothing of the limit, {allowed / 1e9:.2f} GB",
+            hint="--prompt-cache 1GB, or leave it away",
+        )
+    return Serving(catalogue, allowed, logs, prompt_cache_bytes=cache)
 
 
 def _project() -> Project | None:
@@ -136,14 +155,18 @@ def _project() -> Project | None:
 
 def _limit(project: Project | None, given: str | None) -> int:
     if given is not None:
-        try:
-            return parse_bytes(given)
-        except ValueError as error:
-            raise OodatcaaError("serve.limit", f"--limit: {error}", hint="--limit 16GB") from error
+        return _size("--limit", given)
     with contextlib.suppress(OodatcaaError):
         if project is not None:
             return project.objective().memory_limit_bytes
     return 16 * GB
+
+
+def _size(option: str, given: str) -> int:
+    try:
+        return parse_bytes(given)
+    except ValueError as error:
+        raise OodatcaaError("serve.limit", f"{option}: {error}", hint=f"{option} 16GB") from error
 
 
 def _named(adapters: Sequence[str]) -> dict[str, Path]:

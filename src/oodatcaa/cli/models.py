@@ -167,6 +167,10 @@ def serve(
     model: Models = None,
     adapter: Adapters = None,
     limit: Limit = None,
+    prompt_cache: Annotated[
+        str | None,
+        typer.Option(help="of the limit, for read prompts; 0 = none; an eighth by default"),
+    ] = None,
 ) -> None:
     """Serve bases and adapters over HTTP as OpenAI's API speaks, until Ctrl-C."""
     import os
@@ -183,7 +187,9 @@ def serve(
         ) from error
     from oodatcaa.app.serving import open_serving
 
-    with open_serving(models=model or (), adapters=adapter or (), limit=limit) as serving:
+    with open_serving(
+        models=model or (), adapters=adapter or (), limit=limit, prompt_cache=prompt_cache
+    ) as serving:
         _ = serving.catalogue.default  # raises where there is nothing to serve
 
         def ready(address: str) -> None:

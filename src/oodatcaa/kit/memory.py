@@ -87,6 +87,13 @@ def own_memory() -> int:
     return 0 if look is None else look[0]
 
 
+def give_back() -> None:
+    """Freed memory goes back to the system: glibc keeps the pages of small blocks otherwise."""
+    if LINUX:
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def own_peak() -> int | None:
     """The highest resident size of this process since `reset_own_peak`; None off Linux."""
     look = _process_memory(os.getpid()) if LINUX else None

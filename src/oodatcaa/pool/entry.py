@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -50,6 +51,8 @@ class Entry:
     adapters: dict[str, OnBase] = field(default_factory=dict)
     mlx_bytes: int = 0
     base_bytes: int = 0
+    prompts: int = 0
+    prompt_bytes: int = 0
     load_seconds: float = 0.0
     reserved: int = 0
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -67,7 +70,12 @@ class Entry:
         """What it holds now: on a GPU MLX's own count can be more than the process shows."""
         if self.member is None:
             return self.reserved
-        return max(self.member.tree_bytes(), self.mlx_bytes)
+        return max(self.member.tree_bytes(), self.mlx_bytes + self.prompt_bytes)
+
+    def count(self, memory: Mapping[str, Any]) -> None:
+        """What the child says that it holds."""
+        self.prompts, self.prompt_bytes = int(memory["prompts"]), int(memory["prompt_bytes"])
+        self.mlx_bytes = int(memory["active"]) - self.prompt_bytes
 
     def reserve(self, needed: int, limit: int, memory: Memory) -> None:
         """Hold at least `needed` bytes. Raises RefusedError when others hold too much."""
@@ -79,11 +87,20 @@ class Entry:
         self.reserved += step
 
     def take_off(self, adapter: OnBase) -> None:
-        """Have the child forget an adapter. The caller has the turn, or nobody uses the entry."""
+        """Have the child forget an adapter and what it read. The caller has the turn, or nobody
+        uses the entry."""
         self.adapters.pop(adapter.info.content_hash, None)
         if self.alive:
-            self.child.ask({"op": "drop", "hash": adapter.info.content_hash}, LOAD_SECONDS)
-        self.mlx_bytes -= adapter.bytes
+            request = {"op": "drop", "hash": adapter.info.content_hash}
+            self.count(self.child.ask(request, LOAD_SECONDS))
+
+    def forget_prompts(self, size: int) -> None:
+        """Have the child forget `size` bytes of read prompts or a little more, least recently
+        used first. The caller has the turn, or nobody uses the entry."""
+        left = max(0, self.prompt_bytes - size)
+        self.prompts, self.prompt_bytes = 0, 0
+        if self.alive:
+            self.count(self.child.ask({"op": "shrink", "prompt_cache_bytes": left}, LOAD_SECONDS))
 
     def close(self) -> None:
         if self.member is not None:
@@ -103,6 +120,8 @@ class Entry:
             bytes=self.bytes(),
             mlx_bytes=self.mlx_bytes,
             base_bytes=self.base_bytes,
+            prompts=self.prompts,
+            prompt_bytes=self.prompt_bytes,
             load_seconds=self.load_seconds,
             hits=self.hits,
             in_use=self.users,

@@ -37,6 +37,8 @@ from oodatcaa.pool.room import Room
 from oodatcaa.pool.validate import validate_adapter
 
 ANSWER_SECONDS = 600.0
+PROMPT_SHARE = 8
+"""One part in this many of the memory limit is for read prompts, when nothing else is said."""
 
 
 class ModelPoolManager:
@@ -46,6 +48,10 @@ class ModelPoolManager:
     wires the pool to a backend knows it, the pool does not. Any number of threads may call.
     Requests for one base are answered one after the other, those for different bases at once.
     Use as a context manager, or `close()`.
+
+    `prompt_cache_bytes` bounds the KV caches of prompts that are kept, so that requests of one
+    adapter that begin alike read the beginning once; they leave before any adapter does. By
+    default an eighth of the memory limit, 0 keeps none.
 
     Errors: `pool.adapter` (everything wrong with an adapter), `pool.not_text`, `pool.memory`
     (beyond the limit), `pool.busy`, `pool.timeout`, `pool.died`, `pool.context`, `pool.request`,
@@ -59,11 +65,14 @@ class ModelPoolManager:
         *,
         memory_limit_bytes: int = 16 * GB,
         memory: Memory | None = None,
+        prompt_cache_bytes: int | None = None,
         log_dir: Path | None = None,
     ) -> None:
         self.engine, self.places = engine, places
         self.limit = memory_limit_bytes
-        self._room = Room(memory_limit_bytes, memory)
+        if prompt_cache_bytes is None:
+            prompt_cache_bytes = memory_limit_bytes // PROMPT_SHARE
+        self._room = Room(memory_limit_bytes, memory, prompt_cache_bytes)
         self._entries, self._lock = self._room.entries, self._room.lock
         self._infos: dict[tuple[str, str], tuple[object, AdapterInfo]] = {}
         self._loads = 0
@@ -142,6 +151,8 @@ class ModelPoolManager:
                 models=models,
                 bytes=sum(model.bytes for model in models),
                 memory_limit_bytes=self.limit,
+                prompt_bytes=sum(model.prompt_bytes for model in models),
+                prompt_limit_bytes=self._room.prompt_limit,
                 loads=self._loads,
                 evicted_models=self._room.evicted_models,
                 evicted_adapters=self._room.evicted_adapters,
@@ -226,11 +237,12 @@ class ModelPoolManager:
             options = {
                 "model": str(folder),
                 "memory_limit_bytes": self.limit,
+                "prompt_cache_bytes": self._room.prompt_limit,
                 "folder": str(self._logs),
             }
             log = self._logs / "pool.log"
             entry.member = Member(entry.base.name, self.engine, options, log, LOAD_SECONDS)
-            entry.mlx_bytes = int(entry.member.loaded["active"])
+            entry.count(entry.member.loaded)
             entry.base_bytes = int(entry.member.loaded["base"])
             entry.load_seconds = float(entry.member.loaded["load_seconds"])
             self._loads += 1
@@ -262,7 +274,8 @@ class ModelPoolManager:
 
     def _settle(self, entry: Entry, info: AdapterInfo | None) -> None:
         """After loading and answering: measured memory counts, not the estimate before."""
-        entry.mlx_bytes = int(entry.child.ask({"op": "memory"}, LOAD_SECONDS)["active"])
+        entry.count(entry.child.ask({"op": "memory"}, LOAD_SECONDS))
+        self._room.bound_prompts(entry)
         self._room.make(entry, 0, info)
 
     def _settle_or_unload(self, entry: Entry, info: AdapterInfo | None) -> None:

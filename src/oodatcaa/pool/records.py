@@ -101,6 +101,7 @@ class Answer(Record):
     tokens: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
+    cached_tokens: int = Field(description="of the prompt, read by an earlier request already")
     completion_tokens: int
     first_token_seconds: float
     tokens_per_second: float
@@ -134,6 +135,8 @@ class ModelUse(Record):
     pid: int
     bytes: int = Field(description="of its process, or what MLX counts when that is more")
     mlx_bytes: int = Field(description="MLX's active memory: weights of base and adapters")
+    prompts: int = Field(description="read prompts whose KV caches are kept")
+    prompt_bytes: int = Field(description="of these caches, beside mlx_bytes")
     base_bytes: int = Field(description="of it right after the base was loaded")
     load_seconds: float
     hits: int
@@ -146,6 +149,8 @@ class PoolStatus(Record):
     models: tuple[ModelUse, ...]
     bytes: int
     memory_limit_bytes: int
+    prompt_bytes: int = Field(description="KV caches of read prompts, part of bytes")
+    prompt_limit_bytes: int
     loads: int
     evicted_models: int
     evicted_adapters: int

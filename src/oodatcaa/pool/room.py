@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from oodatcaa.errors import RefusedError
-from oodatcaa.pool.entry import Entry, Memory, OnBase
+from oodatcaa.pool.entry import RESERVED_IN, Entry, Memory, OnBase
 from oodatcaa.pool.records import AdapterInfo
 
 
@@ -26,15 +26,16 @@ class Room:
     adapters off it; so may whoever has the lock while nobody uses the entry.
     """
 
-    def __init__(self, limit: int, memory: Memory | None) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, memory: Memory | None, prompt_limit: int) -> None:
+        self.limit, self.prompt_limit = limit, prompt_limit
         self.memory: Memory = memory or FreeMemory()
         self.entries: dict[str, Entry] = {}
         self.lock = threading.RLock()
         self.evicted_models = self.evicted_adapters = 0
 
     def make(self, entry: Entry, more: int, keep: AdapterInfo | None = None) -> None:
-        """Have `entry` hold `more` bytes than it does now, least recently used first to leave.
+        """Have `entry` hold `more` bytes than it does now. Read prompts leave first, then what
+        was not used for the longest time.
 
         The caller has the entry's turn; all its adapters but `keep` may leave too. Raises
         RefusedError `pool.memory` when everything else is in use or other programs hold the
@@ -56,8 +57,22 @@ class Room:
                     why = f"{others / 1e9:.2f} GB are in use by other models"
                     hint = f"try again later, or {hint}"
                 # No other model's leaving helps what is too large alone.
-                if not self._evict_one(entry, keep, only_own=needed > self.limit):
+                only_own = needed > self.limit
+                over = needed + (0 if only_own else others) - self.limit
+                # A ledger that refuses does not say by how much.
+                size = over if over > 0 else RESERVED_IN
+                if self._forget_prompts(entry, size, only_own=only_own):
+                    continue
+                if not self._evict_one(entry, keep, only_own=only_own):
                     raise _refused(entry, needed, self.limit, why, hint)
+
+    def bound_prompts(self, entry: Entry) -> None:
+        """Hold `prompt_limit` over all bases; each child holds it for its own."""
+        with self.lock:
+            while True:
+                over = sum(e.prompt_bytes for e in self.entries.values()) - self.prompt_limit
+                if over <= 0 or not self._forget_prompts(entry, over):
+                    return
 
     def forget(self, entry: Entry) -> None:
         """Unload a base. Called under the lock."""
@@ -65,11 +80,24 @@ class Room:
             del self.entries[entry.base.sha256]
         entry.close()
 
+    def _forget_prompts(self, entry: Entry, size: int, *, only_own: bool = False) -> bool:
+        """Have the base that was not used for the longest time forget `size` bytes of prompts;
+        False: nobody idle has any. Called under the lock."""
+        owners = [e for e in (*self._idle(only_own), entry) if e.member and e.prompt_bytes]
+        if not owners:
+            return False
+        min(owners, key=lambda owner: owner.used).forget_prompts(size)
+        return True
+
+    def _idle(self, only_own: bool) -> list[Entry]:
+        if only_own:
+            return []
+        return [e for e in self.entries.values() if e.users == 0 and e.ready.is_set()]
+
     def _evict_one(self, entry: Entry, keep: AdapterInfo | None, *, only_own: bool) -> bool:
         """Unload what was not used for the longest time, a model or an adapter; False: nothing
         is idle. Called under the lock, so nobody begins to use it meanwhile."""
-        idle = [e for e in self.entries.values() if e.users == 0 and e.ready.is_set()]
-        idle = [] if only_own else idle
+        idle = self._idle(only_own)
         choices: list[tuple[float, Entry, OnBase | None]] = [(e.used, e, None) for e in idle]
         for owner in [*idle, *([entry] if entry.ready.is_set() else [])]:
             for adapter in owner.adapters.values():

@@ -215,10 +215,16 @@ def _end(reason: str | None) -> dict[str, Any]:
     return {"finish_reason": reason, "logprobs": None}
 
 
-def usage(answers: list[Answer]) -> dict[str, int]:
+def usage(answers: list[Answer]) -> dict[str, Any]:
     prompt = sum(answer.prompt_tokens for answer in answers)
     made = sum(answer.completion_tokens for answer in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    cached = sum(answer.cached_tokens for answer in answers)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def event(value: dict[str, Any]) -> bytes:

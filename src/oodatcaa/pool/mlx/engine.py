@@ -12,26 +12,32 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm import stream_generate
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.kit.memory import give_back, own_memory
 from oodatcaa.pool.mlx.lora import Adapters
+from oodatcaa.pool.mlx.prompts import Prompts
 from oodatcaa.pool.records import AdapterInfo, Answer, Ask, Piece, Score
 
 WINDOW = 512
 """Tokens per window of a perplexity."""
+HEADROOM = 8
+"""One part in this many of the limit is left to what reading a prompt computes with."""
 
 
 class Engine:
     """Everything runs in one thread, one request after the other."""
 
-    def __init__(self, network: Any, tokenizer: Any, folder: Path, limit: int) -> None:
+    def __init__(
+        self, network: Any, tokenizer: Any, folder: Path, limit: int, prompt_cache: int
+    ) -> None:
         self.network, self.tokenizer, self.limit = network, tokenizer, limit
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
         mx.eval(network.parameters())
         mx.clear_cache()
         self.base_bytes = mx.get_active_memory()
+        self.prompts = Prompts(network, prompt_cache)
         self._check_memory()
         self.adapters = Adapters(network)
 
@@ -41,6 +47,18 @@ class Engine:
         self._check_memory()
         return added
 
+    def drop(self, adapter: str) -> None:
+        """Forget an adapter, and what it read."""
+        self.prompts.drop(adapter)
+        self.adapters.drop(adapter)
+        give_back()
+
+    def shrink(self, prompt_cache: int) -> None:
+        """Forget read prompts until they hold at most this many bytes."""
+        self.prompts.shrink(prompt_cache)
+        mx.clear_cache()
+        give_back()
+
     def memory(self) -> dict[str, Any]:
         return {
             "active": mx.get_active_memory(),
@@ -48,6 +66,8 @@ class Engine:
             "peak": mx.get_peak_memory(),
             "base": self.base_bytes,
             "adapters": dict(self.adapters.bytes),
+            "prompts": len(self.prompts),
+            "prompt_bytes": self.prompts.bytes,
         }
 
     def generate(
@@ -55,10 +75,12 @@ class Engine:
     ) -> Iterator[Piece | Answer]:
         """Pieces as they come, then the whole answer. A stop word is never part of the text.
 
-        Greedy at temperature 0, by the same mlx-lm call that `mlx_lm.generate` makes.
+        Greedy at temperature 0, by the same mlx-lm call that `mlx_lm.generate` makes. Of the
+        prompt only what no earlier request of this adapter began with is read.
         """
         tokens = self._tokens(ask)
         self._check_length(len(tokens), ask.max_tokens)
+        cache, cached = self.prompts.take(adapter, tokens)
         self.adapters.select(adapter)
         mx.random.seed(time.time_ns() & 0xFFFFFFFF if ask.seed is None else ask.seed)
         started = time.monotonic()
@@ -66,10 +88,10 @@ class Engine:
         replies = stream_generate(
             self.network,
             self.tokenizer,
-            tokens,
+            tokens[cached:],
             max_tokens=ask.max_tokens,
             sampler=make_sampler(temp=ask.temperature, top_p=ask.top_p if ask.top_p < 1 else 0.0),
-            prompt_cache=make_prompt_cache(self.network),
+            prompt_cache=cache,
         )
         try:
             for reply in replies:
@@ -85,6 +107,11 @@ class Engine:
                     reason = "stop"
                     break
                 self._check_memory()
+            replies.close()
+            self.prompts.keep(adapter, tokens + made, cache)
+        except MemoryError:
+            self.prompts.shrink(0)
+            raise
         finally:
             replies.close()
             mx.clear_cache()
@@ -94,6 +121,7 @@ class Engine:
             tokens=tuple(made),
             finish_reason="stop" if reason == "stop" else "length",
             prompt_tokens=len(tokens),
+            cached_tokens=cached,
             completion_tokens=len(made),
             first_token_seconds=first,
             tokens_per_second=rate,
@@ -160,6 +188,8 @@ class Engine:
                 hint="shorten the prompt, or lower max_tokens",
             )
         needed = self._cache_bytes(prompt + more)
+        held = max(mx.get_active_memory(), own_memory())
+        self._make_room(held + needed + self.limit // HEADROOM)
         active = mx.get_active_memory()
         if active + needed > self.limit:
             raise OodatcaaError(
@@ -179,7 +209,13 @@ class Engine:
         except (KeyError, TypeError, ValueError):
             return 0
 
+    def _make_room(self, wanted: int) -> None:
+        """Kept prompts leave before a request is refused."""
+        if wanted > self.limit and len(self.prompts):
+            self.shrink(self.prompts.bytes - (wanted - self.limit))
+
     def _check_memory(self) -> None:
+        self._make_room(mx.get_active_memory())
         used = mx.get_active_memory()
         if used > self.limit:
             mx.clear_cache()

@@ -1,10 +1,11 @@
 """The pool's child: JSON lines in, JSON lines out, one base model.
 
 `python -m oodatcaa.pool.mlx.server MODULE:FUNCTION`. Requests, each with an `op`:
-load {model, memory_limit_bytes, folder} once, then adapter {info}, drop {hash},
-generate {ask, adapter}, score {texts, adapter}, memory {}. Answers, one line each: for generate
-{"piece"} lines first; always one last line, {"done": …} or {"error": {code, message, hint,
-details}}. {"op": "cancel"} ends a generation early. It ends when its input ends.
+load {model, memory_limit_bytes, prompt_cache_bytes, folder} once, then adapter {info},
+drop {hash}, shrink {prompt_cache_bytes}, generate {ask, adapter}, score {texts, adapter},
+memory {}. Answers, one line each: for generate {"piece"} lines first; always one last line,
+{"done": …} or {"error": {code, message, hint, details}}. {"op": "cancel"} ends a generation
+early. It ends when its input ends.
 """
 
 from __future__ import annotations
@@ -85,8 +86,11 @@ class Server:
 
                 return {"bytes": engine.add(AdapterInfo.model_validate(request["info"]))}
             case "drop":
-                engine.adapters.drop(request["hash"])
-                return {}
+                engine.drop(request["hash"])
+                return engine.memory()
+            case "shrink":
+                engine.shrink(request["prompt_cache_bytes"])
+                return engine.memory()
             case "generate":
                 return self._generate(engine, request)
             case "score":
@@ -101,7 +105,9 @@ class Server:
         network, tokenizer = self.open_base(request["model"], limit, scratch)
         from oodatcaa.pool.mlx.engine import Engine
 
-        self._engine = Engine(network, tokenizer, Path(request["model"]), limit)
+        self._engine = Engine(
+            network, tokenizer, Path(request["model"]), limit, request["prompt_cache_bytes"]
+        )
         return {**self._engine.memory(), "load_seconds": time.monotonic() - started}
 
     def _generate(self, engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
