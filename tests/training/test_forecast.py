@@ -58,6 +58,14 @@ def test_measurements_that_are_all_off_by_one_factor_are_met(
         assert found == pytest.approx(peak, rel=0.02)
 
 
+def test_a_probe_on_fewer_cores_does_not_answer_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part of a batch has dense matrices and gradients of its own."""
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    one = family("0" * 64, {"mlx": "1"}, "cpu", QLoRA())
+    monkeypatch.setenv("MKL_NUM_THREADS", "8")
+    assert family("0" * 64, {"mlx": "1"}, "cpu", QLoRA()) != one
+
+
 @given(st.integers(1, 64), st.integers(32, 8192), st.floats(0.05, 1), st.integers(64, 8192))
 def test_probe_sizes_stay_within_target_and_budget(
     batch: int, length: int, share: float, budget: int

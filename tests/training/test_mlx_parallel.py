@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +18,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm import load
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from oodatcaa.training.examples import Example
+from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.batches import Batch, divide, make_batch
 from oodatcaa.training.mlx.cpu import on_cpu, speed_up
 from oodatcaa.training.mlx.evaluate import example_losses
@@ -140,6 +146,53 @@ def test_frozen_arrays_are_shared_and_nothing_is_kept_of_a_step(model: Any, team
         step(model, divided, batch)
     # What a step leaves differs by a few numbers; a part's arrays would be hundreds of kilobytes.
     assert mx.get_active_memory() <= active + (16 << 10)
+
+
+def test_between_two_steps_weights_that_were_trained_on_are_nobodys(model: Any, team: Team) -> None:
+    loss, batch = make_loss(split_head(model), gradient=False), make_batch(examples(4), 128)
+    divided_loss(team, loss)(model, *batch)
+    before = [weakref.ref(array) for _, array in tree_flatten(model.trainable_parameters())]
+    model.update(tree_map(lambda array: array * 1.0, model.trainable_parameters()))
+    gc.collect()
+    assert before
+    assert [array() for array in before if array() is not None] == []
+
+
+def test_parts_that_need_the_dense_output_layer_at_once_share_it(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oodatcaa.training.mlx.head.HELD_HEAD_BYTES", 0)
+    head = split_head(model).frozen
+    assert head is not None
+    with vector.at_once():
+        first = head.matrix()
+        assert head.matrix() is first
+        gone = weakref.ref(first)
+        del first
+        assert gone() is None, "held although no part needs it"
+        again = head.matrix()
+        assert again is not None
+        assert again.shape[0] == head.vocabulary
+
+
+def test_the_parts_stacks_do_not_count_for_the_kernels_limit(folder: Path, tmp_path: Path) -> None:
+    """16 parts reserve 300 MB that nobody touches."""
+    code = f"""
+from pathlib import Path
+import mlx.core as mx
+from oodatcaa.training.mlx import setup
+from oodatcaa.training.mlx.guard import walled
+from oodatcaa.training.mlx.parallel import make_team
+network, _ = setup.load_base({str(folder)!r})
+with walled(Path({str(tmp_path)!r}), 500_000_000):
+    assert make_team(network, 16) is not None
+    held = b"x" * 320_000_000
+"""
+    env = {**os.environ, "MKL_NUM_THREADS": "16", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_parts_are_in_the_models_mode(model: Any, team: Team) -> None:

@@ -27,6 +27,7 @@ from oodatcaa.kit.locks import FileLock
 from oodatcaa.training.estimate import ACTIVATIONS, ADAPTER, BASELINE, SCRATCH, WEIGHTS, step_terms
 from oodatcaa.training.formulas import Size, Terms, at_once
 from oodatcaa.training.frameworks import Framework
+from oodatcaa.training.identity import cores
 from oodatcaa.training.protocol import ProbePoint, ProbeSize
 
 PRIOR = 0.5
@@ -85,6 +86,7 @@ def family(model: str, versions: dict[str, str], device: str, params: QLoRA) -> 
         "dropout": str(params.dropout > 0),
         "quantize_bits": str(params.quantize_bits),
         "packing": str(params.packing),
+        "cores": str(cores()),
     }
     return {**same, **{f"version of {name}": version for name, version in versions.items()}}
 

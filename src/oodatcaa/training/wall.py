@@ -185,13 +185,33 @@ def limit_data(limit: int) -> int | None:
     """
     if not sys.platform.startswith("linux"):
         return None
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    reserved, resident = _kilobytes(status, "VmData:"), _kilobytes(status, "RssAnon:")
-    line = int(limit * (1 + KERNEL_SLACK)) + max(0, reserved - resident)
+    return _draw_line(int(limit * (1 + KERNEL_SLACK)) + max(0, _reserved()))
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Data that the block reserves and does not touch, the stacks of its threads, are added to the
+    kernel's limit of this process, if it has one: that would refuse as much too early."""
+    line = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    if not sys.platform.startswith("linux") or line == resource.RLIM_INFINITY:
+        yield
+        return
+    before = _reserved()
+    yield
+    _draw_line(line + max(0, _reserved() - before))
+
+
+def _draw_line(line: int) -> int:
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     line = line if hard == resource.RLIM_INFINITY else min(line, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (line, hard))
     return line
+
+
+def _reserved() -> int:
+    """Bytes of this process's data that are not resident."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return _kilobytes(status, "VmData:") - _kilobytes(status, "RssAnon:")
 
 
 def _kilobytes(status: str, key: str) -> int:

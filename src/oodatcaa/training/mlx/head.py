@@ -8,6 +8,8 @@ and gradients as `cross_entropy(logits)` within float tolerance. For a frozen ou
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import Any
 
 import mlx.core as mx
@@ -51,6 +53,8 @@ class FrozenHead:
             }
         self.vocabulary = int(self._weight.shape[0])
         self._dense: mx.array | None = None
+        self._lock = threading.Lock()
+        self._lent: weakref.ref[mx.array] | None = None
         if dense and self.quantised:
             width = self._weight.shape[1] * 32 // layer.bits
             if 4 * self.vocabulary * width <= HELD_HEAD_BYTES:
@@ -67,13 +71,26 @@ class FrozenHead:
             return plain
         return dequantise(*parts, **self._how).astype(mx.float32)
 
-    def _matrix(self) -> mx.array | None:
+    def matrix(self) -> mx.array | None:
         """What is multiplied with densely; None = the quantised product."""
         if not self.quantised:
             return self._weight
         if not self.dense:
             return None
-        return self._dense if self._dense is not None else self._dequantised()
+        if self._dense is not None:
+            return self._dense
+        return self._shared() if vector.active() else self._dequantised()
+
+    def _shared(self) -> mx.array:
+        """One for all parts of a batch that need it at the same time (parallel.py), and gone when
+        the last of them has no more use for it."""
+        with self._lock:
+            found = None if self._lent is None else self._lent()
+            if found is None:
+                found = self._dequantised()
+                mx.eval(found)
+                self._lent = weakref.ref(found)
+        return found
 
     def losses(self, hidden: mx.array, targets: mx.array) -> mx.array:
         """Negative log likelihood in nats of each target, float32; for use without gradient."""
@@ -106,7 +123,7 @@ class FrozenHead:
     def _run(
         self, hidden: mx.array, targets: mx.array, weights: mx.array | None
     ) -> tuple[mx.array, mx.array | None]:
-        matrix = self._matrix()
+        matrix = self.matrix()
         size = max(LEAST_ROWS, CHUNK_BYTES // (4 * self.vocabulary))
         losses: list[mx.array] = []
         gradients: list[mx.array] = []

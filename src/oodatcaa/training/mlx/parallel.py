@@ -29,6 +29,7 @@ from oodatcaa.training.mlx.blas import use_threads
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
+from oodatcaa.training.wall import untouched
 
 Loss = Callable[..., tuple[mx.array, mx.array]]
 T = TypeVar("T")
@@ -59,17 +60,22 @@ class Team:
     def each(self, work: Callable[[Any, Any], T], parts: Sequence[Any], trainable: Any) -> list[T]:
         """`work(network, part)` for at most `size` parts, side by side; the results in order.
 
-        Every copy has the arrays of `trainable`, which nobody traces, and the mode of the model
-        that the team was made of. An error of a part is raised when all have ended.
+        While it works every copy has the arrays of `trainable`, which nobody traces, and the mode
+        of the model that the team was made of. An error of a part is raised when all have ended.
         """
 
         def one(network: Any, part: Any) -> T:
             network.update(trainable)
             if network.training != self._network.training:
                 network.train(self._network.training)
-            return work(network, part)
+            try:
+                return work(network, part)
+            finally:
+                # A copy must not keep weights that the model itself has replaced by then.
+                network.update(nothing)
 
-        mx.eval(trainable)
+        mx.eval(trainable, none := mx.array(0.0))
+        nothing = tree_map(lambda _: none, trainable)
         pending: list[Future[T]] = []
         with _divided(len(parts)):
             for network, thread, part in zip(self._copies, self._threads, parts, strict=False):
@@ -99,9 +105,10 @@ def make_team(network: nn.Module, rows: int) -> Team | None:
 
     team = None
     try:
-        team = Team(network, size)
-        whole = forward(network, tokens)
-        found = team.each(forward, [tokens] * size, network.trainable_parameters())
+        with untouched():
+            team = Team(network, size)
+            whole = forward(network, tokens)
+            found = team.each(forward, [tokens] * size, network.trainable_parameters())
         good = all(mx.allclose(whole, one, rtol=1e-3, atol=1e-3).item() for one in found)
     except (AttributeError, RuntimeError, TypeError, ValueError):
         good = False
