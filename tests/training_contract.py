@@ -127,6 +127,13 @@ class BackendContract:
         (reply,) = backend.infer(spec.model, str(adapters), ["Write add_1(x)."], 4)
         assert 0 < reply.generation.tokens <= 4
 
+    def test_without_batches_to_validate_on_it_trains_all_the_same(
+        self, backend: ChildBackend, spec: TrainSpec
+    ) -> None:
+        done = backend.train(spec.evolve(params=PARAMS.evolve(val_batches=0, iters=4)))
+        assert done.failure is None, done.failure
+        assert done.valid_losses == ()
+
     def test_after_kill_9_it_goes_on_to_the_same_bits(
         self, backend: ChildBackend, spec: TrainSpec, run: RunRecord
     ) -> None:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import FailureKind, RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.checkpoints import Selection, checkpoint_name, newest_whole, verify
-from oodatcaa.training.identity import pinned
+from oodatcaa.training.identity import cores, pinned
 from oodatcaa.training.mlx.blas import Blas
 from oodatcaa.training.mlx.trainer import Run
 from oodatcaa.training.protocol import (
@@ -299,3 +301,20 @@ def test_nothing_to_select_by_is_said_before_training(tmp_path: Path, spec: Spec
     assert result.failure is not None
     assert "valid.jsonl" in result.failure.message
     assert result.iterations_done == 0
+
+
+def test_selecting_without_a_look_is_refused() -> None:
+    with pytest.raises(ValidationError, match="val_batches"):
+        QLoRA(select_best=True, val_batches=0)
+    with pytest.raises(ValidationError, match="val_batches"):
+        QLoRA(early_stopping_patience=2, val_batches=0)
+
+
+@pytest.mark.parametrize("told", ["", "abc", "-3", "2,1", "0", "²"])
+def test_a_number_of_threads_that_is_none_means_every_core(
+    told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    every = cores()
+    monkeypatch.setenv("MKL_NUM_THREADS", told)
+    assert cores() == every

@@ -100,7 +100,9 @@ class QLoRA(Record):
         default=20, description="iterations between two looks at the valid split"
     )
     val_batches: int = Field(
-        default=4, ge=-1, description="batches of one such look; -1 = the whole valid split"
+        default=4,
+        ge=-1,
+        description="batches of one such look; -1 = the whole valid split, 0 = no look at all",
     )
     save_every: PositiveInt = Field(default=10, description="iterations between two checkpoints")
     keep_checkpoints: PositiveInt = Field(default=2, description="the newest ones, and the best")
@@ -167,6 +169,12 @@ class QLoRA(Record):
     def _layers_of_nothing(self) -> QLoRA:
         if self.grad_checkpoint_layers is not None and not self.grad_checkpoint:
             raise ValueError("grad_checkpoint_layers needs grad_checkpoint: true")
+        return self
+
+    @model_validator(mode="after")
+    def _selecting_takes_a_look(self) -> QLoRA:
+        if self.selects and not self.val_batches:
+            raise ValueError("select_best and early_stopping_patience need val_batches, not 0")
         return self
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ def installed_versions() -> dict[str, str]:
 def cores() -> int:
     """The threads that a training child of this process computes with."""
     told = os.environ.get("MKL_NUM_THREADS", "")
-    if told.isdigit() and int(told):
+    if told.isdecimal() and int(told):
         return int(told)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

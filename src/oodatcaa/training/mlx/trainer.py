@@ -186,7 +186,7 @@ class Run(TrainingRun):
 
     def _validator(self, network: Any, valid: Examples, loss: Loss) -> Callable[[], float | None]:
         def validate() -> float | None:
-            if not valid.items:
+            if not valid.items or not self.params.val_batches:
                 return None
             with vector.at_once():
                 value: float = evaluate(
