@@ -101,7 +101,7 @@ def section(found: dict[str, Any], given: argparse.Namespace) -> str:
         "",
         f"Random weights in {name}, 4-bit, {found['model'] / GB:.2f} GB on disk; rank 16, alpha "
         f"32, {layers} blocks, checkpointed, batch 1 x {given.length} tokens with loss on every "
-        f"one, limit {given.limit:g} GB. {run.iterations_done} whole steps with validation and "
+        f"one, limit {given.limit:g} GB. {run.iterations_done} whole step(s) with validation and "
         f"checkpoint: {found['trained']:.0f} s, the probe {found['probed']:.0f} s.",
         "",
         "| | GB | against measured |",
