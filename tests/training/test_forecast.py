@@ -142,7 +142,9 @@ def test_a_straight_line_is_found_beyond_what_was_measured(
     )
     found = forecast(Probed(family=SAME, points=points), shape, params, target, "cpu")
     doublings = math.log2(target.tokens / max(p.size.batch * p.size.length for p in points))
-    assert 0.95 < found.total_bytes / (1 + MARGIN * doublings) / peak(target) < 1.05
+    # Where growth is 1.8 and a batch small, the prior takes 5.3 % off; the margin gives them back.
+    assert 0.94 < found.total_bytes / (1 + MARGIN * doublings) / peak(target) < 1.05
+    assert found.total_bytes > 0.98 * peak(target)
 
 
 def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
