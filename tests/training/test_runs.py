@@ -15,7 +15,7 @@ import pytest
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import FailureKind, RunFailure, RunRecord, RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError, StateError
-from oodatcaa.training.checkpoints import CheckpointNote, RunIdentity, write_checkpoint
+from oodatcaa.training.checkpoints import CheckpointNote, RunIdentity, refused, write_checkpoint
 from oodatcaa.training.runs import OWNER_FILE, RUN_FILE, Owner, RunStore
 
 NOW = datetime(2026, 1, 30, 12, 0, 0, tzinfo=UTC)
@@ -231,8 +231,8 @@ def checkpoint(folder: Path, iteration: int, *, state: bool = True) -> None:
         (place / "state.safetensors").write_bytes(b"t")
 
 
-def failed(store: RunStore, run: RunRecord, kind: FailureKind) -> None:
-    failure = RunFailure(kind=kind, message="x")
+def failed(store: RunStore, run: RunRecord, kind: FailureKind, message: str = "x") -> None:
+    failure = RunFailure(kind=kind, message=message)
     store.finish(ended(run, RunStatus.FAILED).evolve(failure=failure))
 
 
@@ -260,6 +260,28 @@ def test_the_furthest_whole_checkpoint_of_the_same_training_is_found(tmp_path: P
     words.clear()
     assert store.find_resumable(SPEC, {"BLAS": "OpenBLAS"}, words.append) is None
     assert "BLAS: MKL then, OpenBLAS now" in words[-1]
+
+
+def test_a_checkpoint_that_a_worker_refused_is_not_tried_again(tmp_path: Path) -> None:
+    """The worker knows facts that nobody knows beforehand: it would refuse for ever."""
+    no = refused(("loss path: one then, two now",)).message
+    store = RunStore(tmp_path)
+    earlier, killed = store.create(SPEC, now=NOW), store.create(SPEC, now=NOW)
+    for run, iteration in ((earlier, 5), (killed, 10)):
+        checkpoint(store.folder(run), iteration)
+        failed(store, run, FailureKind.KILLED)
+    found = store.find_resumable(SPEC)
+    assert found is not None
+    assert found.run_id == killed.run_id
+    failed(store, store.create(found.apply(SPEC), now=NOW), FailureKind.BAD_INPUT, no)
+    words: list[str] = []
+    found = store.find_resumable(SPEC, say=words.append)
+    assert found is not None
+    assert found.run_id == earlier.run_id
+    assert len(words) == 1
+    assert killed.run_id in words[0]
+    failed(store, store.create(found.apply(SPEC), now=NOW), FailureKind.BAD_INPUT, no)
+    assert store.find_resumable(SPEC) is None
 
 
 def test_a_resumed_run_that_died_at_once_goes_on_from_the_same_checkpoint(tmp_path: Path) -> None:

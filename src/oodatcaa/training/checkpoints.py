@@ -109,6 +109,10 @@ class Resume:
         return spec.evolve(resume_from=str(self.folder), start_iteration=self.iteration)
 
 
+CANNOT = "the checkpoint can not be continued"
+"""So begins the failure of a run that was refused its checkpoint."""
+
+
 def checkpoint_name(iteration: int) -> str:
     return f"{iteration:07d}"
 

@@ -28,7 +28,14 @@ from oodatcaa.domain.training import FailureKind, RunFailure, RunRecord, RunStat
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.files import sync_folder, write_atomic
 from oodatcaa.kit.process import is_alive, process_identity
-from oodatcaa.training.checkpoints import Resume, checkpoint_name, newest_whole, sweep, verify
+from oodatcaa.training.checkpoints import (
+    CANNOT,
+    Resume,
+    checkpoint_name,
+    newest_whole,
+    sweep,
+    verify,
+)
 from oodatcaa.training.metrics import merge_measured
 from oodatcaa.training.protocol import CHECKPOINTS_DIR, SPEC_FILE
 
@@ -244,10 +251,17 @@ class RunStore:
 
         The same model, data and parameters, and the same `facts` (see training.identity); a run
         that ended at the memory gate or with numbers that are not finite would only end there
-        again and does not count. `say` gets a word on every checkpoint that is passed over.
+        again and does not count. Nor does one that a resumed run was refused with. `say` gets a
+        word on every checkpoint that is passed over.
         """
         best: Resume | None = None
-        for run in self.list(spec.backend).runs:
+        runs = self.list(spec.backend).runs
+        refused = {
+            run.resumed_from
+            for run in runs
+            if run.failure is not None and run.failure.message.startswith(CANNOT)
+        }
+        for run in runs:
             if run.status not in (RunStatus.FAILED, RunStatus.STOPPED):
                 continue
             if run.failure is not None and run.failure.kind not in RESUMABLE:
@@ -257,7 +271,10 @@ class RunStore:
             found = self.last_checkpoint(run)
             if found is None or (best is not None and found.iteration < best.iteration):
                 continue
-            for word in (*found.skipped, *(passed := _differs(found, facts or {}))):
+            passed = _differs(found, facts or {})
+            if run.run_id in refused:
+                passed = (f"the checkpoint of run {run.run_id} was refused before",)
+            for word in (*found.skipped, *passed):
                 say(word)
             best = best if passed else found
         return best
