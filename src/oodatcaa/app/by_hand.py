@@ -81,10 +81,10 @@ def _fitted(backends: Mapping[str, TrainingBackend], spec: TrainSpec, say: Say) 
     problems: list[OodatcaaError] = []
     for name, backend in works.items():
         try:
-            measured += _measured(backend, spec.evolve(backend=name), limit, say)
+            _measure(backend, spec.evolve(backend=name), limit, say, measured)
         except OodatcaaError as error:
             problems.append(error)
-            say(f"backend {name} is left out: {error}")
+            say(f"backend {name} is not measured any further: {error}")
     if problems and not measured:
         raise problems[0]
     choice = choose(measured, limit)
@@ -100,9 +100,12 @@ def _fitted(backends: Mapping[str, TrainingBackend], spec: TrainSpec, say: Say) 
     return spec.evolve(params=choice.best.params, backend=choice.best.backend)
 
 
-def _measured(backend: ChildBackend, spec: TrainSpec, limit: int, say: Say) -> list[Candidate]:
+def _measure(
+    backend: ChildBackend, spec: TrainSpec, limit: int, say: Say, measured: list[Candidate]
+) -> None:
+    """Add what this backend's candidates need and take: also those before one that fails."""
     trained = backend.trained_blocks(spec)
-    measured: list[Candidate] = []
+    mine = len(measured)
 
     def estimate(params: QLoRA) -> MemoryEstimate:
         return backend.estimate(spec.evolve(params=params))
@@ -131,11 +134,10 @@ def _measured(backend: ChildBackend, spec: TrainSpec, limit: int, say: Say) -> l
         done = measure(one)
         if done.need_bytes > limit:
             more = instead(done, estimate, limit, trained)
-            if more is not None and more.params not in [known.params for known in measured]:
+            if more is not None and more.params not in [one.params for one in measured[mine:]]:
                 measure(more)
     if packed is not None:
         _try_packed(packed, measure, say)
-    return measured
 
 
 def _try_packed(one: Candidate, measure: Callable[[Candidate], Candidate], say: Say) -> None:
