@@ -37,12 +37,12 @@ HF_STAMP := $(HF)/.installed
 $(HF_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(HF)
 	$(HF)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,hf]' \
-	  'pytest>=8.3' 'pytest-timeout>=2.3'
+	  'pytest>=8.3' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6'
 	$(HF)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'axolotl==0.19.0'
 	@touch $(HF_STAMP)
 
 test-hf: $(HF_STAMP) ## the backends hf and axolotl, in an environment of its own (CPU build of torch)
-	$(HF)/bin/python -m pytest -q tests/hf \
+	$(HF)/bin/python -m pytest -q -n 2 --dist loadfile tests/hf \
 	  tests/training/test_axolotl.py::test_axolotls_own_schema_takes_it
 
 lint: $(STAMP) ## ruff
