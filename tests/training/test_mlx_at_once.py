@@ -11,14 +11,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm import load
 from mlx_lm.models.activations import swiglu
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from adapted_model import adapted
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.batches import make_batch
-from oodatcaa.training.mlx.cpu import on_cpu, speed_up
+from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
 from oodatcaa.training.mlx.loss import WHOLE, make_loss, split_head
 from oodatcaa.training.mlx.prefix import frozen_prefix
@@ -170,19 +169,6 @@ def test_a_trained_or_unknown_output_layer_has_no_shortcut() -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-def adapted(folder: Path, layers: int) -> Any:
-    loaded: Any = load(str(folder))
-    model = loaded[0]
-    model.freeze()
-    speed_up(model)
-    mx.random.seed(7)
-    linear_to_lora_layers(model, layers, {"rank": 4, "scale": 2.0, "dropout": 0.0})
-    for name, module in model.named_modules():
-        if "lora_b" in module:
-            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))
-    return model
 
 
 def test_a_step_that_starts_behind_the_frozen_blocks_is_the_same_step(

@@ -19,13 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm import load
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from adapted_model import adapted
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.batches import Batch, divide, make_batch
-from oodatcaa.training.mlx.cpu import on_cpu, speed_up
+from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.evaluate import example_losses
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.parallel import Team, divided_gradient, divided_loss, make_team
@@ -47,20 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def adapted(folder: Path, layers: int) -> Any:
-    loaded: Any = load(str(folder))
-    model = loaded[0]
-    model.freeze()
-    speed_up(model)
-    mx.random.seed(7)
-    linear_to_lora_layers(model, layers, {"rank": 4, "scale": 2.0, "dropout": 0.0})
-    for name, module in model.named_modules():
-        if "lora_b" in module:
-            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))
-    model.train()
-    return model
-
-
 def examples(rows: int) -> list[Example]:
     """Of several lengths; every second one with a masked prompt."""
     chance = np.random.default_rng(0)
@@ -72,7 +57,9 @@ def examples(rows: int) -> list[Example]:
 
 @pytest.fixture(params=[1, -1], ids=["above frozen blocks", "every block"])
 def model(folder: Path, request: pytest.FixtureRequest) -> Any:
-    return adapted(folder, request.param)
+    made = adapted(folder, request.param)
+    made.train()
+    return made
 
 
 @pytest.fixture

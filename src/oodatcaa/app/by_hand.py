@@ -70,11 +70,11 @@ def train_objective(
 
 def _fitted(backends: Mapping[str, TrainingBackend], spec: TrainSpec, say: Say) -> TrainSpec:
     limit = gate_limit(spec.memory_limit_bytes)
-    works = {}
-    for name, backend in backends.items():
-        found = backend.probe()
-        if isinstance(backend, ChildBackend) and found.importable and found.problem is None:
-            works[name] = backend
+    works = {
+        name: backend
+        for name, backend in backends.items()
+        if isinstance(backend, ChildBackend) and backend.probe().usable
+    }
     if not works:
         return spec  # the training itself says what is missing
     measured: list[Candidate] = []

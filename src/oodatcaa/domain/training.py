@@ -263,6 +263,11 @@ class BackendProbe(Record):
     notes: tuple[str, ...] = ()
     problem: str | None = Field(default=None, description="why it can not be used here, if so")
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can train here, as far as a look tells."""
+        return self.importable and self.problem is None
+
 
 class BackendTrial(Record):
     """A backend's real training steps on small batches, the same for every backend that is tried.

@@ -96,7 +96,7 @@ def _usable(desk: Desk, previous: Plan) -> tuple[str, ...]:
     usable = []
     for name in desk.objective.backends:
         probe = desk.backends[name].probe()
-        if name == previous.backend or (probe.importable and probe.problem is None):
+        if name == previous.backend or probe.usable:
             usable.append(name)
     return tuple(usable)
 

@@ -30,7 +30,7 @@ def try_backends(
 
     A backend that fails its trial is told with the reason, never left out.
     """
-    works = {probe.name for probe in probes if probe.importable and probe.problem is None}
+    works = {probe.name for probe in probes if probe.usable}
     listed = [name for name in desk.objective.backends if name in works and name in desk.backends]
     if model_path is None or len(listed) < 2:
         return ()
@@ -53,7 +53,7 @@ def _try(desk: Desk, name: str, model_path: str, params: QLoRA) -> BackendTrial:
         needed = backend.estimate(spec.evolve(params=params))
         found, seconds = backend.time_step(spec, should_stop=desk.should_stop)
     except OodatcaaError as error:
-        if error.code in ("child.stopped", "reservation.stopped"):
+        if desk.should_stop():
             raise
         return trial.evolve(needed=needed, problem=str(error))
     if not seconds:

@@ -98,7 +98,7 @@ def _probes(probes: tuple[BackendProbe, ...]) -> str:
             [
                 (prose(probe.title), "yes" if probe.importable else "no",
                  code(probe.version or "") or "none", prose(probe.accelerator or "none"),
-                 "yes" if probe.importable and not probe.problem else "no")
+                 "yes" if probe.usable else "no")
                 for probe in probes
             ],
         ),

@@ -25,7 +25,7 @@ def probe_frameworks(bench: Bench) -> StepOutcome:
     facts = records.FrameworkFacts(probes=probes, machine=desk.machine)
     desk.facts.put(bench.story.id, records.FRAMEWORKS, facts)
     text = docs.framework_evaluation(bench.plan, probes, desk.machine)
-    usable = [probe.title for probe in probes if probe.importable and probe.problem is None]
+    usable = [probe.title for probe in probes if probe.usable]
     return StepOutcome(
         facts=tuple(
             f"{probe.title}: {probe.version or 'not installed'}"

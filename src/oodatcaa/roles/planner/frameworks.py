@@ -80,7 +80,7 @@ def trial_of(inputs: PlanInputs, name: str) -> BackendTrial | None:
 
 
 def usable(probe: BackendProbe | None) -> bool:
-    return probe is not None and probe.importable and probe.problem is None
+    return probe is not None and probe.usable
 
 
 def title_of(inputs: PlanInputs, name: str) -> str:

@@ -1,0 +1,25 @@
+"""The tiny model with LoRA layers that already change its output, and the CPU's measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import load
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from oodatcaa.training.mlx.cpu import speed_up
+
+
+def adapted(folder: Path, layers: int) -> Any:
+    loaded: Any = load(str(folder))
+    model = loaded[0]
+    model.freeze()
+    speed_up(model)
+    mx.random.seed(7)
+    linear_to_lora_layers(model, layers, {"rank": 4, "scale": 2.0, "dropout": 0.0})
+    for name, module in model.named_modules():
+        if "lora_b" in module:
+            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))
+    return model
