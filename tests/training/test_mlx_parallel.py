@@ -22,7 +22,6 @@ from mlx.utils import tree_flatten, tree_map
 
 from adapted_model import adapted
 from oodatcaa.training.examples import Example
-from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.batches import Batch, divide, make_batch
 from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.evaluate import example_losses
@@ -143,23 +142,6 @@ def test_between_two_steps_weights_that_were_trained_on_are_nobodys(model: Any, 
     gc.collect()
     assert before
     assert [array() for array in before if array() is not None] == []
-
-
-def test_parts_that_need_the_dense_output_layer_at_once_share_it(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("oodatcaa.training.mlx.head.HELD_HEAD_BYTES", 0)
-    head = split_head(model).frozen
-    assert head is not None
-    with vector.at_once():
-        first = head.matrix()
-        assert head.matrix() is first
-        gone = weakref.ref(first)
-        del first
-        assert gone() is None, "held although no part needs it"
-        again = head.matrix()
-        assert again is not None
-        assert again.shape[0] == head.vocabulary
 
 
 def test_the_parts_stacks_do_not_count_for_the_kernels_limit(folder: Path, tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ CHUNK_BYTES = 16 << 20
 """Float32 logits of one chunk of the loss: large enough for an efficient product, small because
 MLX allocates ahead of what has been computed."""
 LEAST_ROWS = 32
+TILE_BYTES, MOST_TILE_ROWS, MOST_COLUMNS = 2 << 20, 2048, 4096
+"""Float32 logits of one tile of the loss where layers are evaluated as they are met: small enough
+for the processor's cache, large enough for an efficient product (1, 2 and 4 MB were tried)."""
 AHEAD = 70
 """Buffers that MLX's CPU device was seen to allocate ahead in a graph; not measured on a GPU."""
 DENSE_AHEAD, MOST_AHEAD_BYTES = 40, 150_000_000
@@ -163,6 +166,11 @@ def held_head(shape: ModelShape, params: QLoRA, device: str, fast_cpu: bool) -> 
     return size if wanted and size <= HELD_HEAD_BYTES else 0
 
 
+def tile_columns(rows: int) -> int:
+    """Of the output layer, whose logits for so many rows make one tile of the loss."""
+    return max(1, min(TILE_BYTES // (4 * max(1, rows)), MOST_COLUMNS))
+
+
 def chunk_bytes(shape: ModelShape) -> int:
     """Logits of one chunk of the loss."""
     return 4 * shape.vocab_size * max(LEAST_ROWS, CHUNK_BYTES // (4 * shape.vocab_size))
@@ -177,8 +185,11 @@ def _loss(shape: ModelShape, params: QLoRA, size: Size, device: str, fast_cpu: b
     if shape.dense_logits:
         return loss_copies(mlx_version()) * logits
     if at_once(params, device, fast_cpu):
-        chunks = 2 * chunk_bytes(shape) * parts(params, size.batch, device, fast_cpu)
-        return min(chunks, loss_copies(mlx_version()) * logits)
+        together = parts(params, size.batch, device, fast_cpu)
+        rows = min(-(-targets // together), MOST_TILE_ROWS)
+        tile = 4 * rows * min(tile_columns(rows), shape.vocab_size)
+        # Two of a tile; the rows' gradient, what is added to it, and the targets' own rows.
+        return together * (2 * tile + 4 * 4 * rows * shape.hidden_size)
     return min(AHEAD * chunk_bytes(shape), logits)
 
 
@@ -255,7 +266,7 @@ def terms(
     ahead = min(DENSE_AHEAD * matrix, MOST_AHEAD_BYTES) if kind is FLOAT32 else 0
     together = parts(params, size.batch, device, fast_cpu)
     dense = max(2 * matrix * together, ahead)
-    head = kind.head_copies * kind.itemsize * shape.hidden_size * shape.vocab_size
+    head = _head(shape, size, kind, together)
     held = held_head(shape, params, device, fast_cpu)
     # What blocks above have kept is gone again when the first one is computed a second time.
     block = (2 * one if again == blocks else one) + dense
@@ -271,6 +282,16 @@ def terms(
         runtime=runtime_bytes(shape, device) + heap_bytes(held),
         saving=round(4 * trained * (1.2 * max(1.0, STATE_COPIES[params.optimizer]))),
     )
+
+
+def _head(shape: ModelShape, size: Size, kind: Kind, together: int) -> int:
+    """A quantised output layer as float32 while it is multiplied with."""
+    columns = shape.vocab_size
+    if kind is AT_ONCE and not shape.dense_logits:
+        # The tile, and two of its intermediate stages.
+        rows = min(-(-size.targets // together), MOST_TILE_ROWS)
+        columns = min(columns, 3 * together * tile_columns(rows))
+    return kind.head_copies * kind.itemsize * shape.hidden_size * columns
 
 
 def _copies(params: QLoRA) -> float:

@@ -1,22 +1,29 @@
 """The output layer and its cross entropy, without ever holding the logits of a whole batch.
 
-The gradient with respect to the hidden rows is computed in the forward pass, chunk by chunk, while
-a chunk's logits are there; the backward pass only scales it. Each chunk is tied to the one before,
-so that a scheduler can not run them side by side: the extra memory is that of one chunk. Same loss
-and gradients as `cross_entropy(logits)` within float tolerance. For a frozen output layer only.
+The gradient with respect to the hidden rows is computed in the forward pass, while logits are
+there; the backward pass only scales it. In MLX's graph the logits are made in chunks of rows, each
+tied to the one before, so that a scheduler can not run them side by side. Inside of
+`vector.at_once()` they are made in tiles of columns that stay in the processor's cache, with a
+running maximum and sum for each row (Milakov and Gimelshein 2018, "Online normalizer calculation
+for softmax"). Either way the extra memory is that of one part. Same loss and gradients as
+`cross_entropy(logits)` within float tolerance. For a frozen output layer only.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from oodatcaa.training.formulas import CHUNK_BYTES, HELD_HEAD_BYTES, LEAST_ROWS
+from oodatcaa.training.formulas import (
+    CHUNK_BYTES,
+    HELD_HEAD_BYTES,
+    LEAST_ROWS,
+    MOST_TILE_ROWS,
+    tile_columns,
+)
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.dense import dequantise
 
@@ -35,8 +42,7 @@ class FrozenHead:
     """`hidden -> logits` of a frozen linear or embedding layer, outside of MLX's module tree.
 
     mlx-lm traces every array of the module tree; these references are not traced. `dense`: the
-    CPU's way, multiply with a float32 matrix. Inside of `vector.at_once()` every chunk is evaluated
-    as it is met; outside the chunks are part of MLX's graph.
+    CPU's way, multiply with a float32 matrix.
     """
 
     def __init__(self, layer: Any, *, dense: bool) -> None:
@@ -53,15 +59,13 @@ class FrozenHead:
             }
         self.vocabulary = int(self._weight.shape[0])
         self._dense: mx.array | None = None
-        self._lock = threading.Lock()
-        self._lent: weakref.ref[mx.array] | None = None
         if dense and self.quantised:
             width = self._weight.shape[1] * 32 // layer.bits
             if 4 * self.vocabulary * width <= HELD_HEAD_BYTES:
                 self._dense = self._dequantised()
                 mx.eval(self._dense)
 
-    def _dequantised(self, rows: mx.array | None = None) -> mx.array:
+    def _dequantised(self, rows: slice | mx.array | None = None) -> mx.array:
         def some(part: Any) -> Any:
             return part if part is None or rows is None else part[rows]
 
@@ -79,30 +83,30 @@ class FrozenHead:
             return None
         if self._dense is not None:
             return self._dense
-        return self._shared() if vector.active() else self._dequantised()
+        return self._dequantised()
 
-    def _shared(self) -> mx.array:
-        """One for all parts of a batch that need it at the same time (parallel.py), and gone when
-        the last of them has no more use for it."""
-        with self._lock:
-            found = None if self._lent is None else self._lent()
-            if found is None:
-                found = self._dequantised()
-                mx.eval(found)
-                self._lent = weakref.ref(found)
-        return found
+    def rows(self, wanted: slice | mx.array) -> mx.array:
+        """Of the matrix, and nothing but them: [rows, width]."""
+        if self.quantised and self._dense is None:
+            return self._dequantised(wanted)
+        whole = self._dense if self.quantised else self._weight
+        assert whole is not None
+        return whole[wanted]
 
     def losses(self, hidden: mx.array, targets: mx.array) -> mx.array:
         """Negative log likelihood in nats of each target, float32; for use without gradient."""
-        return self._run(hidden, targets, None)[0]
+        run = self._run_in_tiles if vector.active() else self._run
+        return run(hidden, targets, None)[0]
 
     def total(self, hidden: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
         """The weighted sum of the targets' losses; differentiable in `hidden` [rows, width]."""
 
         @mx.custom_function
         def summed(h: mx.array) -> tuple[mx.array, mx.array]:
-            rows = vector.cut(h) if vector.active() else h
-            losses, gradient = self._run(rows, targets, weights)
+            run = self._run
+            if vector.active():
+                h, run = vector.cut(h), self._run_in_tiles
+            losses, gradient = run(h, targets, weights)
             assert gradient is not None
             value = (losses * weights).sum()
             if vector.active():
@@ -130,17 +134,63 @@ class FrozenHead:
         for start in range(0, hidden.shape[0], size):
             part = slice(start, start + size)
             rows = hidden[part]
-            if losses and not vector.active():
+            if losses:
                 rows = mx.depends([rows], [(gradients or losses)[-1]])[0]
             weight = None if weights is None else weights[part]
             loss, gradient = self._chunk(matrix, rows, targets[part], weight)
             losses.append(loss)
             if gradient is not None:
                 gradients.append(gradient)
-            if vector.active():
-                mx.eval(loss, *gradients[-1:])
         together = mx.concatenate(gradients) if gradients else None
         return mx.concatenate(losses), together
+
+    def _run_in_tiles(
+        self, hidden: mx.array, targets: mx.array, weights: mx.array | None
+    ) -> tuple[mx.array, mx.array | None]:
+        """As `_run`, for float32; every tile is evaluated before the next one begins."""
+        losses: list[mx.array] = []
+        gradients: list[mx.array] = []
+        for start in range(0, hidden.shape[0], MOST_TILE_ROWS):
+            part = slice(start, start + MOST_TILE_ROWS)
+            weight = None if weights is None else weights[part]
+            loss, gradient = self._in_tiles(hidden[part], targets[part], weight)
+            mx.eval(loss, gradient)
+            losses.append(loss)
+            if gradient is not None:
+                gradients.append(gradient)
+        together = mx.concatenate(gradients) if gradients else None
+        return mx.concatenate(losses), together
+
+    def _in_tiles(
+        self, hidden: mx.array, targets: mx.array, weights: mx.array | None
+    ) -> tuple[mx.array, mx.array | None]:
+        count = hidden.shape[0]
+        size = tile_columns(count)
+        top, total = mx.full((count, 1), -mx.inf), mx.zeros((count, 1))
+        spread = mx.zeros(hidden.shape)
+        for start in range(0, self.vocabulary, size):
+            matrix = self.rows(slice(start, start + size))
+            logits = hidden @ matrix.T
+            if self._bias is not None:
+                logits = logits + self._bias[start : start + size]
+            highest = mx.maximum(top, logits.max(axis=-1, keepdims=True))
+            # What was added up so far was relative to the maximum of the tiles so far.
+            kept = mx.exp(top - highest)
+            mx.eval(highest, kept)
+            e = vector.exp_of(logits - highest)
+            total = total * kept + e.sum(axis=-1, keepdims=True)
+            if weights is not None:
+                spread = mx.addmm(spread * kept, e, matrix)
+            top = highest
+            mx.eval(total, spread)
+        chosen = self.rows(targets)
+        own = (hidden * chosen).sum(axis=-1)
+        if self._bias is not None:
+            own = own + self._bias[targets]
+        loss = (mx.log(total) + top).squeeze(-1) - own
+        if weights is None:
+            return loss, None
+        return loss, weights[:, None] * (spread / total - chosen)
 
     def _chunk(
         self, matrix: mx.array | None, rows: mx.array, targets: mx.array, weights: mx.array | None
@@ -150,18 +200,14 @@ class FrozenHead:
             logits = logits + self._bias
         chosen = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
         top = logits.max(axis=-1, keepdims=True)
-        if vector.active():
-            mx.eval(chosen, top)
-            e = vector.exp_of(logits - top)
-        else:
-            e = mx.exp(logits - top)
+        e = mx.exp(logits - top)
         total = e.sum(axis=-1, keepdims=True)
         loss = (mx.log(total) + top).squeeze(-1) - chosen
         if weights is None:
             return loss, None
         # d loss / d logits = softmax - one_hot; the one_hot part is a row of the layer itself.
         spread = (e * (weights[:, None] / total)).astype(rows.dtype)
-        gradient = self._back(matrix, spread) - weights[:, None] * self._rows(matrix, targets)
+        gradient = self._back(matrix, spread) - weights[:, None] * self.rows(targets)
         gradient = gradient.astype(rows.dtype)
         # Whoever asks for the loss first must not leave the chunk's logits waiting for the rest.
         tied: mx.array = mx.depends([loss], [gradient])[0]
@@ -182,9 +228,6 @@ class FrozenHead:
             x, self._weight, self._scales, self._biases, transpose=transpose, **self._how
         )
         return product
-
-    def _rows(self, matrix: mx.array | None, targets: mx.array) -> mx.array:
-        return matrix[targets] if matrix is not None else self._dequantised(targets)
 
 
 def frozen_head(layer: Any, *, dense: bool) -> FrozenHead | None:

@@ -81,7 +81,7 @@ class Run(TrainingRun):
         optimizer = setup.make_optimizer(self.params)
         optimizer.init(network.trainable_parameters())
         split = split_head(network)
-        path = _loss_path(split, self.team.size if self.team and self._eager else 1)
+        path = _loss_path(split, self.team.size if self.team else 1, self._eager)
         identity = identity.evolve(facts={**identity.facts, "loss path": path})
         config = self._write_configs()
         resumed = self.resume(
@@ -257,9 +257,11 @@ class _Steps:
         )
 
 
-def _loss_path(split: Split, parts: int) -> str:
+def _loss_path(split: Split, parts: int, eager: bool) -> str:
     """Two ways to the same loss differ in the last bits: no switch in mid-run."""
-    together = "" if parts == 1 else f", the rows in {parts} parts"
+    together = f", the rows in {parts} parts" if eager and parts > 1 else ""
     rows = "targets only" if split.sparse else "every position"
-    head = "fused head" if split.frozen is not None else "plain head"
+    head = "plain head"
+    if split.frozen is not None:
+        head = "fused head in tiles" if eager else "fused head"
     return f"{rows}, {head}, {'fast' if fast_cpu() else 'stock'} products{together}"
