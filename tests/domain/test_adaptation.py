@@ -29,6 +29,7 @@ def estimate(params: QLoRA, backend: str = "mlx") -> MemoryEstimate:
     kept = 2 * again + 20 * max(1, layers - again) if again else 20 * layers
     total = tokens * 49152 * 12 + tokens * 576 * 4 * kept
     total += 135_000_000 * (params.quantize_bits or 4) // 8
+    total += 4 * 135_000_000 if params.dense_weights else 0
     if backend == "hf":
         total //= 20
     return MemoryEstimate(total_bytes=total, parts=(), device="cpu", method="a test")
@@ -120,6 +121,14 @@ def test_a_measured_peak_corrects_the_estimates() -> None:
     found = adapted(four, measured_bytes=2 * estimate(four).total_bytes)
     assert found.params.batch_size == 2
     assert "multiplied by 2.00" in found.note.tried[0]
+
+
+def test_weights_that_are_held_for_speed_are_the_first_to_go() -> None:
+    one = QLoRA(batch_size=1, max_seq_length=512, num_layers=8, dense_weights=True)
+    found = adapted(one, limit=1.1 * GB)
+    assert found.note.rungs == ("dense weights held -> not held",)
+    assert found.params == one.evolve(dense_weights=False)
+    assert adapted(one, limit=0.7 * GB).note.rungs[0] == "dense weights held -> not held"
 
 
 def test_what_failed_before_is_not_proposed_again() -> None:

@@ -20,12 +20,14 @@ ASKED = QLoRA(batch_size=4, grad_accumulation_steps=2, iters=20, save_every=4)
 
 
 TRAINED = 8
+HELD = 3 * GB
 
 
 def estimate(params: QLoRA) -> MemoryEstimate:
     """A checkpointed block keeps an eighth."""
     kept = TRAINED - 7 * params.recomputed(TRAINED) / 8
     size = round(params.batch_size * GB * kept / TRAINED)
+    size += HELD if params.dense_weights else 0
     return MemoryEstimate(total_bytes=size, parts=(), device="cpu", method="made up")
 
 
@@ -48,6 +50,23 @@ def tried(limit: int) -> list[str]:
 def test_what_can_not_fit_is_not_measured_and_recomputing_comes_last() -> None:
     assert tried(4 * GB) == ["4 x 2 accumulated", "2 x 4 accumulated", "1 x 8 accumulated"]
     assert tried(1) == []
+
+
+def test_the_first_way_is_measured_with_dense_weights_too_where_they_fit_and_are_anything() -> None:
+    for asked in (ASKED, ASKED.evolve(dense_weights=True)):
+        found = to_measure(asked, estimate, 7 * GB, TRAINED)
+        assert [one.name for one in found] == [
+            "4 x 2 accumulated",
+            "2 x 4 accumulated",
+            "1 x 8 accumulated",
+            "4 x 2 accumulated, dense weights",
+        ]
+        assert found[3].need_bytes == found[0].need_bytes + HELD
+        assert instead(found[3], estimate, 5 * GB, TRAINED) is None
+    elsewhere = to_measure(
+        ASKED, lambda p: estimate(p.evolve(dense_weights=False)), 7 * GB, TRAINED
+    )
+    assert not any(one.params.dense_weights for one in elsewhere)
 
 
 def test_no_more_blocks_are_computed_again_than_fitting_takes() -> None:

@@ -138,6 +138,22 @@ def test_max_seq_length_bounds_longer_data() -> None:
     assert estimate_training(SMOL, params, seq_length=9999) == estimate_training(SMOL, params)
 
 
+def test_dense_weights_are_four_bytes_for_each_weight_of_the_blocks_on_a_cpu_and_nothing_else() -> (
+    None
+):
+    params = QLoRA(batch_size=1, max_seq_length=256)
+    dense = params.evolve(dense_weights=True)
+    matrices = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+    more = part(estimate_training(SMOL, dense), "weights")
+    more -= part(estimate_training(SMOL, params), "weights")
+    assert more == 4 * matrices
+    for elsewhere in ({"device": "metal"}, {"device": "torch-cpu"}, {"fast_cpu": False}):
+        options: dict[str, Any] = elsewhere
+        assert estimate_training(SMOL, dense, **options) == estimate_training(
+            SMOL, params, **options
+        )
+
+
 def test_every_checkpointed_block_takes_less_memory() -> None:
     params = QLoRA(batch_size=8, max_seq_length=512, num_layers=8, grad_checkpoint=True)
     found = [

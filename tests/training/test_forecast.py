@@ -178,7 +178,7 @@ def test_steps_that_needed_less_than_loading_say_nothing_of_how_fast_they_grow()
         loaded_process_bytes=376 * 10**6,
     )
     found = forecast(probed, shape, params, Size(4, 256, 1024), "cpu")
-    assert 554e6 * 0.97 < found.total_bytes < 554e6 * 1.03
+    assert 554e6 * 0.97 < found.total_bytes < 554e6 * 1.05
     small = forecast(probed, shape, params, Size(1, 32, 32), "cpu")
     assert small.total_bytes >= 376e6, "it is loaded all the same"
     only = probed.evolve(points=(point(1, 64, 376 * 10**6), point(1, 256, 376 * 10**6)))

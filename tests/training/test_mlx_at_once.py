@@ -17,7 +17,7 @@ from adapted_model import adapted
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.batches import make_batch
-from oodatcaa.training.mlx.cpu import on_cpu
+from oodatcaa.training.mlx.cpu import hold_dense, on_cpu
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
 from oodatcaa.training.mlx.loss import WHOLE, make_loss, split_head
 from oodatcaa.training.mlx.prefix import frozen_prefix
@@ -220,6 +220,33 @@ def test_a_step_that_starts_behind_the_frozen_blocks_is_the_same_step(
         assert stock.keys() == mine.keys()
         for name, gradient in stock.items():
             assert close(mine[name], gradient, 1e-3), name
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_weights_that_are_held_change_no_bit(tiny: Path, at_once: bool) -> None:
+    batch = make_batch([Example(tuple(range(3, 40)), 10), Example(tuple(range(60, 90)), 1)], 128)
+    found = []
+    for held in (False, True):
+        model = adapted(tiny, 2)
+        before = mx.get_active_memory()
+        if held:
+            hold_dense(model)
+            hold_dense(model)
+            matrices = sum(
+                4 * module["scales"].size * module.group_size
+                for block in model.layers
+                for module in block.modules()
+                if "scales" in module
+            )
+            assert matrices > 0
+            assert mx.get_active_memory() - before == pytest.approx(matrices, rel=0.01)
+        loss = make_loss(split_head(model), at_once=at_once)
+        (value, _), gradients = nn.value_and_grad(model, loss)(model, *batch)
+        found.append((value.item(), {n: np.array(g) for n, g in tree_flatten(gradients)}))
+    (one, plain), (other, dense) = found
+    assert one == other
+    for name, gradient in plain.items():
+        np.testing.assert_array_equal(dense[name], gradient)
 
 
 def test_a_model_with_adapters_on_all_blocks_has_no_frozen_prefix(tiny: Path) -> None:

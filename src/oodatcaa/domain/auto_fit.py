@@ -51,7 +51,9 @@ class Candidate(Record):
         p = self.params
         checkpointing = f", checkpointing {p.checkpointing}" if p.grad_checkpoint else ""
         packed = ", packed" if p.packing else ""
-        return f"{p.batch_size} x {p.grad_accumulation_steps} accumulated{packed}{checkpointing}"
+        dense = ", dense weights" if p.dense_weights else ""
+        cut = f"{p.batch_size} x {p.grad_accumulation_steps} accumulated"
+        return f"{cut}{packed}{dense}{checkpointing}"
 
 
 class Choice(Record):
@@ -100,18 +102,22 @@ def to_measure(
 ) -> tuple[Candidate, ...]:
     """The few of `variants` that are worth measuring: those expected to fit, with the fewest of
     the `trained` blocks computed again that this takes, and without any before with some. None
-    when nothing is expected to fit."""
+    when nothing is expected to fit. The first of them also with `dense_weights`, where these are
+    expected to fit, and to be anything at all: elsewhere than on a CPU they need no more."""
 
     def fits(one: QLoRA) -> bool:
         return estimate(one).total_bytes <= limit
 
+    unheld = params.evolve(dense_weights=False)
     found: list[QLoRA] = []
-    for one in variants(params):
-        if one == params or not one.grad_checkpoint:
+    for one in variants(unheld):
+        if one == unheld or not one.grad_checkpoint:
             found += [one] if fits(one) else []
         elif fewest := fewest_recomputed(one, trained, fits):
             found.append(fewest)
     few = sorted(dict.fromkeys(found), key=lambda one: one.grad_checkpoint)[:FEW]
+    dense = [one.evolve(dense_weights=True) for one in few[:1]]
+    few += [one for one in dense if fits(one) and estimate(one) != estimate(few[0])]
     return tuple(_candidate(one, estimate) for one in few)
 
 
@@ -165,7 +171,10 @@ def instead(
     tried: Candidate, estimate: Callable[[QLoRA], MemoryEstimate], limit: int, trained: int
 ) -> Candidate | None:
     """What to measure after a candidate that was estimated to fit, but did not: a few more blocks
-    computed again, with the estimates raised by what that one needed. None = nothing is left."""
+    computed again, with the estimates raised by what that one needed. None = nothing is left, or
+    it was one with `dense_weights`: the same without them is a candidate anyway."""
+    if tried.params.dense_weights:
+        return None
     raised = max(1.0, tried.need_bytes / max(1, estimate(tried.params).total_bytes))
 
     def fits(one: QLoRA) -> bool:

@@ -62,15 +62,16 @@ def adapt_memory(
 ) -> Adaptation | GiveUp:
     """The first rung of the ladder whose estimate is at most `margin * limit_bytes`.
 
-    Rungs, in this order and cumulative: smaller batch with accumulation (same effective batch,
-    same optimizer steps), gradient checkpointing, shorter sequences that truncate nothing, fewer
-    layers, heavier quantisation, the next of `backends`. A rung that does not lower the estimate
-    is left out. `bits` is the base model's own quantisation (None = none), `data_longest` the
-    tokens of the longest example (None = unknown: sequences stay). `tried` params failed before
-    although their estimate fitted, so what is proposed must be estimated below every one of them.
-    `measured_bytes`, what a run with `params` really needed, corrects all estimates when it is
-    the larger number. Name only `backends` that can train here: the next one is asked for its
-    estimate, with the params as they were asked for. `round` and `trigger` go into the note.
+    Rungs, in this order and cumulative: no dense weights held, smaller batch with accumulation
+    (same effective batch, same optimizer steps), gradient checkpointing, shorter sequences that
+    truncate nothing, fewer layers, heavier quantisation, the next of `backends`. A rung that does
+    not lower the estimate is left out. `bits` is the base model's own quantisation (None = none),
+    `data_longest` the tokens of the longest example (None = unknown: sequences stay). `tried`
+    params failed before although their estimate fitted, so what is proposed must be estimated below
+    every one of them. `measured_bytes`, what a run with `params` really needed, corrects all
+    estimates when it is the larger number. Name only `backends` that can train here: the next one
+    is asked for its estimate, with the params as they were asked for. `round` and `trigger` go into
+    the note.
     """
     first = _ladder(params, backend, estimate, margin * limit_bytes, measured_bytes)
     before = first.bytes_of(params)
@@ -155,6 +156,7 @@ def _walk(ladder: _Ladder, rungs: _Rungs, below: int | None) -> QLoRA | None:
 
 
 CHECKPOINTING = "gradient checkpointing"
+DENSE = "dense weights"
 
 
 def _least_recomputed(ladder: _Ladder, rungs: _Rungs, below: int | None) -> QLoRA:
@@ -201,6 +203,8 @@ class _Rungs:
 
     def below(self, params: QLoRA) -> Iterator[tuple[str, QLoRA]]:
         """The next step of every kind of rung, in the ladder's order."""
+        if params.dense_weights:
+            yield DENSE, params.evolve(dense_weights=False)
         factor = _smallest_factor(params.batch_size)
         if factor is not None:
             yield "batch", smaller_batch(params, factor)
@@ -257,6 +261,8 @@ def _change(name: str, old: QLoRA, new: QLoRA) -> str:
             f"{old.batch_size} x {old.grad_accumulation_steps} -> "
             f"{new.batch_size} x {new.grad_accumulation_steps} accumulated"
         )
+    if name == DENSE:
+        return "held -> not held"
     if name == CHECKPOINTING:
         return f"{old.checkpointing or 'off'} -> on"
     if name == "sequence length":

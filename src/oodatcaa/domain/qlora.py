@@ -87,6 +87,11 @@ class QLoRA(Record):
         default=None,
         description="recompute only the lowest N trained blocks; left out = every one",
     )
+    dense_weights: bool = Field(
+        default=False,
+        description="multiply with float32 copies of the blocks' quantised weights that are kept: "
+        "faster, more memory; of MLX on a CPU only",
+    )
     mask_prompt: bool = Field(
         default=True, description="loss on the answer alone, not on the prompt"
     )

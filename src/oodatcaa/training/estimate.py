@@ -16,6 +16,8 @@ from oodatcaa.training.formulas import (
     Terms,
     block_of,
     heap_bytes,
+    held_blocks,
+    held_head,
     inner_width,
     round_up,
     runtime_bytes,
@@ -72,10 +74,13 @@ def estimate_training(
     size = worst_size(params, seq_length, batch_targets)
     weights = _weights(shape, params.quantize_bits, device, fast_cpu)
     found = terms(shape, params, size, weights.bytes, device, fast_cpu)
-    held = found.weights - weights.bytes
+    held = held_head(shape, params, device, fast_cpu)
+    formulas = [weights.formula]
     if held:
-        formula = f"hidden {shape.hidden_size} x vocabulary {shape.vocab_size} x 4, held"
-        weights = weights.evolve(bytes=found.weights, formula=f"{weights.formula}; {formula}")
+        formulas.append(f"hidden {shape.hidden_size} x vocabulary {shape.vocab_size} x 4, held")
+    if dense := held_blocks(shape, params, device, fast_cpu):
+        formulas.append(f"{dense // 4} weights of the blocks x 4, held (dense_weights)")
+    weights = weights.evolve(bytes=found.weights, formula="; ".join(formulas))
     runtime = _runtime(shape, device)
     runtime = runtime.evolve(bytes=runtime.bytes + heap_bytes(held))
     parts = (weights, *_step_parts(shape, params, size, found), runtime)

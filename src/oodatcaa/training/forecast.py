@@ -26,6 +26,7 @@ from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.locks import FileLock
 from oodatcaa.training.estimate import ACTIVATIONS, ADAPTER, BASELINE, SCRATCH, WEIGHTS, step_terms
 from oodatcaa.training.formulas import Size, Terms, at_once
+from oodatcaa.training.formulas import parts as side_by_side
 from oodatcaa.training.frameworks import Framework
 from oodatcaa.training.identity import cores
 from oodatcaa.training.protocol import ProbePoint, ProbeSize
@@ -45,8 +46,9 @@ SPREAD = 0.02
 """Added where a framework schedules ahead: there the same step's peak is another one in another
 process. 31 pairs of a forecast and a run of the same batch (checkpointed models on the CPU)
 differed by 0.1 % on average and 1.8 % in standard deviation: so about 1 in 70 is still more than
-2 % under, 1 in 20 more than 5 % over. Layers that evaluate as they are met were never 1 % under
-and get no margin."""
+2 % under, 1 in 20 more than 5 % over. The same where rows are on several threads, whose largest
+moments meet or do not. Layers that evaluate as they are met on one thread were never 1 % under and
+get no margin."""
 REACH = 4
 """A cached probe answers for batches of at most this many times its tokens."""
 REACH_LENGTH = 2
@@ -86,6 +88,7 @@ def family(model: str, versions: dict[str, str], device: str, params: QLoRA) -> 
         "dropout": str(params.dropout > 0),
         "quantize_bits": str(params.quantize_bits),
         "packing": str(params.packing),
+        "dense_weights": str(params.dense_weights),
         "cores": str(cores()),
     }
     return {**same, **{f"version of {name}": version for name, version in versions.items()}}
@@ -211,8 +214,7 @@ def forecast(
     counted = [(features(size, False), peak) for size, _, peak in rows]
     counter = fit(counted, probed.loaded_mlx_bytes)
     beyond = max(0.0, math.log2(target.tokens / max(size.tokens for size, _, _ in rows)))
-    spread = 0.0 if at_once(params, device, fast_cpu) else SPREAD
-    margin = 1 + MARGIN * beyond + spread
+    margin = 1 + MARGIN * beyond + _spread(params, target.batch, device, fast_cpu)
     floor = max((process for size, process, _ in rows if _within(size, target)), default=0)
     parts = _parts(_constant(found(target), nothing, True), growing(target), process, margin)
     total = sum(part.bytes for part in parts)
@@ -272,6 +274,11 @@ def _growing(
     if found.saving > found.kept + moment:
         return 0, found.saving
     return found.kept - nothing.kept, max(0, moment - least)
+
+
+def _spread(params: QLoRA, rows: int, device: str, fast_cpu: bool) -> float:
+    as_met = at_once(params, device, fast_cpu)
+    return 0.0 if as_met and side_by_side(params, rows, device, fast_cpu) == 1 else SPREAD
 
 
 def _parts(

@@ -147,7 +147,7 @@ def at_once(params: QLoRA, device: str, fast_cpu: bool) -> bool:
 def parts(params: QLoRA, rows: int, device: str, fast_cpu: bool) -> int:
     """How many parts of a batch of `rows` go through the model side by side, each with the
     intermediate arrays of its own rows (`training/mlx/parallel.py`)."""
-    return min(rows, cores()) if at_once(params, device, fast_cpu) else 1
+    return max(1, min(rows, cores())) if at_once(params, device, fast_cpu) else 1
 
 
 def kind_for(params: QLoRA, device: str, fast_cpu: bool) -> Kind:
@@ -164,6 +164,15 @@ def held_head(shape: ModelShape, params: QLoRA, device: str, fast_cpu: bool) -> 
     size = 4 * shape.hidden_size * shape.vocab_size
     wanted = device == "cpu" and fast_cpu and quantised and not shape.dense_logits
     return size if wanted and size <= HELD_HEAD_BYTES else 0
+
+
+def held_blocks(shape: ModelShape, params: QLoRA, device: str, fast_cpu: bool) -> int:
+    """Bytes of the float32 copies of the blocks' matrices with `dense_weights`."""
+    quantised = shape.bits is not None or params.quantize_bits is not None
+    if not (params.dense_weights and device == "cpu" and fast_cpu and quantised):
+        return 0
+    every = shape.blocks or (block_of(shape),) * shape.num_layers
+    return 4 * sum(m.rows * m.columns for block in every for m in block.matrices)
 
 
 def tile_columns(rows: int) -> int:
@@ -262,7 +271,9 @@ def terms(
     inputs = again * size.tokens * shape.hidden_size * kind.itemsize
     quantised = shape.bits is not None or params.quantize_bits is not None
     largest = max((m.rows * m.columns for m in block_of(shape).matrices), default=0)
-    matrix = kind.itemsize * largest if quantised and kind.head_copies else 0
+    dense_blocks = held_blocks(shape, params, device, fast_cpu)
+    unpacks = quantised and kind.head_copies and not dense_blocks
+    matrix = kind.itemsize * largest if unpacks else 0
     ahead = min(DENSE_AHEAD * matrix, MOST_AHEAD_BYTES) if kind is FLOAT32 else 0
     together = parts(params, size.batch, device, fast_cpu)
     dense = max(2 * matrix * together, ahead)
@@ -271,7 +282,7 @@ def terms(
     # What blocks above have kept is gone again when the first one is computed a second time.
     block = (2 * one if again == blocks else one) + dense
     return Terms(
-        weights=weights + held,
+        weights=weights + held + dense_blocks,
         # Every part has a gradient before they are added up.
         trained=round(4 * trained * (_copies(params) + together - 1)),
         kept=inputs + (blocks - again) * one + kind.mask * mask,

@@ -173,12 +173,12 @@ class FrozenHead:
             logits = hidden @ matrix.T
             if self._bias is not None:
                 logits = logits + self._bias[start : start + size]
-            highest = mx.maximum(top, logits.max(axis=-1, keepdims=True))
+            highest = mx.maximum(top, vector.maxima(logits))
             # What was added up so far was relative to the maximum of the tiles so far.
             kept = mx.exp(top - highest)
             mx.eval(highest, kept)
             e = vector.exp_of(logits - highest)
-            total = total * kept + e.sum(axis=-1, keepdims=True)
+            total = total * kept + vector.sums(e)
             if weights is not None:
                 spread = mx.addmm(spread * kept, e, matrix)
             top = highest

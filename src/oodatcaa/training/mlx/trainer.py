@@ -20,7 +20,7 @@ from oodatcaa.training.mlx import setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, tokenize
 from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine
 from oodatcaa.training.mlx.checkpoints import State, not_finite, restore, save_tensors
-from oodatcaa.training.mlx.cpu import fast_cpu
+from oodatcaa.training.mlx.cpu import fast_cpu, hold_dense
 from oodatcaa.training.mlx.guard import COUNTERS
 from oodatcaa.training.mlx.loss import Split, make_loss, split_head
 from oodatcaa.training.mlx.packed import must_pack, packed
@@ -70,6 +70,8 @@ class Run(TrainingRun):
         Raises Stop. The memory probe calls this too: whatever a run does between loading and its
         end, a probe does.
         """
+        if self.params.dense_weights and fast_cpu():
+            hold_dense(network)
         self.team = make_team(network, self.params.batch_size)
         try:
             return self._fit(network, valid, identity)
