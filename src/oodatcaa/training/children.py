@@ -64,11 +64,11 @@ HEAP = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""glibc (mallopt(3); its manual, "Memory Allocation Tunables"): keep freed blocks, in pages of 2 MB
-where the kernel gives them on request. MLX's CPU device frees and takes its temporaries at every
-operation; by default each of them is a new mapping whose pages the kernel fills with zeros."""
+"""glibc (mallopt(3)): keep freed blocks. MLX's CPU device frees and takes its temporaries at every
+operation; by default each of them is a new mapping whose pages the kernel fills with zeros. Large
+pages (`glibc.malloc.hugetlb`) gained 1 % of time, and made peaks of small steps too uneven to
+forecast from."""
 TORCH_HEAP = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
