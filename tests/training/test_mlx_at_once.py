@@ -17,7 +17,7 @@ from adapted_model import adapted
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.batches import make_batch
-from oodatcaa.training.mlx.cpu import hold_dense, on_cpu
+from oodatcaa.training.mlx.cpu import hold_dense, on_cpu, speed_up
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
 from oodatcaa.training.mlx.loss import WHOLE, make_loss, split_head
 from oodatcaa.training.mlx.prefix import frozen_prefix
@@ -220,6 +220,45 @@ def test_a_step_that_starts_behind_the_frozen_blocks_is_the_same_step(
         assert stock.keys() == mine.keys()
         for name, gradient in stock.items():
             assert close(mine[name], gradient, 1e-3), name
+
+
+def test_a_large_matrix_is_multiplied_with_in_pieces(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch([Example(tuple(range(3, 40)), 10), Example(tuple(range(60, 90)), 1)], 128)
+
+    def step(model: Any) -> dict[str, mx.array]:
+        loss = make_loss(WHOLE, at_once=True)
+        (value, _), gradients = nn.value_and_grad(model, loss)(model, *batch)
+        return {"loss": value, **dict(tree_flatten(gradients))}
+
+    whole = step(adapted(tiny, 2))
+    monkeypatch.setattr("oodatcaa.training.mlx.cpu.PIECE_BYTES", 5 * 4 * 64)
+    for name, found in step(adapted(tiny, 2)).items():
+        assert close(found, whole[name], 1e-4), name
+
+
+def test_looking_at_a_model_with_a_large_output_layer_takes_little() -> None:
+    class Model(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Embedding(8, 512)
+            self.lm_head = nn.Linear(512, 60_000, bias=False)
+
+        def __call__(self, tokens: mx.array) -> mx.array:
+            logits: mx.array = self.lm_head(self.model(tokens))
+            return logits
+
+    model = Model()
+    nn.quantize(model, 64, 4)
+    model.freeze()
+    speed_up(model)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    assert split_head(model).sparse
+    held = 60_000 * 512 * 4
+    assert mx.get_peak_memory() - before < 1.6 * held, "the held one, and pieces"
 
 
 @pytest.mark.parametrize("at_once", [True, False])

@@ -15,7 +15,6 @@ from oodatcaa.training.formulas import (
     Size,
     Terms,
     block_of,
-    heap_bytes,
     held_blocks,
     held_head,
     inner_width,
@@ -81,18 +80,12 @@ def estimate_training(
     if dense := held_blocks(shape, params, device, fast_cpu):
         formulas.append(f"{dense // 4} weights of the blocks x 4, held (dense_weights)")
     weights = weights.evolve(bytes=found.weights, formula="; ".join(formulas))
-    runtime = _runtime(shape, device)
-    runtime = runtime.evolve(bytes=runtime.bytes + heap_bytes(held))
-    parts = (weights, *_step_parts(shape, params, size, found), runtime)
+    parts = (weights, *_step_parts(shape, params, size, found), _runtime(shape, device))
     step = sum(part.bytes for part in parts)
     more = found.weights + found.trained + found.runtime + found.saving - step
     if more > 0:
         formula = "a checkpoint in memory takes this much more than a training step"
         parts = (*parts, MemoryPart(name=SAVING, bytes=more, formula=formula))
-    more = found.weights + 2 * held + found.runtime - sum(part.bytes for part in parts)
-    if more > 0:
-        formula = "making the float32 output layer takes this much more than a training step"
-        parts = (*parts, MemoryPart(name=LOADING, bytes=more, formula=formula))
     more = _making(shape, params, device) - sum(part.bytes for part in parts)
     if more > 0:
         formula = "making the re-quantised copy takes this much more than the training"
@@ -222,7 +215,6 @@ BASELINE = "runtime"
 BLOCK = "one block on its way back"
 SAVING = "saving"
 REQUANTISING = "re-quantising"
-LOADING = "loading"
 
 
 UNPACKING_BYTES = 100_000_000

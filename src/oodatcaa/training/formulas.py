@@ -290,7 +290,7 @@ def terms(
         block=dense if kind is AT_ONCE else block,
         scores=round(kind.scores * scores),
         head=head if quantised and not held else 0,
-        runtime=runtime_bytes(shape, device) + heap_bytes(held),
+        runtime=runtime_bytes(shape, device),
         saving=round(4 * trained * (1.2 * max(1.0, STATE_COPIES[params.optimizer]))),
     )
 
@@ -319,11 +319,6 @@ def _dora(shape: ModelShape, params: QLoRA, kind: Kind) -> int:
     if params.fine_tune_type is not FineTune.DORA:
         return 0
     return 2 * kind.itemsize * sum(m.rows * m.columns for m in adapted(shape, params))
-
-
-def heap_bytes(held: int) -> int:
-    """What the heap keeps of making the float32 output layer; half of it was seen."""
-    return held // 2
 
 
 def runtime_bytes(shape: ModelShape, device: str) -> int:

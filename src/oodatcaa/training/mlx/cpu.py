@@ -21,8 +21,11 @@ from mlx_lm.models import activations, base
 from mlx_lm.tuner.lora import LoRALinear
 
 from oodatcaa.training.mlx import vector
-from oodatcaa.training.mlx.dense import dequantise
+from oodatcaa.training.mlx.dense import dequantise, dequantised
 from oodatcaa.training.protocol import fast_cpu_wanted
+
+PIECE_BYTES, MOST_PIECES = 16 << 20, 2
+"""Of a matrix that is dequantised for a product in the forward pass."""
 
 
 def on_cpu() -> bool:
@@ -56,6 +59,30 @@ class _Stored:
             return self.held.astype(dtype)
         return dequantise(self.weight, self.scales, self.biases, **self.how).astype(dtype)
 
+    def rows(self, wanted: slice, dtype: mx.Dtype) -> mx.array:
+        biases = None if self.biases is None else self.biases[wanted]
+        return dequantise(self.weight[wanted], self.scales[wanted], biases, **self.how).astype(
+            dtype
+        )
+
+    def times(self, x: mx.array) -> mx.array:
+        """`x @ W.T`, evaluated; of a large matrix a piece at a time is dense. An output layer as a
+        whole takes gigabytes, and so do the stages of making it."""
+        count = self.weight.shape[0]
+        size = max(1, PIECE_BYTES // (4 * x.shape[-1]))
+        if self.held is not None or count <= MOST_PIECES * size:
+            y = x @ self.dense(x.dtype).T
+            mx.eval(y)
+            return y
+        parts = []
+        for start in range(0, count, size):
+            part = x @ self.rows(slice(start, start + size), x.dtype).T
+            mx.eval(part)
+            parts.append(part)
+        whole = mx.concatenate(parts, axis=-1)
+        mx.eval(whole)
+        return whole
+
 
 def dense_product(layer: nn.Module, x: mx.array) -> mx.array:
     """`x @ W.T` with W dequantised now, and again in the backward pass.
@@ -82,9 +109,7 @@ def dense_product(layer: nn.Module, x: mx.array) -> mx.array:
 def _product_at_once(stored: _Stored, x: mx.array) -> mx.array:
     @mx.custom_function
     def product(x: mx.array) -> mx.array:
-        y = vector.cut(x) @ stored.dense(x.dtype).T
-        mx.eval(y)
-        return y
+        return stored.times(vector.cut(x))
 
     @product.vjp
     def product_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
@@ -122,7 +147,7 @@ def _adapted_product(
     def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
         x, a, b = vector.cut(x), vector.cut(a), vector.cut(b)
         low = (x @ a) * scale
-        y = mx.addmm(x @ stored.dense(x.dtype).T, low, b)
+        y = mx.addmm(stored.times(x), low, b)
         y = y if offset is None else y + offset
         mx.eval(y, low)
         return y, low
@@ -224,9 +249,8 @@ def hold_dense(model: nn.Module) -> None:
         for module in block.modules():
             if type(module) is DenseProductLinear and module.stored.held is None:
                 stored: _Stored = module.stored
-                held = stored.dense(mx.float32)
-                mx.eval(held)
-                module.stored = replace(stored, held=held)
+                parts = stored.weight, stored.scales, stored.biases
+                module.stored = replace(stored, held=dequantised(*parts, **stored.how))
 
 
 def _route(model: nn.Module) -> None:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import sys
 
 import mlx.core as mx
+import numpy as np
 
 BITS = (2, 4, 8)
 """Of which a whole number fills a byte; the others are left to MLX."""
+PIECE_BYTES = 2 << 20
+"""float32 of the rows that are dequantised at a time into a matrix that is kept."""
 
 
 def dequantise(
@@ -37,6 +40,37 @@ def dequantise(
     groups = spread.reshape(*scales.shape, group_size)
     found: mx.array = groups * scales[..., None] + biases[..., None]
     return found.reshape(*scales.shape[:-1], -1)
+
+
+def dequantised(
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    *,
+    group_size: int,
+    bits: int,
+    mode: str,
+) -> mx.array:
+    """`dequantise` to float32, evaluated, for a matrix that is kept: a few rows at a time, so that
+    making it takes no more than it is, and the same each time."""
+    width = weight.shape[-1] * 32 // bits
+    found = mx.zeros((weight.shape[0], width))
+    mx.eval(found)
+    # MLX's own buffer: nobody else refers to it yet.
+    view = np.array(found, copy=False)
+    size = max(1, PIECE_BYTES // (4 * width))
+    for start in range(0, weight.shape[0], size):
+        part = slice(start, start + size)
+        rows = dequantise(
+            weight[part],
+            scales[part],
+            None if biases is None else biases[part],
+            group_size=group_size,
+            bits=bits,
+            mode=mode,
+        )
+        view[part] = np.array(rows.astype(mx.float32), copy=False)
+    return found
 
 
 def _bytes(packed: mx.array, bits: int) -> mx.array:

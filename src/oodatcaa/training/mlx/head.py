@@ -25,7 +25,7 @@ from oodatcaa.training.formulas import (
     tile_columns,
 )
 from oodatcaa.training.mlx import vector
-from oodatcaa.training.mlx.dense import dequantise
+from oodatcaa.training.mlx.dense import dequantise, dequantised
 
 
 def _apart(tensor: Any) -> Any:
@@ -62,8 +62,8 @@ class FrozenHead:
         if dense and self.quantised:
             width = self._weight.shape[1] * 32 // layer.bits
             if 4 * self.vocabulary * width <= HELD_HEAD_BYTES:
-                self._dense = self._dequantised()
-                mx.eval(self._dense)
+                parts = self._weight, self._scales, self._biases
+                self._dense = dequantised(*parts, **self._how)
 
     def _dequantised(self, rows: slice | mx.array | None = None) -> mx.array:
         def some(part: Any) -> Any:

@@ -63,8 +63,8 @@ def _measure(
     blas: Any,
     made: list[tuple[int, int]],
 ) -> ProbePoint:
-    """`made` gets the peaks of what comes before the first validation: making the float32 output
-    layer takes more than a small step does."""
+    """`made` gets the peaks of what comes before the first validation, which may take more than a
+    small step does."""
     import mlx.core as mx
 
     from oodatcaa.training.checkpoints import RunIdentity
