@@ -34,27 +34,27 @@ SMOL = ModelShape(
     tokenizer_bytes=3_522_656,
 )  # fmt: skip
 MEASURED = (
-    ({"batch_size": 1, "max_seq_length": 64, "num_layers": 1}, 677_261_312),
-    ({"batch_size": 1, "max_seq_length": 256, "num_layers": 8}, 682_790_912),
-    ({"batch_size": 2, "max_seq_length": 256, "num_layers": 8}, 837_160_960),
+    ({"batch_size": 1, "max_seq_length": 64, "num_layers": 1}, 461_918_208),
+    ({"batch_size": 1, "max_seq_length": 256, "num_layers": 8}, 635_826_176),
+    ({"batch_size": 2, "max_seq_length": 256, "num_layers": 8}, 856_891_392),
     (
         {"batch_size": 2, "max_seq_length": 256, "num_layers": 8, "grad_checkpoint": True},
-        762_671_104,
+        743_079_936,
     ),
-    ({"batch_size": 2, "max_seq_length": 256, "num_layers": 30}, 1_921_486_848),
-    ({"batch_size": 1, "max_seq_length": 768, "num_layers": 4}, 826_605_568),
+    ({"batch_size": 2, "max_seq_length": 256, "num_layers": 30}, 1_933_144_064),
+    ({"batch_size": 1, "max_seq_length": 768, "num_layers": 4}, 817_246_208),
     (
         {"batch_size": 4, "max_seq_length": 256, "num_layers": 8, "grad_accumulation_steps": 2},
-        1_236_471_808,
+        1_180_471_296,
     ),
     (
         {"batch_size": 1, "max_seq_length": 512, "num_layers": 30, "grad_checkpoint": True},
-        849_506_304,
+        826_454_016,
     ),
     (
         {"batch_size": 1, "max_seq_length": 256, "num_layers": 8, "rank": 64,
          "keys": ("self_attn.q_proj", "self_attn.v_proj")},
-        680_960_000,
+        635_695_104,
     ),
 )  # fmt: skip
 """Peaks of 2 iterations of a 135M model, every position a target, on Linux, CPU device, MKL."""

@@ -80,7 +80,11 @@ def estimate_training(
     if dense := held_blocks(shape, params, device, fast_cpu):
         formulas.append(f"{dense // 4} weights of the blocks x 4, held (dense_weights)")
     weights = weights.evolve(bytes=found.weights, formula="; ".join(formulas))
-    parts = (weights, *_step_parts(shape, params, size, found), _runtime(shape, device))
+    runtime = _runtime(shape, device)
+    if found.runtime > runtime.bytes:
+        formula = f"{runtime.formula}, and holes of the heap"
+        runtime = runtime.evolve(bytes=found.runtime, formula=formula)
+    parts = (weights, *_step_parts(shape, params, size, found), runtime)
     step = sum(part.bytes for part in parts)
     more = found.weights + found.trained + found.runtime + found.saving - step
     if more > 0:
