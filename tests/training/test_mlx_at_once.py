@@ -14,7 +14,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.activations import swiglu
 
 from adapted_model import adapted
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.examples import Example
+from oodatcaa.training.identity import parameter_facts
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.batches import make_batch
 from oodatcaa.training.mlx.cpu import hold_dense, on_cpu, speed_up
@@ -261,8 +263,12 @@ def test_looking_at_a_model_with_a_large_output_layer_takes_little() -> None:
     assert mx.get_peak_memory() - before < 1.6 * held, "the held one, and pieces"
 
 
+@pytest.mark.parametrize("piece", [16 << 20, 5 * 4 * 64])
 @pytest.mark.parametrize("at_once", [True, False])
-def test_weights_that_are_held_change_no_bit(tiny: Path, at_once: bool) -> None:
+def test_weights_that_are_held_change_no_bit(
+    tiny: Path, at_once: bool, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oodatcaa.training.mlx.cpu.PIECE_BYTES", piece)
     batch = make_batch([Example(tuple(range(3, 40)), 10), Example(tuple(range(60, 90)), 1)], 128)
     found = []
     for held in (False, True):
@@ -283,6 +289,7 @@ def test_weights_that_are_held_change_no_bit(tiny: Path, at_once: bool) -> None:
         (value, _), gradients = nn.value_and_grad(model, loss)(model, *batch)
         found.append((value.item(), {n: np.array(g) for n, g in tree_flatten(gradients)}))
     (one, plain), (other, dense) = found
+    assert parameter_facts(QLoRA(dense_weights=True)) == parameter_facts(QLoRA()), "may change"
     assert one == other
     for name, gradient in plain.items():
         np.testing.assert_array_equal(dense[name], gradient)

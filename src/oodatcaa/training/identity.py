@@ -17,7 +17,7 @@ from oodatcaa.training.hashes import file_sha256
 
 CADENCE = frozenset(
     {"steps_per_report", "steps_per_eval", "val_batches", "save_every", "keep_checkpoints"}
-    | {"clear_cache_threshold"}
+    | {"clear_cache_threshold", "dense_weights"}
 )
 """Parameters that may change on a resume: they do not touch the weights."""
 SELECTS = frozenset({"steps_per_eval", "val_batches"})

@@ -60,6 +60,8 @@ class _Stored:
         return dequantise(self.weight, self.scales, self.biases, **self.how).astype(dtype)
 
     def rows(self, wanted: slice, dtype: mx.Dtype) -> mx.array:
+        if self.held is not None:
+            return self.held[wanted].astype(dtype)
         biases = None if self.biases is None else self.biases[wanted]
         return dequantise(self.weight[wanted], self.scales[wanted], biases, **self.how).astype(
             dtype
@@ -67,10 +69,11 @@ class _Stored:
 
     def times(self, x: mx.array) -> mx.array:
         """`x @ W.T`, evaluated; of a large matrix a piece at a time is dense. An output layer as a
-        whole takes gigabytes, and so do the stages of making it."""
+        whole takes gigabytes, and so do the stages of making it. A held one is cut in the same way:
+        the same products, the same bits."""
         count = self.weight.shape[0]
         size = max(1, PIECE_BYTES // (4 * x.shape[-1]))
-        if self.held is not None or count <= MOST_PIECES * size:
+        if count <= MOST_PIECES * size:
             y = x @ self.dense(x.dtype).T
             mx.eval(y)
             return y
