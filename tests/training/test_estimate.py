@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oodatcaa.domain.memory import MemoryEstimate, MemoryLayer, ModelShape
-from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.qlora import FineTune, QLoRA
 from oodatcaa.domain.training import GB, FailureKind
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.estimate import (
@@ -144,9 +144,12 @@ def test_dense_weights_are_four_bytes_for_each_weight_of_the_blocks_on_a_cpu_and
     params = QLoRA(batch_size=1, max_seq_length=256)
     dense = params.evolve(dense_weights=True)
     matrices = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-    more = part(estimate_training(SMOL, dense), "weights")
-    more -= part(estimate_training(SMOL, params), "weights")
-    assert more == 4 * matrices
+    assert part(estimate_training(SMOL, dense), "dense weights") == 4 * matrices
+    refused = check_before(estimate_training(SMOL, dense), 500_000_000)
+    assert refused is not None
+    assert "without dense_weights" in refused.hint
+    dora = dense.evolve(fine_tune_type=FineTune.DORA, num_layers=30)
+    assert not any(p.name == "dense weights" for p in estimate_training(SMOL, dora).parts)
     for elsewhere in ({"device": "metal"}, {"device": "torch-cpu"}, {"fast_cpu": False}):
         options: dict[str, Any] = elsewhere
         assert estimate_training(SMOL, dense, **options) == estimate_training(

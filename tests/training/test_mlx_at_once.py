@@ -11,7 +11,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm import load
 from mlx_lm.models.activations import swiglu
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from adapted_model import adapted
 from oodatcaa.domain.qlora import QLoRA
@@ -142,6 +144,50 @@ def test_the_heads_loss_and_gradient_are_those_of_cross_entropy(
     assert (losses * weights).sum().item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
+def test_half_precision_goes_its_own_way_also_where_layers_are_evaluated_as_they_are_met() -> None:
+    """On Metal and CUDA evaluations open `at_once()` too."""
+    for layer in (nn.Linear(64, 300, bias=False), LAYERS["4-bit linear"]()):
+        layer.freeze()
+        layer.set_dtype(mx.bfloat16)
+        hidden, targets = normal(50, 64).astype(mx.bfloat16), mx.arange(50)
+        head = frozen_head(layer, dense=False)
+        assert head is not None
+        with vector.at_once():
+            found = head.losses(hidden, targets)
+        logits = layer(hidden).astype(mx.float32)
+        assert close(found, nn.losses.cross_entropy(logits, targets), 0.02)
+
+
+def test_a_vocabulary_part_that_a_bias_rules_out_leaves_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("oodatcaa.training.formulas.TILE_BYTES", 50 * 64 * 4)
+    layer = nn.Linear(64, 300)
+    layer.bias = mx.where(mx.arange(300) < 140, -mx.inf, 0.0)
+    layer.freeze()
+    head = frozen_head(layer, dense=True)
+    assert head is not None
+    hidden, targets = normal(50, 64), 150 + mx.arange(50)
+    with vector.at_once():
+        value, gradient = mx.value_and_grad(lambda h: head.total(h, targets, mx.ones(50)))(hidden)
+    assert close(value, nn.losses.cross_entropy(layer(hidden), targets).sum())
+    assert mx.isfinite(gradient).all().item()
+
+
+def test_a_certain_token_costs_nothing_not_less() -> None:
+    layer = nn.Linear(64, 9000, bias=False)
+    layer.freeze()
+    head = frozen_head(layer, dense=True)
+    assert head is not None
+    targets = mx.arange(0, 9000, 140)
+    weight = layer.weight[targets]
+    hidden = 300 * weight / (weight * weight).sum(axis=-1, keepdims=True)
+    with vector.at_once():
+        losses = head.losses(hidden, targets)
+    found = np.array(losses)
+    assert 0.0 <= found.min() <= found.max() < 1e-4
+
+
 @pytest.mark.parametrize("eager", [True, False])
 def test_the_head_never_holds_the_logits_of_the_whole_batch(
     eager: bool, monkeypatch: pytest.MonkeyPatch
@@ -222,6 +268,20 @@ def test_a_step_that_starts_behind_the_frozen_blocks_is_the_same_step(
         assert stock.keys() == mine.keys()
         for name, gradient in stock.items():
             assert close(mine[name], gradient, 1e-3), name
+
+
+def test_what_dora_dequantises_itself_is_not_held(tiny: Path) -> None:
+    loaded: Any = load(str(tiny))
+    model = loaded[0]
+    model.freeze()
+    speed_up(model)
+    linear_to_lora_layers(model, 1, {"rank": 4, "scale": 2.0, "dropout": 0.0}, use_dora=True)
+    hold_dense(model)
+    held = [
+        [one.stored.held is not None for one in block.modules() if hasattr(one, "stored")]
+        for block in model.layers
+    ]
+    assert [any(block) for block in held] == [True] * (len(held) - 1) + [False]
 
 
 def test_a_large_matrix_is_multiplied_with_in_pieces(

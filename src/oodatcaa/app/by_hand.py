@@ -131,6 +131,11 @@ def _measure(
         return done
 
     for one in to_measure(spec.params, estimate, limit, trained):
+        less = one.params.evolve(dense_weights=False)
+        if one.params.dense_weights and any(
+            done.params == less and done.need_bytes > limit for done in measured[mine:]
+        ):
+            continue  # even without them it did not fit
         done = measure(one)
         if done.need_bytes > limit:
             more = instead(done, estimate, limit, trained)

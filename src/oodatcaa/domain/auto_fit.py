@@ -102,8 +102,9 @@ def to_measure(
 ) -> tuple[Candidate, ...]:
     """The few of `variants` that are worth measuring: those expected to fit, with the fewest of
     the `trained` blocks computed again that this takes, and without any before with some. None
-    when nothing is expected to fit. The first of them also with `dense_weights`, where these are
-    expected to fit, and to be anything at all: elsewhere than on a CPU they need no more."""
+    when nothing is expected to fit. What was asked for, or else the first of them that is expected
+    to fit so, also with `dense_weights`: where these are anything at all, for elsewhere than on a
+    CPU they need no more."""
 
     def fits(one: QLoRA) -> bool:
         return estimate(one).total_bytes <= limit
@@ -116,8 +117,9 @@ def to_measure(
         elif fewest := fewest_recomputed(one, trained, fits):
             found.append(fewest)
     few = sorted(dict.fromkeys(found), key=lambda one: one.grad_checkpoint)[:FEW]
-    dense = [one.evolve(dense_weights=True) for one in few[:1]]
-    few += [one for one in dense if fits(one) and estimate(one) != estimate(few[0])]
+    held = [one.evolve(dense_weights=True) for one in few]
+    more = [one for one in (params, *held) if one.dense_weights and fits(one)]
+    few += [one for one in more if estimate(one) != estimate(one.evolve(dense_weights=False))][:1]
     return tuple(_candidate(one, estimate) for one in few)
 
 
@@ -145,6 +147,7 @@ def to_measure_packed(
     if rows is None or filling is None:
         return None
     whole = params.evolve(
+        dense_weights=False,
         packing=True,
         batch_size=rows,
         grad_accumulation_steps=1,
@@ -172,7 +175,7 @@ def instead(
 ) -> Candidate | None:
     """What to measure after a candidate that was estimated to fit, but did not: a few more blocks
     computed again, with the estimates raised by what that one needed. None = nothing is left, or
-    it was one with `dense_weights`: the same without them is a candidate anyway."""
+    it was one with `dense_weights`, which others are without."""
     if tried.params.dense_weights:
         return None
     raised = max(1.0, tried.need_bytes / max(1, estimate(tried.params).total_bytes))

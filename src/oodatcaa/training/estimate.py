@@ -74,17 +74,21 @@ def estimate_training(
     weights = _weights(shape, params.quantize_bits, device, fast_cpu)
     found = terms(shape, params, size, weights.bytes, device, fast_cpu)
     held = held_head(shape, params, device, fast_cpu)
-    formulas = [weights.formula]
+    dense = held_blocks(shape, params, device, fast_cpu)
     if held:
-        formulas.append(f"hidden {shape.hidden_size} x vocabulary {shape.vocab_size} x 4, held")
-    if dense := held_blocks(shape, params, device, fast_cpu):
-        formulas.append(f"{dense // 4} weights of the blocks x 4, held (dense_weights)")
-    weights = weights.evolve(bytes=found.weights, formula="; ".join(formulas))
+        formula = f"hidden {shape.hidden_size} x vocabulary {shape.vocab_size} x 4, held"
+        weights = weights.evolve(
+            bytes=found.weights - dense, formula=f"{weights.formula}; {formula}"
+        )
     runtime = _runtime(shape, device)
     if found.runtime > runtime.bytes:
         formula = f"{runtime.formula}, and holes of the heap"
         runtime = runtime.evolve(bytes=found.runtime, formula=formula)
-    parts = (weights, *_step_parts(shape, params, size, found), runtime)
+    kept: tuple[MemoryPart, ...] = (weights,)
+    if dense:
+        formula = f"{dense // 4} weights of the blocks x 4 bytes"
+        kept += (MemoryPart(name=DENSE, bytes=dense, formula=formula),)
+    parts = (*kept, *_step_parts(shape, params, size, found), runtime)
     step = sum(part.bytes for part in parts)
     more = found.weights + found.trained + found.runtime + found.saving - step
     if more > 0:
@@ -189,7 +193,7 @@ def check_before(estimate: MemoryEstimate, limit: int) -> RunFailure | None:
             "use a smaller or more heavily quantised model, or raise memory_limit in OBJECTIVE.md"
         )
     else:
-        hint = _advice(parts[0].name)
+        hint = _advice(DENSE if any(part.name == DENSE for part in parts) else parts[0].name)
     return RunFailure(
         kind=FailureKind.MEMORY_GATE,
         layer=MemoryLayer.BEFORE,
@@ -210,6 +214,7 @@ def gb(size: int) -> str:
 
 
 WEIGHTS = "weights"
+DENSE = "dense weights"
 ADAPTER = "adapter, gradients and optimizer"
 ACTIVATIONS = "activations"
 SCORES = "attention scores"
@@ -226,6 +231,8 @@ UNPACKING_BYTES = 100_000_000
 
 
 def _advice(part: str) -> str:
+    if part == DENSE:
+        return "without dense_weights: the same training in more time"
     if part in (ACTIVATIONS, BLOCK):
         return "smaller batch_size with grad_accumulation_steps, grad_checkpoint, fewer num_layers"
     if part in (LOSS, SCORES):

@@ -55,7 +55,14 @@ REACH_LENGTH = 2
 """And for rows of at most this many times its length: attention grows with the square."""
 FOLDER = "probes"
 LOCK = ".lock"
-WORKER_SOURCES = ("engine.py", "examples.py", "monitor.py", "packing.py", "probing.py")
+WORKER_SOURCES = (
+    "engine.py",
+    "examples.py",
+    "formulas.py",
+    "monitor.py",
+    "packing.py",
+    "probing.py",
+)
 """What every backend's worker runs besides its own."""
 
 

@@ -175,7 +175,11 @@ def held_blocks(shape: ModelShape, params: QLoRA, device: str, fast_cpu: bool) -
     if not (params.dense_weights and device == "cpu" and fast_cpu and quantised):
         return 0
     every = shape.blocks or (block_of(shape),) * shape.num_layers
-    return 4 * sum(m.rows * m.columns for block in every for m in block.matrices)
+    count = sum(m.rows * m.columns for block in every for m in block.matrices)
+    if params.fine_tune_type is FineTune.DORA:  # dequantises what it adapts itself
+        own = sum(m.rows * m.columns for m in adapted(shape, params))
+        count -= trained_blocks(shape, params) * own
+    return 4 * count
 
 
 def tile_columns(rows: int) -> int:
@@ -275,7 +279,8 @@ def terms(
     quantised = shape.bits is not None or params.quantize_bits is not None
     largest = max((m.rows * m.columns for m in block_of(shape).matrices), default=0)
     dense_blocks = held_blocks(shape, params, device, fast_cpu)
-    unpacks = quantised and kind.head_copies and not dense_blocks
+    every_held = dense_blocks and params.fine_tune_type is not FineTune.DORA
+    unpacks = quantised and kind.head_copies and not every_held
     matrix = kind.itemsize * largest if unpacks else 0
     ahead = min(DENSE_AHEAD * matrix, MOST_AHEAD_BYTES) if kind is FLOAT32 else 0
     together = parts(params, size.batch, device, fast_cpu)

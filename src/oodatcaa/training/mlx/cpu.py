@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.models import activations, base
+from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 
 from oodatcaa.training.mlx import vector
@@ -249,7 +250,11 @@ def hold_dense(model: nn.Module) -> None:
     """Let the blocks of a model that `speed_up` saw keep float32 copies of their quantised
     matrices: the same values, not computed anew for every product, in 4 bytes for each weight."""
     for block in model.layers:
+        # A DoRA layer dequantises what it adapts itself.
+        passed = {id(one.linear) for one in block.modules() if isinstance(one, DoRALinear)}
         for module in block.modules():
+            if id(module) in passed:
+                continue
             if type(module) is DenseProductLinear and module.stored.held is None:
                 stored: _Stored = module.stored
                 parts = stored.weight, stored.scales, stored.biases

@@ -38,7 +38,14 @@ HERE = Path(__file__).parent
 JUDGE = tuple(
     HERE / name
     for name in ("evaluate.py", "batches.py", "loss.py", "head.py", "setup.py", "cpu.py")
-    + ("dense.py", "vector.py", "parallel.py", "../examples.py", "../comparison.py")
+    + (
+        "dense.py",
+        "vector.py",
+        "parallel.py",
+        "../examples.py",
+        "../comparison.py",
+        "../formulas.py",
+    )
 )
 """The sources that decide the numbers."""
 

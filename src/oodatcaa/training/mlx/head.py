@@ -27,6 +27,9 @@ from oodatcaa.training.formulas import (
 from oodatcaa.training.mlx import vector
 from oodatcaa.training.mlx.dense import dequantise, dequantised
 
+LEAST = -3.4028235e38
+"""The lowest float32."""
+
 
 def _apart(tensor: Any) -> Any:
     """Another array in the same memory. What mlx-lm compiles has the model's own arrays as inputs,
@@ -93,9 +96,13 @@ class FrozenHead:
         assert whole is not None
         return whole[wanted]
 
+    def _tiled(self, hidden: mx.array) -> bool:
+        """Half precision, on whatever device, has no vector library to go to."""
+        return vector.active() and self.dense and hidden.dtype == mx.float32
+
     def losses(self, hidden: mx.array, targets: mx.array) -> mx.array:
         """Negative log likelihood in nats of each target, float32; for use without gradient."""
-        run = self._run_in_tiles if vector.active() else self._run
+        run = self._run_in_tiles if self._tiled(hidden) else self._run
         return run(hidden, targets, None)[0]
 
     def total(self, hidden: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
@@ -105,7 +112,9 @@ class FrozenHead:
         def summed(h: mx.array) -> tuple[mx.array, mx.array]:
             run = self._run
             if vector.active():
-                h, run = vector.cut(h), self._run_in_tiles
+                h = vector.cut(h)
+            if self._tiled(h):
+                run = self._run_in_tiles
             losses, gradient = run(h, targets, weights)
             assert gradient is not None
             value = (losses * weights).sum()
@@ -166,31 +175,33 @@ class FrozenHead:
     ) -> tuple[mx.array, mx.array | None]:
         count = hidden.shape[0]
         size = tile_columns(count)
-        top, total = mx.full((count, 1), -mx.inf), mx.zeros((count, 1))
-        spread = mx.zeros(hidden.shape)
+        # Finite, so that a tile of nothing but -inf leaves no NaN.
+        top, total = mx.full((count, 1), LEAST), mx.zeros((count, 1))
+        spread = mx.zeros((1, 1) if weights is None else hidden.shape)
+        own, places = mx.zeros((count, 1)), targets[:, None].astype(mx.int32)
         for start in range(0, self.vocabulary, size):
             matrix = self.rows(slice(start, start + size))
             logits = hidden @ matrix.T
             if self._bias is not None:
                 logits = logits + self._bias[start : start + size]
             highest = mx.maximum(top, vector.maxima(logits))
+            # The target's logit as it is in the sum, to the last bit: they cancel near a loss of 0.
+            place, width = places - start, logits.shape[-1]
+            found = mx.take_along_axis(logits, mx.clip(place, 0, width - 1), axis=-1)
+            own = mx.where((place >= 0) & (place < width), found, own)
             # What was added up so far was relative to the maximum of the tiles so far.
             kept = mx.exp(top - highest)
-            mx.eval(highest, kept)
+            mx.eval(highest, kept, own)
             e = vector.exp_of(logits - highest)
             total = total * kept + vector.sums(e)
             if weights is not None:
                 spread = mx.addmm(spread * kept, e, matrix)
             top = highest
             mx.eval(total, spread)
-        chosen = self.rows(targets)
-        own = (hidden * chosen).sum(axis=-1)
-        if self._bias is not None:
-            own = own + self._bias[targets]
-        loss = (mx.log(total) + top).squeeze(-1) - own
+        loss = (mx.log(total) + (top - own)).squeeze(-1)
         if weights is None:
             return loss, None
-        return loss, weights[:, None] * (spread / total - chosen)
+        return loss, weights[:, None] * (spread / total - self.rows(targets))
 
     def _chunk(
         self, matrix: mx.array | None, rows: mx.array, targets: mx.array, weights: mx.array | None

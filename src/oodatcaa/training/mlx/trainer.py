@@ -266,4 +266,5 @@ def _loss_path(split: Split, parts: int, eager: bool) -> str:
     head = "plain head"
     if split.frozen is not None:
         head = "fused head in tiles" if eager else "fused head"
-    return f"{rows}, {head}, {'fast' if fast_cpu() else 'stock'} products{together}"
+    # The number counts the ways that fast products were computed in so far.
+    return f"{rows}, {head}, {'fast products 2' if fast_cpu() else 'stock products'}{together}"
