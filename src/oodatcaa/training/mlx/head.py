@@ -97,7 +97,8 @@ class FrozenHead:
         return whole[wanted]
 
     def _tiled(self, hidden: mx.array) -> bool:
-        """Half precision, on whatever device, has no vector library to go to."""
+        """Whether the loss is computed in tiles: evaluations open `at_once()` on every device, but
+        the vector library works on the CPU's float32 alone."""
         return vector.active() and self.dense and hidden.dtype == mx.float32
 
     def losses(self, hidden: mx.array, targets: mx.array) -> mx.array:

@@ -127,14 +127,15 @@ def _swiglu_vjp(
 
 
 def maxima(values: mx.array) -> mx.array:
-    """Over the last axis, which stays with length 1: numpy's loop, five times as fast as MLX's on
-    the CPU. Evaluates its input."""
+    """Over the last axis, which stays with length 1. Evaluates its input. numpy's loop takes a tenth
+    of the time of MLX's for rows of 2,048 on the CPU, and about the same for rows of 127."""
     mx.eval(values)
     return mx.array(np.array(values, copy=False).max(axis=-1, keepdims=True))
 
 
 def sums(values: mx.array) -> mx.array:
-    """Over the last axis, which stays with length 1: as a product, five times as fast."""
+    """Over the last axis, which stays with length 1. A product with ones takes a tenth of the time
+    of MLX's loop for rows of 2,048 on the CPU, a third for rows of 127."""
     total: mx.array = values @ mx.ones((values.shape[-1], 1))
     return total
 
