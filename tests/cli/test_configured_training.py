@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -64,11 +65,14 @@ def test_a_child_does_what_it_was_told(tmp_path: Path, tiny: tuple[Path, Path]) 
 
 def test_auto_fit_measures_chooses_and_trains(project: Path) -> None:
     path = project / "OBJECTIVE.md"
-    path.write_text(path.read_text().replace("batch_size: 2", "batch_size: 1"))
-    git(project, "commit", "-qam", "one row")  # two candidates: with and without checkpointing
+    text = path.read_text().replace("batch_size: 2", "batch_size: 1")
+    # One row: two candidates, with and without checkpointing; and more rows than examples.
+    path.write_text(re.sub(r"iters: \d+", "iters: 30", text))
+    git(project, "commit", "-qam", "one row")
     answer = type_in(project, "train", "--auto-fit")
     assert answer.code == 0, answer.text
     assert "measuring " in answer.text
+    assert "frozen blocks cached" in answer.text
     assert "the fastest that fits" in answer.text
     assert json.loads(type_in(project, "runs", "--json").out)["runs"][-1]["status"] == "finished"
 

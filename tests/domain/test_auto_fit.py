@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from oodatcaa.domain.auto_fit import (
     Candidate,
     Filling,
@@ -10,6 +12,7 @@ from oodatcaa.domain.auto_fit import (
     to_measure,
     to_measure_packed,
     variants,
+    with_cache,
 )
 from oodatcaa.domain.checkpointing import with_recomputed
 from oodatcaa.domain.memory import MemoryEstimate
@@ -128,7 +131,7 @@ def test_the_fastest_that_fits_is_taken_and_said() -> None:
 
 
 def packed(per_row: float, limit: int, padded: float = 0.6) -> Candidate | None:
-    filling = Filling(examples_per_row=per_row, padded=padded, packed=0.95)
+    filling = Filling(examples=100, examples_per_row=per_row, padded=padded, packed=0.95)
     return to_measure_packed(ASKED, filling, estimate, limit, TRAINED)
 
 
@@ -155,7 +158,7 @@ def test_packing_is_not_measured_where_it_saves_nothing_or_changes_the_examples_
     assert packed(20.0, 4 * GB) is None
     assert to_measure_packed(ASKED, None, estimate, 4 * GB, TRAINED) is None
     already = ASKED.evolve(packing=True)
-    filling = Filling(examples_per_row=4.0, padded=0.5, packed=0.95)
+    filling = Filling(examples=100, examples_per_row=4.0, padded=0.5, packed=0.95)
     assert to_measure_packed(already, filling, estimate, 4 * GB, TRAINED) is None
 
 
@@ -168,3 +171,14 @@ def test_packed_and_padded_are_compared_by_the_example() -> None:
         assert choose((padded, timed), 4 * GB).best == (timed if seconds < 2.0 else padded)
     fewer = one.evolve(seconds=1.9, examples=7.0)
     assert choose((padded, fewer), 4 * GB).best == padded
+
+
+@pytest.mark.parametrize(
+    ("examples", "layers", "cached"),
+    [(19, 2, True), (20, 2, False), (19, 4, False), (19, -1, False)],
+)
+def test_frozen_blocks_are_cached_where_examples_come_again(
+    examples: int, layers: int, cached: bool
+) -> None:
+    asked = QLoRA(batch_size=2, iters=10, num_layers=layers)
+    assert with_cache(asked, examples, blocks=4) == asked.evolve(cache_frozen=cached)

@@ -322,6 +322,18 @@ def test_sequences_are_as_short_as_the_data_allow(
     assert ("will be cut" in told) == (longest is not None and longest > asked)
 
 
+def test_frozen_blocks_are_cached_where_a_plan_sees_examples_again_and_the_backend_can() -> None:
+    for iters, cached in ((225, False), (226, True)):
+        asked = QLoRA(batch_size=4, iters=iters)  # of 900 examples
+        (option, *_) = options_for(asked, dataset(), blocks=BLOCKS, cached=True)
+        assert option.params == planned_params(asked, dataset(), BLOCKS)
+        assert option.params.cache_frozen == cached
+        (elsewhere, *_) = options_for(asked, dataset(), blocks=BLOCKS)
+        assert not elsewhere.params.cache_frozen
+        plan = plan_story(rich(StoryKind.TRAIN, params=asked, options=(option,)))
+        assert ("kept on disk" in plan.problem.statement) == cached
+
+
 def test_packed_rows_stay_as_long_as_asked_and_hold_several_examples() -> None:
     asked = QLoRA(max_seq_length=512, packing=True)
     plan = plan_story(rich(StoryKind.TRAIN, params=asked, dataset=dataset(100)))

@@ -13,6 +13,7 @@ from oodatcaa.domain.auto_fit import (
     packed_rows,
     to_measure,
     to_measure_packed,
+    with_cache,
 )
 from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.objective import Objective
@@ -106,11 +107,14 @@ def _measure(
     """Add what this backend's candidates need and take: also those before one that fails."""
     trained = backend.trained_blocks(spec)
     mine = len(measured)
+    filling = backend.filling(spec)
+    if filling is not None and backend.caches_frozen:
+        params = with_cache(spec.params, filling.examples, backend.blocks(spec))
+        spec = spec.evolve(params=params)
 
     def estimate(params: QLoRA) -> MemoryEstimate:
         return backend.estimate(spec.evolve(params=params))
 
-    filling = backend.filling(spec)
     packed = to_measure_packed(spec.params, filling, estimate, limit, trained)
 
     def measure(one: Candidate) -> Candidate:

@@ -31,9 +31,18 @@ class Filling(Record):
     """How well a data set's examples fill rows. `padded` and `packed`: of the computed positions,
     the share that holds a token."""
 
+    examples: int = Field(ge=1, description="of the training split")
     examples_per_row: float = Field(gt=0, description="of a packed row, on average")
     padded: float
     packed: float
+
+
+def with_cache(params: QLoRA, examples: int, blocks: int) -> QLoRA:
+    """`params` with `cache_frozen` where that saves work: when some of so many training examples
+    come more than once, and a model of so many blocks has frozen ones below the trained."""
+    again = params.iters * params.batch_size > examples
+    frozen = params.trained_blocks(blocks) < blocks
+    return params.evolve(cache_frozen=True) if again and frozen else params
 
 
 class Candidate(Record):
@@ -53,7 +62,8 @@ class Candidate(Record):
         packed = ", packed" if p.packing else ""
         dense = ", dense weights" if p.dense_weights else ""
         cut = f"{p.batch_size} x {p.grad_accumulation_steps} accumulated"
-        return f"{cut}{packed}{dense}{checkpointing}"
+        cached = ", frozen blocks cached" if p.cache_frozen else ""
+        return f"{cut}{packed}{dense}{cached}{checkpointing}"
 
 
 class Choice(Record):

@@ -92,6 +92,11 @@ class QLoRA(Record):
         description="multiply with float32 copies of the blocks' quantised weights that are kept: "
         "faster, more memory; of MLX on a CPU only",
     )
+    cache_frozen: bool = Field(
+        default=False,
+        description="keep on disk what the blocks below the first trained one make of an example: "
+        "later epochs and validations begin from it; of MLX only",
+    )
     mask_prompt: bool = Field(
         default=True, description="loss on the answer alone, not on the prompt"
     )

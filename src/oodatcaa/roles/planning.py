@@ -91,7 +91,8 @@ def gather(
     )
     data = dataset.dataset if dataset else None
     trains = story.kind is StoryKind.TRAIN
-    planned = planned_params(params, data) if trains else params
+    blocks = shape.num_layers if shape and _caches(desk, backend) else None
+    planned = planned_params(params, data, blocks) if trains else params
     options = _options(desk, backend, place, shape, params, data) if trains else ()
     probes = _probes(desk, board, story) if story.source is None else ()
     choosing = story.kind is StoryKind.FRAMEWORK
@@ -187,8 +188,14 @@ def _options(
 
     return tuple(
         option.evolve(estimate=estimate(option.params))
-        for option in options_for(params, data, blocks=shape.num_layers, fits=fits)
+        for option in options_for(
+            params, data, blocks=shape.num_layers, cached=_caches(desk, backend), fits=fits
+        )
     )
+
+
+def _caches(desk: Desk, backend: str) -> bool:
+    return backend in desk.backends and desk.backends[backend].caches_frozen
 
 
 def _inference(desk: Desk, story: str | None) -> InferenceProbe | None:

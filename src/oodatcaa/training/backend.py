@@ -93,6 +93,8 @@ class ChildBackend:
     """domain.ports.TrainingBackend for a framework whose work is done by children of ours."""
 
     framework: ClassVar[Framework]
+    caches_frozen: ClassVar[bool] = False
+    """See `domain.ports.TrainingBackend`."""
 
     def __init__(
         self,
@@ -135,10 +137,13 @@ class ChildBackend:
         """
         return self._ask(spec, Path(self.models.resolve(spec.model))).analytic
 
+    def blocks(self, spec: TrainSpec) -> int:
+        """How many blocks the model has."""
+        return read_shape(Path(self.models.resolve(spec.model)).resolve()).num_layers
+
     def trained_blocks(self, spec: TrainSpec) -> int:
         """How many of the model's blocks `spec` trains."""
-        shape = read_shape(Path(self.models.resolve(spec.model)).resolve())
-        return spec.params.trained_blocks(shape.num_layers)
+        return spec.params.trained_blocks(self.blocks(spec))
 
     def filling(self, spec: TrainSpec) -> Filling | None:
         """How well the spec's training examples fill rows; None where nothing could be counted."""
@@ -442,6 +447,7 @@ class MlxBackend(ChildBackend):
     """mlx-lm: Metal, CUDA or the CPU."""
 
     framework = MLX
+    caches_frozen = True
 
 
 class HfBackend(ChildBackend):

@@ -96,6 +96,7 @@ def family(model: str, versions: dict[str, str], device: str, params: QLoRA) -> 
         "quantize_bits": str(params.quantize_bits),
         "packing": str(params.packing),
         "dense_weights": str(params.dense_weights),
+        "cache_frozen": str(params.cache_frozen),
         "cores": str(cores()),
     }
     return {**same, **{f"version of {name}": version for name, version in versions.items()}}

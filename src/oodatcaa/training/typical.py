@@ -18,6 +18,7 @@ def filling(params: QLoRA, lengths: Sequence[Lengths]) -> Filling | None:
         return None
     sizes, capacity = _sizes(params, lengths), params.max_seq_length
     return Filling(
+        examples=len(sizes),
         examples_per_row=len(sizes) * efficiency(sizes, capacity) * capacity / sum(sizes),
         padded=padded_efficiency(sizes, capacity, params.batch_size),
         packed=efficiency(sizes, capacity),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from oodatcaa.domain.auto_fit import with_cache
 from oodatcaa.domain.checkpointing import fewest_recomputed
 from oodatcaa.domain.memory import MemoryEstimate, ModelShape
 from oodatcaa.domain.qlora import QLoRA
@@ -50,10 +51,18 @@ def fitted_length(params: QLoRA, longest: int | None) -> tuple[int, str]:
     )
 
 
-def planned_params(params: QLoRA, dataset: DatasetRecord | None) -> QLoRA:
-    """What a train story's plan will use for `params`; ask the memory estimate for these."""
+def planned_params(
+    params: QLoRA, dataset: DatasetRecord | None, cached_of: int | None = None
+) -> QLoRA:
+    """What a train story's plan will use for `params`; ask the memory estimate for these.
+
+    `cached_of`: the model's blocks, where the backend can keep what the frozen ones make.
+    """
     longest = dataset.longest if dataset else None
-    return params.evolve(max_seq_length=fitted_length(params, longest)[0])
+    found = params.evolve(max_seq_length=fitted_length(params, longest)[0])
+    if cached_of is None or dataset is None or "train" not in dataset.splits:
+        return found
+    return with_cache(found, dataset.splits["train"].examples, cached_of)
 
 
 def options_for(
@@ -61,6 +70,7 @@ def options_for(
     dataset: DatasetRecord | None,
     *,
     blocks: int | None = None,
+    cached: bool = False,
     fits: Callable[[QLoRA], bool] | None = None,
 ) -> tuple[ParamOption, ...]:
     """The parameters a train story weighs, without estimates: inherited, smaller, larger.
@@ -69,8 +79,9 @@ def options_for(
     batch can be halved; otherwise gradient checkpointing, otherwise half the layers. Where a model
     of so many `blocks` is known, and `fits` says what its estimate allows, it is the largest batch
     that fits; if not one row does, then one with the fewest blocks computed again that fits.
+    `cached`: the backend can keep what frozen blocks make, where examples come again.
     """
-    base = planned_params(params, dataset)
+    base = planned_params(params, dataset, blocks if cached else None)
     smaller, how = _smaller(base)
     if blocks is not None and fits is not None and not fits(base):
         smaller, how = _first_that_fits(base, blocks, fits) or (smaller, how)

@@ -34,6 +34,8 @@ def setting(params: QLoRA) -> str:
     extras = []
     if params.grad_checkpoint:
         extras.append(f"gradient checkpointing {params.checkpointing}".removesuffix(" on"))
+    if params.cache_frozen:
+        extras.append("what frozen blocks make of an example kept on disk")
     if params.quantize_bits is not None:
         extras.append(f"base model re-quantised to {params.quantize_bits} bits")
     return ", ".join(

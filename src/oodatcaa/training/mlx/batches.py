@@ -88,10 +88,14 @@ def make_packed(rows: Sequence[Row], max_seq_length: int) -> Batch:
     return Batch(*(mx.array(part) for part in arrays))._replace(owners=mx.array(owners))
 
 
+Prepare = Callable[[Batch, Sequence[Row]], Batch]
+"""What happens to a batch before its step; the rows are its examples."""
+
+
 class BatchIterator:
-    """mlx-lm's `iterate_batches` seam. `loop=True` (training) never ends and skips `start`, and
-    passes each batch through `prepare`; `window` batches are accumulated into one update. `packing`
-    fills rows with several examples; not those of a validation.
+    """mlx-lm's `iterate_batches` seam. `loop=True` (training) never ends and skips `start`;
+    `window` batches are accumulated into one update. `packing` fills rows with several examples;
+    not those of a validation. Each batch passes through `prepare`, with the examples of its rows.
 
     Without `loop` (validation) every example comes once, in the same random order every time.
     """
@@ -100,7 +104,7 @@ class BatchIterator:
         self,
         seed: int,
         start: int = 0,
-        prepare: Callable[[Batch], Batch] | None = None,
+        prepare: Prepare | None = None,
         window: int = 1,
         *,
         packing: bool = False,
@@ -109,7 +113,7 @@ class BatchIterator:
         self.window = window
         self.packing = packing
         self.start = start
-        self.prepare = prepare or (lambda batch: batch)
+        self.prepare = prepare or (lambda batch, _: batch)
 
     def __call__(
         self,
@@ -121,20 +125,21 @@ class BatchIterator:
     ) -> Iterator[Batch]:
         if not loop:
             for examples in validation_batches(dataset, batch_size, self.seed):
-                yield make_batch(examples, max_seq_length)
+                batch = make_batch(examples, max_seq_length)
+                yield self.prepare(batch, [[one] for one in examples])
             return
-        for batch, share in self._training(dataset, batch_size, max_seq_length):
+        for batch, rows, share in self._training(dataset, batch_size, max_seq_length):
             if self.window > 1:
                 batch = batch._replace(share=mx.array(share, mx.float32))
-            yield self.prepare(batch)
+            yield self.prepare(batch, rows)
 
     def _training(
         self, dataset: Sequence[Example], batch_size: int, longest: int
-    ) -> Iterator[tuple[Batch, float]]:
+    ) -> Iterator[tuple[Batch, Sequence[Row], float]]:
         where = (batch_size, self.seed, self.start, self.window)
         if self.packing:
             for rows, share in packed_batches(dataset, longest, *where):
-                yield make_packed(rows, longest), share
+                yield make_packed(rows, longest), rows, share
         else:
             for examples, share in training_batches(dataset, *where):
-                yield make_batch(examples, longest), share
+                yield make_batch(examples, longest), [[one] for one in examples], share

@@ -57,8 +57,16 @@ class Team:
         for thread in self._threads:
             thread.shutdown()
 
-    def each(self, work: Callable[[Any, Any], T], parts: Sequence[Any], trainable: Any) -> list[T]:
+    def each(
+        self,
+        work: Callable[[Any, Any], T],
+        parts: Sequence[Any],
+        trainable: Any,
+        *,
+        divided_by: int | None = None,
+    ) -> list[T]:
         """`work(network, part)` for at most `size` parts, side by side; the results in order.
+        `divided_by`: how many share the cores, where that is not the number of parts.
 
         While it works every copy has the arrays of `trainable`, which nobody traces, and the mode
         of the model that the team was made of. An error of a part is raised when all have ended.
@@ -77,7 +85,7 @@ class Team:
         mx.eval(trainable, none := mx.array(0.0))
         nothing = tree_map(lambda _: none, trainable)
         pending: list[Future[T]] = []
-        with _divided(len(parts)):
+        with _divided(divided_by or len(parts)):
             for network, thread, part in zip(self._copies, self._threads, parts, strict=False):
                 pending.append(thread.submit(one, network, part))
             wait(pending)

@@ -79,6 +79,8 @@ def _measure(
     target.mkdir(parents=True, exist_ok=True)
     run = Run(target, request.spec.evolve(params=params, resume_from=None), blas)
     run.enough = enough_steps(params)
+    # The same few examples every step: kept, only the first would cost what a first epoch does.
+    run.cache_bytes = 0
     if len(made) == 1:  # a later size finds what earlier ones left in the heap
         run.ready = lambda: made.append(guard.peaks())
     run.examples = probe_examples(size, request.vocab_size, packing=params.packing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from oodatcaa.training.engine import TrainingRun
 from oodatcaa.training.examples import Examples, segments
 from oodatcaa.training.formulas import at_once
 from oodatcaa.training.mlx import setup, vector
-from oodatcaa.training.mlx.batches import Batch, BatchIterator, tokenize
+from oodatcaa.training.mlx.batches import Batch, BatchIterator, Prepare, tokenize
 from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine
 from oodatcaa.training.mlx.checkpoints import State, not_finite, restore, save_tensors
 from oodatcaa.training.mlx.cpu import fast_cpu, hold_dense
+from oodatcaa.training.mlx.frozen_cache import FrozenCache
 from oodatcaa.training.mlx.guard import COUNTERS
 from oodatcaa.training.mlx.loss import Split, make_loss, split_head
 from oodatcaa.training.mlx.packed import must_pack, packed
@@ -34,7 +35,7 @@ from oodatcaa.training.mlx.parallel import (
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
 from oodatcaa.training.mlx.recompute import recompute
 from oodatcaa.training.monitor import Monitor
-from oodatcaa.training.packing import fullest
+from oodatcaa.training.packing import Row, fullest, positions_of
 from oodatcaa.training.progress import DiskFullError, Enough, Stop
 from oodatcaa.training.protocol import ADAPTER_FILE, ADAPTERS_DIR, LORA_CONFIG_FILE
 from oodatcaa.training.wall import over_limit
@@ -49,6 +50,9 @@ class Run(TrainingRun):
         super().__init__(folder, spec)
         self.blas = blas
         self.prefix: FrozenPrefix | None = None
+        self.cache: FrozenCache | None = None
+        self.cache_bytes: int | None = None
+        """That the cache may take, of the disk; None = as much as it lets itself."""
         self.team: Team | None = None
 
     def machine(self) -> Machine:
@@ -78,6 +82,8 @@ class Run(TrainingRun):
         finally:
             if self.team is not None:
                 self.team.close()
+            if self.cache is not None:
+                self.cache.close()
 
     def _fit(self, network: Any, valid: Examples, identity: RunIdentity) -> str:
         optimizer = setup.make_optimizer(self.params)
@@ -100,7 +106,10 @@ class Run(TrainingRun):
             # Before the prefix is split off: a block that is computed again in the backward pass
             # must find the input that it was given, not the one that the prefix replaces.
             recompute(network, self.params)
-        self.prefix = frozen_prefix(network) if fast_cpu() else None
+        wanted = fast_cpu() or self.params.cache_frozen
+        self.prefix = frozen_prefix(network) if wanted else None
+        if self.params.cache_frozen:
+            self.cache = self._frozen_cache(network)
         loss, validation = self._losses(split)
         self.monitor = Monitor(
             self.folder,
@@ -129,17 +138,35 @@ class Run(TrainingRun):
     def _eager(self) -> bool:
         return at_once(self.params, accelerator(), fast_cpu())
 
+    def _frozen_cache(self, network: Any) -> FrozenCache | None:
+        if self.prefix is None:
+            print("cache_frozen: this training has no frozen blocks of their own", flush=True)
+            return None
+        if self.team is not None:
+            self.team.adopt(self.prefix)
+        longest = self.params.max_seq_length
+        cache = FrozenCache(self.folder, network, self.prefix, self.team, longest, self.cache_bytes)
+        few = sorted(self.examples.items, key=positions_of)
+        try:
+            cache.check([few[0], few[-1]])
+        except BaseException:
+            cache.close()
+            raise
+        return cache
+
     def _losses(self, split: Split) -> tuple[Loss, Loss]:
         """For the gradient, and for a validation."""
         loss = make_loss(split, prefix=self.prefix, at_once=self._eager)
-        validation = make_loss(split, gradient=False)
+        validation = make_loss(split, prefix=self.prefix, gradient=False)
         if self.team is None:
             return loss, validation
-        if self._eager:
+        if self._eager and self.cache is None:
             self.team.adopt(self.prefix)
             loss = divided_gradient(self.team, loss, self.prefix)
             # The parts run the frozen blocks, each on its own thread.
             self.prefix = None
+        elif self._eager:
+            loss = divided_gradient(self.team, loss, None)
         return loss, divided_loss(self.team, validation)
 
     def _loop(self, network: Any, optimizer: Any, loss: Loss) -> None:
@@ -175,14 +202,25 @@ class Run(TrainingRun):
             finally:
                 Path(args.adapter_file).unlink(missing_ok=True)
 
-    def _prepare(self, network: Any) -> Callable[[Batch], Batch] | None:
+    def _prepare(self, network: Any) -> Prepare | None:
         prefix = self.prefix
         if prefix is None:
             return None
 
-        def prepare(batch: Batch) -> Batch:
+        def prepare(batch: Batch, _: Sequence[Row]) -> Batch:
             with packed(batch.owners):
                 return batch._replace(hidden=prefix.run(network, batch.inputs))
+
+        return self._from_cache or prepare
+
+    @property
+    def _from_cache(self) -> Prepare | None:
+        cache = self.cache
+        if cache is None:
+            return None
+
+        def prepare(batch: Batch, rows: Sequence[Row]) -> Batch:
+            return batch._replace(hidden=cache.hidden(rows, batch.inputs.shape[1]))
 
         return prepare
 
@@ -198,7 +236,7 @@ class Run(TrainingRun):
                     num_batches=self.params.val_batches,
                     max_seq_length=self.params.max_seq_length,
                     loss=loss,
-                    iterate_batches=BatchIterator(self.params.seed),
+                    iterate_batches=BatchIterator(self.params.seed, prepare=self._from_cache),
                 )
             network.train()
             return value
