@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
+.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-need-less bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ bench-memory: $(STAMP) ## forecast against measured peak over a grid of random m
 
 bench-checkpointing: $(STAMP) ## peak and step time by how many blocks are computed again, into docs/benchmarks.md
 	$(BIN)/python benchmarks/checkpointing.py --write
+
+bench-need-less: $(STAMP) ## peak and speed at a large vocabulary beside stock mlx_lm.lora, into docs/benchmarks.md
+	$(BIN)/python benchmarks/need_less.py --write
 
 bench-packing: $(STAMP) ## training with packed rows against padded batches, into docs/benchmarks.md
 	$(BIN)/python benchmarks/packing.py --write

@@ -90,6 +90,7 @@ def stock(folder: Path, work: dict[str, Any]) -> None:
     What it reports is taken before it is rounded for the screen (below 0.5 tokens a second: 0).
     """
     clean(work["threads"])
+    import mlx.core as mx
     from mlx_lm import cli_ui, lora
 
     seconds: list[float] = []
@@ -104,7 +105,8 @@ def stock(folder: Path, work: dict[str, Any]) -> None:
     cli_ui.TrainUI.report_train = report
     sys.argv = ["mlx_lm.lora", "-c", work["config"]]
     lora.main()
-    answer(folder, {"seconds": seconds, "tokens": counts[-1] - counts[-2]})
+    tokens = counts[-1] - counts[-2]
+    answer(folder, {"seconds": seconds, "tokens": tokens, "mlx_peak": mx.get_peak_memory()})
 
 
 def bare(folder: Path, work: dict[str, Any]) -> None:

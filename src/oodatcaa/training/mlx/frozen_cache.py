@@ -55,11 +55,17 @@ class FrozenCache:
         self._most = free if most_bytes is None else most_bytes
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - see `close`
         self._places: dict[tuple[int, ...], int] = {}
+        self._full = False
         self._dtype = mx.float32
         self._width = 0
 
     def close(self) -> None:
-        """Gives the disk back."""
+        """Gives the disk back, with a word on what it was good for."""
+        print(
+            f"cache_frozen: {len(self._places)} examples in {self.size / 1e6:.1f} MB of disk, "
+            f"computed {self.computed} times, found {self.found} times",
+            flush=True,
+        )
         self._file.close()
 
     def check(self, examples: Sequence[Example]) -> None:
@@ -136,6 +142,7 @@ class FrozenCache:
 
     def _keep(self, tokens: tuple[int, ...], bits: Bits) -> None:
         if self.size + bits.nbytes > self._most:
+            self._is_full()
             return
         data, done = bits.tobytes(), 0
         try:
@@ -145,10 +152,16 @@ class FrozenCache:
             if error.errno not in DISK_FULL:
                 raise
             self._most = self.size
-            print("the cache of frozen blocks is as large as the disk lets it be", flush=True)
+            self._is_full()
             return
         self._places[tokens] = self.size
         self.size += bits.nbytes
+
+    def _is_full(self) -> None:
+        if not self._full:
+            self._full = True
+            what = f"{len(self._places)} examples in {self.size / 1e6:.1f} MB"
+            print(f"cache_frozen: as large as the disk lets it be, {what}", flush=True)
 
     def _read(self, example: Example) -> Bits:
         shape = (positions_of(example), self._width)
