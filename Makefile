@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-need-less bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
+.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-packing-quality bench-need-less bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench-need-less: $(STAMP) ## peak and speed at a large vocabulary beside stock m
 
 bench-packing: $(STAMP) ## training with packed rows against padded batches, into docs/benchmarks.md
 	$(BIN)/python benchmarks/packing.py --write
+
+bench-packing-quality: $(STAMP) ## the demo's test loss after packed and after padded training, into docs/benchmarks.md
+	$(BIN)/python benchmarks/packing_quality.py --write
 
 bench-real-size: $(STAMP) ## a random 7B model: forecast, probe and a training step, into docs/benchmarks.md
 	$(BIN)/python benchmarks/real_size.py --write
