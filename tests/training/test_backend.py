@@ -335,19 +335,31 @@ def test_probes_state_facts_and_refuse_to_pretend(backend: MlxBackend) -> None:
         make_backend("jax", backend.runs, backend.models)
 
 
-def test_a_run_made_for_measuring_answers_the_next_forecast(
-    backend: MlxBackend, spec: TrainSpec
-) -> None:
-    before = backend.forecast(spec.evolve(params=spec.params.evolve(rank=3)))
-    assert before.source == "probe"  # measured now: nothing was known of this family
-
-    teacher = MlxBackend(
+def taught_by_runs(backend: MlxBackend) -> MlxBackend:
+    return MlxBackend(
         backend.runs,
         backend.models,
         reservations=backend.reservations,
         probes=backend.probes,
         learns=True,
     )
+
+
+def test_a_packed_run_answers_for_no_other(backend: MlxBackend, spec: TrainSpec) -> None:
+    """How much its rows took is up to the examples that they held."""
+    packed = spec.evolve(params=spec.params.evolve(rank=6, packing=True))
+    teacher = taught_by_runs(backend)
+    assert teacher.train(packed).status is RunStatus.FINISHED
+    assert not teacher._ask(packed, Path(backend.models.resolve(spec.model))).known
+
+
+def test_a_run_made_for_measuring_answers_the_next_forecast(
+    backend: MlxBackend, spec: TrainSpec
+) -> None:
+    before = backend.forecast(spec.evolve(params=spec.params.evolve(rank=3)))
+    assert before.source == "probe"  # measured now: nothing was known of this family
+
+    teacher = taught_by_runs(backend)
     run = teacher.train(spec.evolve(params=spec.params.evolve(rank=5)))
     assert run.status is RunStatus.FINISHED
     asked = backend.estimate(spec.evolve(params=spec.params.evolve(rank=5)))

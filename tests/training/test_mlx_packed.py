@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,70 +11,21 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import cpu, setup
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, make_batch, make_packed
-from oodatcaa.training.mlx.cpu import on_cpu, speed_up
+from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.loss import make_loss, split_head, token_losses
 from oodatcaa.training.mlx.packed import must_pack, packed
 from oodatcaa.training.mlx.prefix import frozen_prefix
 from oodatcaa.training.mlx.recompute import recompute
 from oodatcaa.training.mlx.trainer import Run
 from oodatcaa.training.packing import Row, packed_batches, positions_of
+from packed_models import LONGEST, SHAPES, drawn, network_of
 from tiny_model import make_tiny_data, make_tiny_model
-
-VOCABULARY = 200
-LONGEST = 96
-SIZES: dict[str, Any] = {
-    **{"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6},
-    **{"rope_theta": 10000.0, "max_position_embeddings": 512, "tie_word_embeddings": True},
-}
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama untied": ("llama", {"tie_word_embeddings": False}),
-    "llama half sliding": (
-        "llama",
-        {"layer_types": ["full_attention", "sliding_attention"] * 2, "num_hidden_layers": 4}
-        | {"sliding_window": 8},
-    ),
-    "llama long": (
-        "llama",
-        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
-    ),
-    "qwen2": ("qwen2", {}),
-    "gemma": ("gemma", {}),
-    "gemma3": ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}),
-}
-
-
-def network_of(kind: str, options: dict[str, Any], *, trained: int = 2) -> Any:
-    source = importlib.import_module(f"mlx_lm.models.{kind}")
-    mx.random.seed(1)
-    network = source.Model(source.ModelArgs.from_dict({**SIZES, "model_type": kind, **options}))
-    network.freeze()
-    if on_cpu():
-        speed_up(network)
-    if trained:
-        linear_to_lora_layers(network, trained, {"rank": 4, "scale": 2.0, "dropout": 0.0})
-        for name, tensor in tree_flatten(network.trainable_parameters()):
-            # lora_b starts at 0, and then nothing of lora_a has a gradient.
-            network.load_weights([(name, tensor + 0.02)], strict=False)
-    return network
-
-
-def drawn(lengths: list[int], seed: int = 0) -> list[Example]:
-    """A third of each is prompt."""
-    random = np.random.default_rng(seed)
-    return [
-        Example(tuple(random.integers(3, VOCABULARY, length).tolist()), max(1, length // 3))
-        for length in lengths
-    ]
 
 
 def two_rows() -> list[Row]:

@@ -267,6 +267,9 @@ class ChildBackend:
     def _learn(self, request: _Request, run: RunRecord) -> None:
         if run.mlx_peak_bytes is None or run.process_peak_bytes is None:
             return
+        if run.params.packing:
+            # Its rows held what they happened to: longer examples in as long rows may take more.
+            return
         asked = self._ask(request.spec, request.model_path)
         size = ProbeSize(
             batch=asked.size.batch, length=asked.size.length, targets=asked.size.targets

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,37 @@ class Packed(NamedTuple):
         first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
         found: np.ndarray[Any, np.dtype[np.int32]] = (places - first).astype(np.int32)
         return found
+
+
+BLOCKS_PAY = 0.75
+"""Of the scores of whole rows, the share in their examples' own from which on one large product is
+as fast as many small ones, on a CPU."""
+
+
+class Block(NamedTuple):
+    """Positions `first` to `end` of a row, which see each other alone."""
+
+    row: int
+    first: int
+    end: int
+
+    @property
+    def scores(self) -> int:
+        """That attention computes for one head, those that it masks included."""
+        return (self.end - self.first) ** 2
+
+
+Blocks = tuple[Block, ...]
+
+
+def blocks_in(owners: np.ndarray[Any, Any]) -> Blocks | None:
+    """Those of `owners` [rows, length], row by row; None where whole rows are computed as fast."""
+    found = []
+    for row, line in enumerate(owners):
+        edges = [0, *(np.flatnonzero(np.diff(line)) + 1).tolist(), len(line)]
+        found += [Block(row, *edge) for edge in pairwise(edges)]
+    scores = sum(block.scores for block in found)
+    return tuple(found) if scores < BLOCKS_PAY * owners.size * owners.shape[1] else None
 
 
 def positions_of(example: Example) -> int:

@@ -56,14 +56,17 @@ def enough_steps(params: QLoRA) -> Callable[[int, float], str]:
 
 
 def probe_examples(size: ProbeSize, vocabulary: int, *, packing: bool = False) -> Examples:
-    """One example for each row, or with `packing` two that fill it together."""
+    """One example for each row, or with `packing` two that fill it together: one position is the
+    second's, for the more of a row is one example's, the more scores may its attention keep."""
     random = np.random.default_rng(0)
-    count = 2 * size.batch if packing else size.batch
-    length = size.length // 2 + 1 if packing else size.length
-    share, rest = divmod(min(size.targets, count * (length - 1)), count)
+    lengths = [size.length, 2] if packing else [size.length]
+    share, rest = divmod(min(size.targets, size.batch * (size.length - 1)), size.batch)
     items = []
-    for number in range(count):
-        tokens = random.integers(0, vocabulary, length).tolist()
-        targets = max(1, share + (number < rest))
-        items.append(Example(tuple(tokens), max(1, length - targets)))
+    for row in range(size.batch):
+        left = share + (row < rest)
+        for length in reversed(lengths):
+            targets = max(1, min(left, length - 1))
+            left -= targets
+            tokens = random.integers(0, vocabulary, length).tolist()
+            items.append(Example(tuple(tokens), length - targets))
     return Examples(tuple(items), {}, {})

@@ -21,7 +21,7 @@ from mlx_lm.models import activations, base
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 
-from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx import block_attention, vector
 from oodatcaa.training.mlx.dense import dequantise, dequantised
 from oodatcaa.training.protocol import fast_cpu_wanted
 
@@ -299,6 +299,8 @@ def _attention(
     special = cache is not None or sinks is not None or queries.dtype != mx.float32
     if not vector.active() or few or special:
         result: mx.array = _STOCK_ATTENTION(queries, keys, values, cache, scale, mask, sinks)
+    elif (meaning := block_attention.meaning_of(mask)) is not None:
+        result = block_attention.attention(queries, keys, values, scale, meaning)
     else:
         added = vector.additive(mask, length, span)
         result = vector.attention(queries, keys, values, scale, added)

@@ -12,15 +12,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models import base
 
-from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx import block_attention, vector
 from oodatcaa.training.mlx.cpu import fast_cpu
-from oodatcaa.training.packing import Row, arrange_rows, not_packable, too_far
+from oodatcaa.training.packing import Blocks, Row, arrange_rows, blocks_in, not_packable, too_far
 
 Body = Callable[[mx.array], mx.array]
 
@@ -34,10 +35,16 @@ class _Mask:
         self.length = owners.shape[1]
         own = owners[:, None, :, None] == owners[:, None, None, :]
         self._whole = own & base.create_causal_mask(self.length)
+        self._owners = owners
         self._made: dict[tuple[int | None, bool], mx.array] = {}
 
+    @cached_property
+    def _blocks(self) -> Blocks | None:
+        return blocks_in(np.array(self._owners))
+
     def within(self, window: int | None, *, added: bool) -> mx.array:
-        """`added`: as the CPU's layers add it to scores, so that not each of them converts it."""
+        """`added`: as the CPU's layers add it to scores, so that not each of them converts it.
+        Where they compute blocks, it is evaluated only if a layer does want it after all."""
         if window is not None and window >= self.length:
             window = None
         if (window, added) not in self._made:
@@ -47,8 +54,11 @@ class _Mask:
             if added:
                 scores = vector.additive(seen, self.length, self.length)
                 assert scores is not None
-                mx.eval(scores)
                 seen = scores
+                if self._blocks is not None:
+                    block_attention.stands_for(seen, self._blocks, window)
+                else:
+                    mx.eval(seen)
             self._made[window, added] = seen
         return self._made[window, added]
 
@@ -78,7 +88,8 @@ def packed(owners: mx.array | None) -> Iterator[None]:
     before = _now.given
     _now.given = None if owners is None else _Mask(owners)
     try:
-        yield
+        with block_attention.known_masks():
+            yield
     finally:
         _now.given = before
 

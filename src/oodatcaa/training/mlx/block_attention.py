@@ -1,0 +1,125 @@
+"""Attention of packed rows, an example at a time, where MLX's CPU layers evaluate as they go.
+
+Under a mask the scores between examples are computed like all others, only to become 0: they grow
+with the square of the row. Here they are not computed; what is left grows with the square of each
+example. mlx-lm's models know nothing of that: they get a mask as always and hand it on, and
+`meaning_of` tells which blocks that very mask stands for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from oodatcaa.training.mlx import vector
+from oodatcaa.training.packing import Block, Blocks
+
+Arrays = tuple[mx.array, ...]
+
+
+class Meaning(NamedTuple):
+    """The blocks that a mask stands for, and what is added to the scores of the largest one; of a
+    smaller one to its first rows and columns."""
+
+    blocks: Blocks
+    added: mx.array
+
+
+class _Known(threading.local):
+    """Of this thread: parts of a batch run side by side (parallel.py)."""
+
+    def __init__(self) -> None:
+        self.masks: list[tuple[mx.array, Meaning]] = []
+
+
+_known = _Known()
+
+
+@contextmanager
+def known_masks() -> Iterator[None]:
+    """Forget at the end which masks were made inside."""
+    before, _known.masks = _known.masks, []
+    try:
+        yield
+    finally:
+        _known.masks = before
+
+
+def stands_for(mask: mx.array, blocks: Blocks, window: int | None) -> None:
+    """`mask` says no more than: backwards inside of `blocks`, at most `window` positions far."""
+    longest = max(block.end - block.first for block in blocks)
+    places = mx.arange(longest)
+    seen = places[:, None] >= places[None]
+    if window is not None:
+        seen = seen & (places[:, None] < places[None] + window)
+    added = vector.additive(seen, longest, longest)
+    assert added is not None
+    mx.eval(added)
+    _known.masks.append((mask, Meaning(blocks, added)))
+
+
+def meaning_of(mask: Any) -> Meaning | None:
+    """None for a mask that was not made in this thread, or that a model has changed."""
+    return next((meaning for made, meaning in _known.masks if made is mask), None)
+
+
+def attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, meaning: Meaning
+) -> mx.array:
+    """As `vector.attention` with the mask that `meaning` is of; shapes as there, with T = S."""
+    blocks = meaning.blocks
+
+    @mx.custom_function
+    def attend(q: mx.array, k: mx.array, v: mx.array) -> Arrays:
+        q, k, v = vector.cut(q), vector.cut(k), vector.cut(v)
+        scores = [_scores(_cut(block, q, k), scale, meaning.added) for block in blocks]
+        mx.eval(scores)
+        found = [vector.softmax_of(one) for one in scores]
+        outs = [
+            (p @ _cut(block, v)[0]).reshape(1, q.shape[1], -1, v.shape[3])
+            for block, p in zip(blocks, found, strict=True)
+        ]
+        out = _together(blocks, outs)
+        mx.eval(out, found)
+        return out, *found
+
+    @attend.vjp
+    def attend_vjp(primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        found = []
+        for block, p in zip(blocks, outputs[1:], strict=True):
+            out, d_out = _cut(block, outputs[0], cotangents[0])
+            found.append(vector.attention_vjp(_cut(block, *primals), scale, out, p, d_out))
+        return tuple(_together(blocks, list(parts)) for parts in zip(*found, strict=True))
+
+    found: Any = attend(queries, keys, values)
+    result: mx.array = found[0]
+    return result
+
+
+def _cut(block: Block, *arrays: mx.array) -> Arrays:
+    return tuple(a[block.row : block.row + 1, :, block.first : block.end] for a in arrays)
+
+
+def _scores(pair: Arrays, scale: float, added: mx.array) -> mx.array:
+    """Of queries and keys: [1, K, heads of a key head * positions, positions]."""
+    q, k = pair
+    _, heads, length, width = q.shape
+    groups = k.shape[1]
+    scores = (q * scale).reshape(1, groups, -1, width) @ k.swapaxes(-1, -2)
+    masked: mx.array = scores.reshape(1, heads, length, length) + added[:length, :length]
+    return masked.reshape(1, groups, -1, length)
+
+
+def _together(blocks: Blocks, parts: list[mx.array]) -> mx.array:
+    """The rows that `parts` are the blocks of."""
+    rows: list[list[mx.array]] = []
+    for block, part in zip(blocks, parts, strict=True):
+        if block.first == 0:
+            rows.append([])
+        rows[-1].append(part)
+    whole: mx.array = mx.concatenate([mx.concatenate(row, axis=2) for row in rows], axis=0)
+    return whole
