@@ -1,7 +1,8 @@
 """`make bench-packing`: `train` with packed rows and without, on the same short examples.
 
 Two epochs of a random model on texts of log-normal lengths, through the real path: run store, child
-process, memory gate, checkpoints. Sides are interleaved and the fastest run of each counts. The
+process, memory gate, checkpoints. Sides are interleaved and the fastest run of each counts; every
+run that ends is said at once. Sized to end within minutes on two cores that do nothing else. The
 table goes into docs/benchmarks.md with `--write`.
 """
 
@@ -15,6 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +30,14 @@ from oodatcaa.domain.training import GB, RunRecord, RunStatus, TrainSpec
 from oodatcaa.training.backend import MlxBackend
 from oodatcaa.training.examples import Example, arrange, training_batches
 from oodatcaa.training.forecast import ProbeCache
-from oodatcaa.training.packing import arrange_rows, packed_batches, packed_order
+from oodatcaa.training.packing import arrange_rows, blocks_in, packed_batches, packed_order
 from oodatcaa.training.reservation import Reservations
 from oodatcaa.training.runs import RunStore
 from oodatcaa.training.tokens import known_lengths
 
 MODEL = config("llama", 256, 4, 4, 4, 704, 4000, tied=True)
-ROW, EPOCHS, ROUNDS = 512, 2, 3
-SETS = (64, 256)
+ROW, EPOCHS, ROUNDS = 512, 2, 2
+SETS = (64, 128)
 SIDES = {"padded, 4 examples": (4, False), "packed, 1 row": (1, True), "packed, 2 rows": (2, True)}
 
 
@@ -68,11 +70,14 @@ def work_of(lengths: list[int], batch: int, packing: bool) -> Work:
     if packing:
         iters = sum(len(packed_order(sizes, ROW, batch, 0, epoch)) for epoch in range(EPOCHS))
         chosen = islice(packed_batches(data, ROW, batch, 0), iters)
-        shapes = [arrange_rows(rows, ROW).arrays.inputs.shape for rows, _ in chosen]
+        owners = [arrange_rows(rows, ROW).owners for rows, _ in chosen]
+        shapes = [one.shape for one in owners]
+        scores = sum(map(computed_scores, owners))
     else:
         iters = EPOCHS * -(-len(data) // batch)
         padded = islice(training_batches(data, batch, 0), iters)
         shapes = [arrange(examples, ROW).inputs.shape for examples, _ in padded]
+        scores = sum(rows * length**2 for rows, length in shapes)
     params = QLoRA(
         rank=8,
         num_layers=-1,
@@ -86,8 +91,15 @@ def work_of(lengths: list[int], batch: int, packing: bool) -> Work:
         val_batches=1,
     )
     positions = sum(rows * length for rows, length in shapes)
-    scores = sum(rows * length**2 for rows, length in shapes) / 1e6
-    return Work(params, EPOCHS * sum(sizes) / positions, scores)
+    return Work(params, EPOCHS * sum(sizes) / positions, scores / 1e6)
+
+
+def computed_scores(owners: np.ndarray[Any, Any]) -> int:
+    """Of one head, in the forward pass of a packed batch."""
+    blocks = blocks_in(owners)
+    if blocks is None:
+        return owners.size * owners.shape[1]
+    return sum(block.scores for block in blocks)
 
 
 def train(work: Path, model: Path, data: Path, params: QLoRA) -> RunRecord:
@@ -121,12 +133,18 @@ def measured(work: Path, model: Path, examples: int) -> list[str]:
     sides = {name: work_of(lengths, *side) for name, side in SIDES.items()}
     runs: dict[str, list[RunRecord]] = {name: [] for name in sides}
     used: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         for name, side in sides.items():
             before = processor()
             runs[name].append(train(work, model, data, side.params))
             used[name].append(processor() - before)
-            print(examples, name, f"{seconds_of(runs[name][-1]):.2f} s", flush=True)
+            print(
+                f"{examples} examples, round {number + 1} of {ROUNDS}, {name}: "
+                f"{seconds_of(runs[name][-1]):.1f} s of steps, "
+                f"{used[name][-1]:.1f} processor s",
+                file=sys.stderr,
+                flush=True,
+            )
     base = min(map(seconds_of, runs[next(iter(sides))]))
     lines = []
     for name, side in sides.items():
