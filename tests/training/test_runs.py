@@ -262,6 +262,35 @@ def test_the_furthest_whole_checkpoint_of_the_same_training_is_found(tmp_path: P
     assert "BLAS: MKL then, OpenBLAS now" in words[-1]
 
 
+def test_another_cadence_is_the_same_training(tmp_path: Path) -> None:
+    """The worker takes such a checkpoint: looking for one must not be stricter."""
+    store = RunStore(tmp_path)
+    killed = store.create(SPEC, now=NOW)
+    checkpoint(store.folder(killed), 5)
+    failed(store, killed, FailureKind.KILLED)
+    params = SPEC.params
+    for other in (
+        params.evolve(dense_weights=not params.dense_weights),
+        params.evolve(save_every=params.save_every + 1),
+        params.evolve(steps_per_eval=params.steps_per_eval + 1),
+    ):
+        found = store.find_resumable(SPEC.evolve(params=other))
+        assert found is not None
+        assert found.run_id == killed.run_id
+    assert store.find_resumable(SPEC.evolve(params=params.evolve(seed=params.seed + 1))) is None
+
+
+def test_how_often_is_validated_is_part_of_a_training_that_selects_by_it(tmp_path: Path) -> None:
+    selecting = SPEC.evolve(params=SPEC.params.evolve(select_best=True))
+    store = RunStore(tmp_path)
+    killed = store.create(selecting, now=NOW)
+    checkpoint(store.folder(killed), 5)
+    failed(store, killed, FailureKind.KILLED)
+    often = selecting.params.evolve(steps_per_eval=selecting.params.steps_per_eval + 1)
+    assert store.find_resumable(selecting) is not None
+    assert store.find_resumable(selecting.evolve(params=often)) is None
+
+
 def test_a_checkpoint_that_a_worker_refused_is_not_tried_again(tmp_path: Path) -> None:
     """The worker knows facts that nobody knows beforehand: it would refuse for ever."""
     no = refused(("loss path: one then, two now",)).message

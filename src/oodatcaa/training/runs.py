@@ -36,6 +36,7 @@ from oodatcaa.training.checkpoints import (
     sweep,
     verify,
 )
+from oodatcaa.training.identity import parameter_facts
 from oodatcaa.training.metrics import merge_measured
 from oodatcaa.training.protocol import CHECKPOINTS_DIR, SPEC_FILE
 
@@ -249,10 +250,10 @@ class RunStore:
     ) -> Resume | None:
         """The furthest checkpoint of an interrupted run of this very training, if there is one.
 
-        The same model, data and parameters, and the same `facts` (see training.identity); a run
-        that ended at the memory gate or with numbers that are not finite would only end there
-        again and does not count. Nor does one that a resumed run was refused with. `say` gets a
-        word on every checkpoint that is passed over.
+        The same model, data and `facts`, and parameters that differ only where a resume allows it
+        (see training.identity); a run that ended at the memory gate or with numbers that are not
+        finite would only end there again and does not count. Nor does one that a resumed run was
+        refused with. `say` gets a word on every checkpoint that is passed over.
         """
         best: Resume | None = None
         runs = self.list(spec.backend).runs
@@ -395,7 +396,9 @@ def _same_training(run: RunRecord, spec: TrainSpec) -> bool:
     same_data = (
         run.data_sha256 == spec.data_sha256 if spec.data_sha256 else run.data_dir == spec.data_dir
     )
-    return run.model == spec.model and same_data and run.params == spec.params
+    if run.model != spec.model or not same_data:
+        return False
+    return parameter_facts(run.params) == parameter_facts(spec.params)
 
 
 def _first_record(spec: TrainSpec, run_id: str, moment: datetime) -> RunRecord:
