@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ import pytest
 
 from oodatcaa.app.serving import Shared
 from oodatcaa.domain.base import GB
+from oodatcaa.errors import OodatcaaError
 from oodatcaa.pool.manager import ModelPoolManager
 from oodatcaa.pool.records import Answer, Ask
 from oodatcaa.training.mlx.infer import ENGINE
 from oodatcaa.training.reservation import Reservations
 from pool_places import Folders
 from tiny_adapters import make_adapter
-from tiny_model import VOCABULARY, make_tiny_model, write_tokenizer
+from tiny_model import HEADS, HIDDEN, VOCABULARY, make_tiny_model, write_tokenizer
 
 OTHER_CACHES = """
 import json, sys
@@ -42,6 +44,19 @@ for name, value in tree_flatten(network.parameters()):
 mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
 """
 """A random model of any architecture that mlx-lm has, from its config.json alone."""
+
+STORED_AS = """
+import sys
+import mlx.core as mx
+path, stored = sys.argv[1:]
+weights = mx.load(path)
+for name, value in weights.items():
+    if value.dtype != mx.uint32:
+        weights[name] = value.astype(getattr(mx, stored))
+mx.eval(weights)
+mx.save_safetensors(path, weights, metadata={"format": "mlx"})
+"""
+"""The same model with its floats in another precision."""
 
 SLIDING = {
     "architectures": ["Cohere2ForCausalLM"],
@@ -264,6 +279,37 @@ def test_an_adapter_takes_what_it_read_with_it(
     assert newest.cached_tokens == 0
     assert newest.tokens == anew.generate(tiny, moved, wanted).tokens
     assert pool.generate(tiny, adapter, wanted).cached_tokens == 19, "nobody took its place"
+
+
+def test_what_an_answer_left_early_has_read_is_counted(pool: ModelPoolManager, tiny: str) -> None:
+    pool.get_model(tiny)
+    assert pool.get_status().prompt_bytes == 0
+    with contextlib.closing(pool.stream(tiny, None, ask(*some(0, 20), max_tokens=200))) as parts:
+        next(parts)
+    status = pool.get_status()
+    assert (status.models[0].prompts, status.models[0].in_use) == (1, 0)
+    assert 0 < status.prompt_bytes <= status.bytes
+
+
+@pytest.mark.parametrize(("stored", "bytes_per_value"), [("float32", 4), ("bfloat16", 2)])
+def test_a_cache_is_counted_in_the_values_that_the_model_computes_with(
+    tiny: str, tmp_path: Path, stored: str, bytes_per_value: int
+) -> None:
+    base = Path(shutil.copytree(tiny, tmp_path / "base"))
+    argv = [sys.executable, "-c", STORED_AS, str(base / "model.safetensors"), stored]
+    subprocess.run(argv, check=True, timeout=200)
+    config = json.loads((base / "config.json").read_text())
+    config["max_position_embeddings"] = 10**9
+    (base / "config.json").write_text(json.dumps(config))
+    values = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * (HIDDEN // HEADS)
+    tokens = 10 * GB // values
+    with (
+        ModelPoolManager(ENGINE, Folders(), memory_limit_bytes=2 * GB, log_dir=tmp_path) as pool,
+        pytest.raises(OodatcaaError) as caught,
+    ):
+        pool.generate(str(base), None, ask(3, max_tokens=tokens))
+    assert caught.value.code == "pool.memory"
+    assert f"need a cache of {10 * bytes_per_value}.00 GB" in caught.value.message
 
 
 def test_prompts_leave_before_an_adapter_does(tiny: str, tmp_path: Path) -> None:

@@ -193,8 +193,11 @@ class ModelPoolManager:
                     self._put_on(entry, info)
                 entry.used = time.monotonic()
                 entry.hits += 1
-                yield entry, _loaded(model_id, base, info, entry)
-                self._settle_or_unload(entry, info)
+                try:
+                    yield entry, _loaded(model_id, base, info, entry)
+                finally:
+                    # Also after an answer that was left early or failed: what it read may be kept.
+                    self._settle_or_unload(entry, info)
             finally:
                 entry.turn.release()
         finally:

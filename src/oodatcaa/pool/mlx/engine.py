@@ -17,7 +17,7 @@ from mlx_lm.sample_utils import make_sampler
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.memory import give_back, own_memory
 from oodatcaa.pool.mlx.lora import Adapters
-from oodatcaa.pool.mlx.prompts import Prompts
+from oodatcaa.pool.mlx.prompts import Prompts, value_bytes
 from oodatcaa.pool.records import AdapterInfo, Answer, Ask, Piece, Score
 
 WINDOW = 512
@@ -38,6 +38,7 @@ class Engine:
         mx.clear_cache()
         self.base_bytes = mx.get_active_memory()
         self.prompts = Prompts(network, prompt_cache)
+        self.value_bytes = value_bytes(network)
         self._check_memory()
         self.adapters = Adapters(network)
 
@@ -205,7 +206,9 @@ class Engine:
             heads = int(self.config["num_attention_heads"])
             width = int(self.config.get("head_dim") or self.config["hidden_size"] // heads)
             kv = int(self.config.get("num_key_value_heads") or heads)
-            return tokens * int(self.config["num_hidden_layers"]) * kv * width * 2 * 2
+            return (
+                tokens * int(self.config["num_hidden_layers"]) * kv * width * 2 * self.value_bytes
+            )
         except (KeyError, TypeError, ValueError):
             return 0
 

@@ -17,6 +17,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache
 
+HALF = 2
+"""Bytes of a half-precision value."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
@@ -109,3 +112,11 @@ def _beginning(kept: _Kept, length: int) -> list[Any] | None:
             # Written to, it would be copied as far as the kept one reaches.
             one.keys, one.values = one.keys[..., :length, :], one.values[..., :length, :]
     return cache
+
+
+def value_bytes(network: Any) -> int:
+    """Bytes of one key or value as the model caches it. Nothing is computed for it."""
+    cache = make_prompt_cache(network)
+    network(mx.array([[0]]), cache=cache)
+    keys = [getattr(one, "keys", None) for one in cache]
+    return max((one.itemsize for one in keys if one is not None), default=HALF)
