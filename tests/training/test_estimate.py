@@ -99,6 +99,35 @@ def test_exactly_the_limit_fits_and_one_byte_less_does_not() -> None:
     assert check_before(estimate, estimate.total_bytes - 1) is not None
 
 
+def test_the_hint_names_what_can_be_made_smaller_by_as_much_as_is_missing() -> None:
+    """Nobody can do anything about the runtime, and little about the weights."""
+    small = SMOL.evolve(weight_bytes=20_000_000, parameters=30_000_000, vocab_size=8192)
+    estimate = estimate_training(small, QLoRA(batch_size=4, max_seq_length=64, num_layers=2))
+    largest = sorted(estimate.parts, key=lambda part: -part.bytes)
+    assert largest[0].name == "runtime"
+    slightly = check_before(estimate, estimate.total_bytes - 1_000_000)
+    assert slightly is not None
+    assert "batch_size" in slightly.hint
+    assert "quantize_bits" not in slightly.hint
+
+    heavy = estimate_training(SMOL, QLoRA(batch_size=1, max_seq_length=32, num_layers=1))
+    weights, step = part(heavy, "weights"), part(heavy, "activations")
+    assert weights > step
+    assert "num_layers" in _hint(heavy, heavy.total_bytes - step // 2)
+    much = _hint(heavy, heavy.total_bytes - weights // 2)
+    assert "quantised model" in much
+    assert "memory_limit" in much
+
+    ranked = estimate_training(SMOL, QLoRA(batch_size=1, max_seq_length=32, rank=256))
+    assert "smaller rank" in _hint(ranked, ranked.total_bytes - weights // 2)
+
+
+def _hint(estimate: MemoryEstimate, limit: int) -> str:
+    refused = check_before(estimate, limit)
+    assert refused is not None
+    return refused.hint
+
+
 SIZES = st.integers(1, 64)
 
 

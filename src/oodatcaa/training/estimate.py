@@ -193,7 +193,7 @@ def check_before(estimate: MemoryEstimate, limit: int) -> RunFailure | None:
             "use a smaller or more heavily quantised model, or raise memory_limit in OBJECTIVE.md"
         )
     else:
-        hint = _advice(DENSE if any(part.name == DENSE for part in parts) else parts[0].name)
+        hint = _hint(parts, over)
     return RunFailure(
         kind=FailureKind.MEMORY_GATE,
         layer=MemoryLayer.BEFORE,
@@ -230,6 +230,18 @@ UNPACKING_BYTES = 100_000_000
 """Integers and floats of the rows that the PyTorch backend unpacks at once, as seen."""
 
 
+def _hint(parts: list[MemoryPart], over: int) -> str:
+    """What to do about a step that needs `over` bytes too many; `parts` from large to small."""
+    if any(part.name == DENSE for part in parts):
+        return _advice(DENSE)
+    smaller = [part for part in parts if part.name != BASELINE]
+    # What a training decides before what a model is, where that can be enough.
+    enough = (part for part in smaller if part.name != WEIGHTS and part.bytes > over)
+    if (one := next(enough, None)) is not None:
+        return _advice(one.name)
+    return f"{_advice(smaller[0].name)}, or raise memory_limit in OBJECTIVE.md"
+
+
 def _advice(part: str) -> str:
     if part == DENSE:
         return "without dense_weights: the same training in more time"
@@ -237,7 +249,11 @@ def _advice(part: str) -> str:
         return "smaller batch_size with grad_accumulation_steps, grad_checkpoint, fewer num_layers"
     if part in (LOSS, SCORES):
         return "smaller batch_size with grad_accumulation_steps, or a shorter max_seq_length"
-    return "quantize_bits 4 or less, a smaller rank, or a smaller model"
+    if part in (ADAPTER, SAVING):
+        return "a smaller rank, fewer num_layers, or fine_tune_type lora where it is full"
+    if part == REQUANTISING:
+        return "a model that is stored with quantize_bits bits already"
+    return "a smaller or more heavily quantised model (quantize_bits 4 or less)"
 
 
 def _weights(
