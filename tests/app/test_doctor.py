@@ -24,12 +24,14 @@ from doctor_projects import (
     make_template,
 )
 from oodatcaa.app import claims
-from oodatcaa.app.doctor import diagnose, mend
+from oodatcaa.app.doctor import Severity, diagnose, mend
+from oodatcaa.app.preflight import preflight
 from oodatcaa.app.project import Project
 from oodatcaa.domain.board import Decision
 from oodatcaa.domain.submission import submit_build
 from oodatcaa.domain.task import Artefact, ArtefactKind, Role
 from oodatcaa.kit.faults import VARIABLE
+from oodatcaa.training.identity import usable_cores
 from real_project import build, git, take, type_command
 from tiny_model import make_tiny_data
 
@@ -168,6 +170,20 @@ def test_the_note_of_a_killed_crew(project: Project) -> None:
     )
     subprocess.run([sys.executable, "-c", code], cwd=project.root, check=False, timeout=60)
     found_and_mended(project, "crew.lock_stale")
+
+
+def test_more_threads_than_cores_are_a_note(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = usable_cores()
+    monkeypatch.setenv("MKL_NUM_THREADS", str(there))
+    assert diagnose(project).findings == ()
+    monkeypatch.setenv("MKL_NUM_THREADS", str(there + 30))
+    (found,) = diagnose(project).findings
+    assert (found.code, found.severity) == ("machine.threads", Severity.NOTE)
+    assert f"MKL_NUM_THREADS={there + 30}" in found.meaning
+    assert f"set it to {there}" in found.meaning
+    assert found.meaning in preflight(project, project.objective())
 
 
 def test_an_objective_that_changed(project: Project) -> None:

@@ -20,7 +20,7 @@ from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import FailureKind, RunStatus, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.checkpoints import Selection, checkpoint_name, newest_whole, verify
-from oodatcaa.training.identity import cores, pinned
+from oodatcaa.training.identity import cores, pinned, usable_cores
 from oodatcaa.training.mlx.blas import Blas
 from oodatcaa.training.mlx.trainer import Run
 from oodatcaa.training.protocol import (
@@ -318,3 +318,20 @@ def test_a_number_of_threads_that_is_none_means_every_core(
     every = cores()
     monkeypatch.setenv("MKL_NUM_THREADS", told)
     assert cores() == every
+
+
+def test_more_threads_than_cores_are_told_in_the_log_and_stay_as_they_are(
+    tmp_path: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = usable_cores()
+    told = pinned({"MKL_NUM_THREADS": str(there), "OMP_NUM_THREADS": str(there + 9)})
+    assert told["OMP_NUM_THREADS"] == str(there + 9)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    run(tmp_path / "over", spec(PLAIN))
+    said = capsys.readouterr().out
+    assert f"warning: OMP_NUM_THREADS={there + 9}, but this process may use {there} core" in said
+    assert "MKL_NUM_THREADS" not in said
+    monkeypatch.setenv("OMP_NUM_THREADS", str(there))
+    run(tmp_path / "even", spec(PLAIN))
+    assert "warning" not in capsys.readouterr().out

@@ -6,6 +6,7 @@ nothing and downloads nothing.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from oodatcaa.app.desk import DataShelf, ModelShelf
@@ -15,6 +16,7 @@ from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.kit.machine import guess_accelerator, total_memory
 from oodatcaa.training.datasets import STDLIB
 from oodatcaa.training.estimate import estimate_loading, gb
+from oodatcaa.training.identity import too_many_threads
 from oodatcaa.training.models import ModelStore
 from oodatcaa.training.shapes import read_shape
 
@@ -83,10 +85,11 @@ def _data(project: Project, objective: Objective) -> None:
 
 
 def _notes(objective: Objective) -> tuple[str, ...]:
-    there = total_memory()
-    if objective.memory_limit_bytes <= there:
-        return ()
-    return (
-        f"memory_limit {objective.memory_limit_text} is more than this machine's {gb(there)}: "
-        f"the gate holds runs to {gb(there)}",
-    )
+    there, threads = total_memory(), too_many_threads(os.environ)
+    notes = [threads] if threads else []
+    if objective.memory_limit_bytes > there:
+        notes.append(
+            f"memory_limit {objective.memory_limit_text} is more than this machine's {gb(there)}: "
+            f"the gate holds runs to {gb(there)}"
+        )
+    return tuple(notes)

@@ -75,6 +75,8 @@ class TrainingRun(ABC):
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGCONT, self._on_sigcont)
         self.progress.say("loading")
+        if warning := facts.too_many_threads(os.environ):
+            print(f"warning: {warning}", flush=True)
         try:
             digest = self.run()
         except Stop as stop:

@@ -27,7 +27,8 @@ PACKAGES = (
     *("torch", "peft", "axolotl"),
 )
 """Their versions shape the numbers."""
-THREADS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MKL_CBWR")
+COUNTS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
+THREADS = (*COUNTS, "MKL_CBWR")
 """Sums are in another order with another number of threads, or on another code path."""
 
 
@@ -47,9 +48,30 @@ def cores() -> int:
     told = os.environ.get("MKL_NUM_THREADS", "")
     if told.isdecimal() and int(told):
         return int(told)
+    return usable_cores()
+
+
+def usable_cores() -> int:
+    """Those that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def too_many_threads(environment: Mapping[str, str]) -> str | None:
+    """A sentence where training would compute with more threads than there are cores: they wait for
+    each other at every product. The number itself stays as it was told: sums depend on it."""
+    usable = usable_cores()
+    told = {name: environment.get(name, "") for name in COUNTS}
+    over = [f"{name}={n}" for name, n in told.items() if n.isdecimal() and int(n) > usable]
+    if not over:
+        return None
+    cores = "1 core" if usable == 1 else f"{usable} cores"
+    return (
+        f"{' and '.join(over)}, but this process may use {cores}: training will be many times "
+        f"slower. Unset it, or set it to {usable}. A run that began with it can only be resumed "
+        "with it: its sums are in that order"
+    )
 
 
 def pinned(environment: Mapping[str, str]) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Mapping
 
 from oodatcaa.app.doctor.finding import Fact, Finding, note
 from oodatcaa.app.project import OBJECTIVE_PATH, Project
 from oodatcaa.domain.board import Sprint
 from oodatcaa.domain.objective import Objective
 from oodatcaa.kit.config import CONFIG_PATH
+from oodatcaa.training.identity import too_many_threads
 from oodatcaa.training.mlx.blas import describe_cpu
 from oodatcaa.training.models import ModelStore
 
@@ -21,7 +24,14 @@ def look_at_speed(_: Project) -> Looked:
     speed = describe_cpu()
     blas = f", {speed.blas.name} preloaded in workers" if speed.blas else ""
     facts = [Fact("training device", f"{speed.device}{blas}", speed.fast or None)]
-    return (*facts, *(Fact("training speed", line, None) for line in speed.advice)), ()
+    told = (*facts, *(Fact("training speed", line, None) for line in speed.advice))
+    return told, judge_threads(os.environ)
+
+
+def judge_threads(environment: Mapping[str, str]) -> tuple[Finding, ...]:
+    meaning = too_many_threads(environment)
+    repair = "nothing: unset it in your shell, or set it to the number of cores"
+    return (note("machine.threads", "environment", meaning, repair),) if meaning else ()
 
 
 def look_at_disk(project: Project) -> Looked:
