@@ -29,7 +29,7 @@ demo: $(STAMP) ## the whole crew fine-tunes a real model in a fresh project fold
 	$(BIN)/oodatcaa demo
 
 test: $(STAMP) ## pytest
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 HF := .venv-hf
 HF_STAMP := $(HF)/.installed
