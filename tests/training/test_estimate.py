@@ -154,6 +154,20 @@ def test_more_of_anything_never_needs_less(
     assert estimate_evaluation(SMOL, max_seq_length=length).total_bytes > SMOL.weight_bytes
 
 
+def test_an_evaluation_counts_its_rows_and_on_a_cpu_no_logits_as_a_whole() -> None:
+    def total(rows: int, device: str = "cpu", *, fast: bool = True) -> int:
+        return estimate_evaluation(
+            SMOL, max_seq_length=512, batch_size=rows, device=device, fast_cpu=fast
+        ).total_bytes
+
+    logits = 4 * 512 * SMOL.vocab_size * 4
+    assert total(1) < total(4) < total(4, fast=False) - logits
+    assert total(4, "metal") > 2 * logits
+    large = SMOL.evolve(vocab_size=10 * SMOL.vocab_size)
+    more = estimate_evaluation(large, max_seq_length=512, batch_size=4).total_bytes - total(4)
+    assert more < logits, "above what is held no output layer is dense as a whole"
+
+
 def test_packed_rows_are_as_long_as_asked_however_short_the_data_and_have_a_mask() -> None:
     params = QLoRA(max_seq_length=1024, packing=True)
     assert worst_size(params, 40, 100) == Size(4, 1024, 100)

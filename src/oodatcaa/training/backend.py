@@ -44,9 +44,11 @@ from oodatcaa.training.children import (
 from oodatcaa.training.estimate import (
     check_before,
     estimate_evaluation,
+    estimate_forward,
     read_shape,
 )
 from oodatcaa.training.forecast import ProbeCache, Probed
+from oodatcaa.training.formulas import EVALUATED
 from oodatcaa.training.frameworks import HF, MLX, Framework
 from oodatcaa.training.identity import data_facts, machine_facts, pinned, thread_facts
 from oodatcaa.training.metrics import merge_measured, peak
@@ -292,7 +294,9 @@ class ChildBackend:
         self.framework.must_be_installed()
         path = self.models.resolve(request.model)
         limit = gate_limit(request.memory_limit_bytes)
-        need = self._forward_bytes(path, request.max_seq_length, request.quantize_bits)
+        need = self._forward_bytes(
+            estimate_evaluation, path, request.max_seq_length, EVALUATED, request.quantize_bits
+        )
         asked = request.evolve(model=str(path))
         with self._held(min(need, limit), limit, "evaluation", should_stop):
             result, ended = ask_child(
@@ -319,7 +323,7 @@ class ChildBackend:
         limit = gate_limit(memory_limit_bytes or total_memory())
         # A token is at least a byte of UTF-8.
         longest = max((len(prompt.encode()) for prompt in prompts), default=1) + max_tokens
-        need = self._forward_bytes(path, longest, None)
+        need = self._forward_bytes(estimate_forward, path, longest)
         request = InferRequest(
             model=str(path),
             adapter_dir=adapter_dir,
@@ -333,11 +337,19 @@ class ChildBackend:
             )
         return result.probes
 
-    def _forward_bytes(self, path: Path, length: int, quantize_bits: int | None) -> int:
-        """What a pass over one sequence is expected to need, without gradients."""
-        return estimate_evaluation(
+    def _forward_bytes(
+        self,
+        estimate: Callable[..., MemoryEstimate],
+        path: Path,
+        length: int,
+        rows: int = 1,
+        quantize_bits: int | None = None,
+    ) -> int:
+        """What a pass over so many sequences is expected to need, without gradients."""
+        return estimate(
             read_shape(path),
             max_seq_length=length,
+            batch_size=rows,
             quantize_bits=quantize_bits,
             device=self.framework.device(),
             fast_cpu=self.settings.fast_cpu,

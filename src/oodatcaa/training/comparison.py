@@ -12,10 +12,9 @@ import numpy as np
 from oodatcaa.domain.training import EvalRequest, EvalResult
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.examples import Example, Examples, read_split
+from oodatcaa.training.formulas import EVALUATED
 
 Floats = np.ndarray[Any, np.dtype[Any]]
-BATCH_SIZE = 4
-"""Examples that are measured together."""
 
 
 def paired_bootstrap(
@@ -84,8 +83,8 @@ def example_losses(
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
     losses = [0.0] * len(examples)
-    for first in range(0, len(order), BATCH_SIZE):
-        chosen = order[first : first + BATCH_SIZE]
+    for first in range(0, len(order), EVALUATED):
+        chosen = order[first : first + EVALUATED]
         found = batch_losses([examples[i] for i in chosen]).astype(np.float64)
         start = 0
         for i in chosen:

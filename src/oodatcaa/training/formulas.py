@@ -18,6 +18,8 @@ from oodatcaa.training.identity import cores
 
 PAD_TO = 32
 """Rows of a batch are padded to a multiple of this."""
+EVALUATED = 4
+"""Examples whose losses are computed together in an evaluation."""
 TARGETS_TO = 64
 """Target positions of a batch are padded to a multiple of this."""
 STATE_COPIES = {

@@ -24,6 +24,7 @@ from oodatcaa.training.comparison import (
     sources_sha256,
     split_path,
 )
+from oodatcaa.training.formulas import EVALUATED
 from oodatcaa.training.hashes import file_sha256
 from oodatcaa.training.mlx.blas import preload
 from oodatcaa.training.protocol import ADAPTER_FILE
@@ -84,7 +85,7 @@ def example_losses(
         parts = divide(batch, team.size)
         return np.concatenate(team.each(losses, parts, network.trainable_parameters()))
 
-    team = make_team(network, comparison.BATCH_SIZE)
+    team = make_team(network, EVALUATED)
     try:
         return comparison.example_losses(
             examples, batch_losses, lambda: check_peak("MLX", mx.get_peak_memory(), limit)
