@@ -11,8 +11,7 @@ from oodatcaa.training.examples import Example, Examples
 from oodatcaa.training.protocol import ProbeRequest, ProbeSize
 
 LEARNING_RATE = 1e-6
-"""Made-up tokens must not move a weight far: the same model serves every size."""
-
+"""Made-up tokens must not drive weights to what is not finite."""
 
 STEPS, LEAST_STEPS = 10, 2
 """Optimizer steps of a probe. A process's peak was seen to rise for some steps, with the
@@ -24,12 +23,9 @@ ENOUGH_SECONDS = 30.0
 """A probe whose steps have taken this long is content with them, if they are the least."""
 
 
-def tokens_of(size: ProbeSize) -> tuple[int, int]:
-    return size.batch * size.length, size.targets
-
-
-def probe_params(request: ProbeRequest, size: ProbeSize) -> QLoRA:
+def probe_params(request: ProbeRequest) -> QLoRA:
     """Enough micro-steps that moments and an accumulated gradient are held at once."""
+    size = request.size
     accumulate = min(2, request.spec.params.grad_accumulation_steps)
     return request.spec.params.evolve(
         batch_size=size.batch,

@@ -108,10 +108,10 @@ class ProbeSize(Record):
 
 
 class ProbeRequest(Record):
-    """Load the spec's model once and train a few steps at each size, evaluation and saving too."""
+    """Load the spec's model and train a few steps of one size, evaluation and saving too."""
 
     spec: TrainSpec
-    sizes: tuple[ProbeSize, ...]
+    size: ProbeSize
     vocab_size: PositiveInt
 
 
@@ -127,7 +127,7 @@ class ProbePoint(Record):
 class ProbeResult(Record):
     """`loaded` is the peak of loading and preparing the model, whatever is trained afterwards."""
 
-    points: tuple[ProbePoint, ...]
+    point: ProbePoint
     loaded_mlx_bytes: int
     loaded_process_bytes: int
     loss: str = Field(description="which loss path the worker took for this model")

@@ -170,7 +170,7 @@ class Question:
         )
         results, beside = [], []
         for size in probe_sizes(self.size, budget):
-            request = ProbeRequest(spec=ready, sizes=(size,), vocab_size=self.shape.vocab_size)
+            request = ProbeRequest(spec=ready, size=size, vocab_size=self.shape.vocab_size)
             try:
                 result, ended = ask_child(
                     f"{self._framework.name}.probe",
@@ -185,12 +185,12 @@ class Question:
                     raise
                 return _over(self.analytic, self.limit, error)
             results.append(result)
-            highest = max(result.loaded_process_bytes, *(p.process_bytes for p in result.points))
+            highest = max(result.loaded_process_bytes, result.point.process_bytes)
             beside.append(max(0, ended.peak_bytes - highest))
         self.probed = self._cache.add(
             Probed(
                 family=self.family,
-                points=tuple(point for result in results for point in result.points),
+                points=tuple(result.point for result in results),
                 loaded_mlx_bytes=max(one.loaded_mlx_bytes for one in results),
                 loaded_process_bytes=max(one.loaded_process_bytes for one in results),
                 # The smallest: in a short probe the tree's peak is another moment's.

@@ -54,6 +54,7 @@ class Run(TrainingRun):
         self.cache_bytes: int | None = None
         """That the cache may take, of the disk; None = as much as it lets itself."""
         self.team: Team | None = None
+        self.loss_path = ""
 
     def machine(self) -> Machine:
         return describe_machine(self.blas)
@@ -89,8 +90,8 @@ class Run(TrainingRun):
         optimizer = setup.make_optimizer(self.params)
         optimizer.init(network.trainable_parameters())
         split = split_head(network)
-        path = _loss_path(split, self.team.size if self.team else 1, self._eager)
-        identity = identity.evolve(facts={**identity.facts, "loss path": path})
+        self.loss_path = _loss_path(split, self.team.size if self.team else 1, self._eager)
+        identity = identity.evolve(facts={**identity.facts, "loss path": self.loss_path})
         config = self._write_configs()
         resumed = self.resume(
             lambda source, start: restore(source, network, optimizer, identity, start)
