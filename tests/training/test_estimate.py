@@ -59,16 +59,31 @@ MEASURED = (
 )  # fmt: skip
 """Peaks of 2 iterations of a 135M model, every position a target, on Linux, CPU device, MKL."""
 
+PLAIN = ModelShape(
+    model_type="llama", hidden_size=320, intermediate_size=1024, num_layers=4, num_heads=5,
+    num_kv_heads=1, head_dim=64, vocab_size=10000, tied_embeddings=True,
+    weight_bytes=16_236_160, parameters=8_118_080, bits=None, group_size=None, tokenizer_bytes=7600,
+)  # fmt: skip
+PLAIN_MEASURED = (
+    ({"batch_size": 4, "max_seq_length": 192, "num_layers": 3}, 432_900_000),
+    ({"batch_size": 2, "max_seq_length": 448, "grad_checkpoint": True}, 347_100_000),
+)
+"""The same of a model stored as float16, 10 iterations on 2 cores."""
+
 
 def part(estimate: MemoryEstimate, name: str) -> int:
     return next(p.bytes for p in estimate.parts if p.name == name)
 
 
-@pytest.mark.parametrize(("params", "measured"), MEASURED)
+@pytest.mark.parametrize(
+    ("shape", "params", "measured"),
+    [(SMOL, *case) for case in MEASURED] + [(PLAIN, *case) for case in PLAIN_MEASURED],
+)
 def test_the_estimate_is_within_15_percent_of_what_was_measured(
-    params: dict[str, Any], measured: int
+    shape: ModelShape, params: dict[str, Any], measured: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predicted = estimate_training(SMOL, QLoRA(**params)).total_bytes
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    predicted = estimate_training(shape, QLoRA(**params)).total_bytes
     assert 0.85 <= predicted / measured <= 1.15
 
 

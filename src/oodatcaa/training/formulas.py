@@ -76,6 +76,15 @@ AHEAD = 70
 """Buffers that MLX's CPU device was seen to allocate ahead in a graph; not measured on a GPU."""
 DENSE_AHEAD, MOST_AHEAD_BYTES = 40, 150_000_000
 """Dequantised matrices in a graph on the CPU: so many of small ones were seen at once."""
+LAYERS_AHEAD, MOST_LAYERS_AHEAD_BYTES = 3.5, 30_000_000
+"""Where none is dequantised, what so many layers make; fitted to the counter in 9 probes of two
+checkpointed models."""
+PLAIN_LORA_COPIES = 3
+"""Where layers evaluate as they are met, mlx-lm's own LoRA layer on a matrix that is not quantised
+also keeps its product before the low-rank part is added, that part, and that part scaled; what
+larger batches took of a float16 model says 2.97."""
+THREAD_BYTES = 12_000_000
+"""Stacks and buffers of each thread more that rows are dealt to; there in validations at least."""
 HELD_HEAD_BYTES = 256_000_000
 """On the CPU an output layer up to this size is held in float32: dequantising it every step takes
 as long as multiplying with it."""
@@ -270,7 +279,11 @@ def terms(
     """All terms of one step; `weights` is what the loaded model takes."""
     kind = kind_for(params, device, fast_cpu)
     blocks = trained_blocks(shape, params)
+    quantised = shape.bits is not None or params.quantize_bits is not None
     layer = round(size.tokens * (kind.hidden * shape.hidden_size + kind.width * inner_width(shape)))
+    if kind is AT_ONCE and not quantised:
+        outputs = sum(m.rows for m in adapted(shape, params))
+        layer += PLAIN_LORA_COPIES * kind.itemsize * size.tokens * outputs
     scores = size.batch * shape.num_heads * size.length**2
     mask = size.batch * size.length**2 if params.packing else 0
     one = layer + round(kind.kept_scores * scores) + _dora(shape, params, kind)
@@ -278,13 +291,17 @@ def terms(
     trained = trained_parameters(shape, params)
     again = params.recomputed(blocks)
     inputs = again * size.tokens * shape.hidden_size * kind.itemsize
-    quantised = shape.bits is not None or params.quantize_bits is not None
     largest = max((m.rows * m.columns for m in block_of(shape).matrices), default=0)
     dense_blocks = held_blocks(shape, params, device, fast_cpu)
     every_held = dense_blocks and params.fine_tune_type is not FineTune.DORA
     unpacks = quantised and kind.head_copies and not every_held
     matrix = kind.itemsize * largest if unpacks else 0
-    ahead = min(DENSE_AHEAD * matrix, MOST_AHEAD_BYTES) if kind is FLOAT32 else 0
+    ahead = threads = 0
+    if kind is FLOAT32:
+        ahead = min(DENSE_AHEAD * matrix, MOST_AHEAD_BYTES)
+        if not quantised:
+            ahead = min(round(LAYERS_AHEAD * layer), MOST_LAYERS_AHEAD_BYTES)
+        threads = THREAD_BYTES * (max(1, min(size.batch, cores())) - 1)
     together = parts(params, size.batch, device, fast_cpu)
     dense = max(2 * matrix * together, ahead)
     head = _head(shape, size, kind, together)
@@ -302,7 +319,7 @@ def terms(
         block=dense if kind is AT_ONCE else block,
         scores=round(kind.scores * scores),
         head=head if quantised and not held else 0,
-        runtime=runtime_bytes(shape, device) + holes,
+        runtime=runtime_bytes(shape, device) + holes + threads,
         saving=round(4 * trained * (1.2 * max(1.0, STATE_COPIES[params.optimizer]))),
     )
 
