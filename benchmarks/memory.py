@@ -38,6 +38,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama untied f16": config("llama", 256, 3, 4, 2, 704, 6000, tied=False, bits=None),
     "llama wide": config("llama", 512, 8, 8, 4, 1408, 32000, tied=True),
     "gemma tied": config("gemma", 256, 3, 4, 1, 2048, 12000, tied=True, head_dim=64),
+    "llama deep": config("llama", 192, 12, 6, 3, 512, 9000, tied=False),
+    "llama 8 bit": config("llama", 384, 5, 12, 4, 1536, 24000, tied=True, bits=8),
+    "gemma wide heads": config("gemma", 320, 4, 5, 5, 1280, 6000, tied=True, head_dim=128),
+    "llama gqa f16": config("llama", 320, 4, 5, 1, 1024, 10000, tied=True, bits=None),
 }
 ITERS = 10
 """A process's peak was seen to rise for several steps."""
@@ -89,9 +93,13 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
                     "num_layers": -1}),
     ("llama untied f16", {"batch_size": 4, "max_seq_length": 160, "grad_checkpoint": True,
                           "optimizer": "adam"}),
+    ("llama deep", {"batch_size": 4, "max_seq_length": 224, "num_layers": -1}),
+    ("llama 8 bit", {"batch_size": 1, "max_seq_length": 704, "num_layers": 4}),
+    ("gemma wide heads", {"batch_size": 5, "max_seq_length": 192, "num_layers": -1}),
+    ("llama gqa f16", {"batch_size": 2, "max_seq_length": 448, "grad_checkpoint": True,
+                       "num_layers": -1}),
 )  # fmt: skip
-"""Ordered so that the first ones already cover every shape."""
-TUNED = 24
+TUNED = 30
 """The forecast was made while looking at the first so many, not at the others."""
 
 

@@ -276,13 +276,15 @@ class ChildBackend:
         size = ProbeSize(
             batch=asked.size.batch, length=asked.size.length, targets=asked.size.targets
         )
+        beside = asked.probed.beside_bytes
         point = ProbePoint(
             size=size,
             mlx_bytes=run.mlx_peak_bytes,
-            process_bytes=run.process_peak_bytes,
+            # A run's record has the peak of the whole tree.
+            process_bytes=max(0, run.process_peak_bytes - beside),
             step_seconds=run.seconds_per_iteration or 0.0,
         )
-        self.probes.add(Probed(family=asked.family, points=(point,)))
+        self.probes.add(Probed(family=asked.family, points=(point,), beside_bytes=beside))
 
     def evaluate(
         self, request: EvalRequest, *, should_stop: Callable[[], bool] | None = None

@@ -1,10 +1,12 @@
-"""A forecast from measurements: the analytic terms, scaled to what a probe measured.
+"""A forecast from measurements: the nearest measured peak, and how it grows from there.
 
 A probe trains a few steps at small sizes (or at the very size in question), each in a child of its
-own under the limit: memory that one size freed would count for the next. What is constant and what
-grows with the batch each get a factor by least squares, held near 1 where the measurements say
-nothing: a linear Gaussian model with the analytic estimate as its prior. So the same code is right
-on Metal, CUDA and CPU, and after an upgrade of mlx.
+own under the limit: memory that one size freed would count for the next. How fast a step grows is
+read from the framework's own counter, not from the process: a process that has loaded a model keeps
+what loading freed, and small steps hide in that. The analytic terms say in which way it grows: what
+is constant and what grows with the batch each get a factor by least squares, held near 1 where the
+measurements say nothing (a linear Gaussian model with the analytic estimate as its prior). So the
+same code is right on Metal, CUDA and CPU, and after an upgrade of mlx.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -34,21 +36,15 @@ from oodatcaa.training.protocol import ProbePoint, ProbeSize
 PRIOR = 0.5
 """Standard deviation of a term's factor before anything is measured."""
 NOISE = 0.02
-"""Of a measured peak, relative: the CPU scheduler runs ahead by a few tensors more or less, and
-the heap grows in steps."""
-MARGIN = 0.03
-"""A forecast shall rather be over than under: added once for each doubling beyond what was
-measured. With 1 % ten cases whose probes had half their tokens were 2 % under on average, from 9 %
-under to 6 % over: what the heap loses to holes grows with the batch, too."""
+"""Of a counted peak, relative: the CPU scheduler runs ahead by a few tensors more or less."""
 HIDDEN = 0.01
 """A step whose peak is no more than this above that of loading may have needed much less."""
 SPREAD = 0.02
-"""Added where a framework schedules ahead: there the same step's peak is another one in another
-process. 31 pairs of a forecast and a run of the same batch (checkpointed models on the CPU)
-differed by 0.1 % on average and 1.8 % in standard deviation: so about 1 in 70 is still more than
-2 % under, 1 in 20 more than 5 % over. The same where rows are on several threads, whose largest
-moments meet or do not. Layers that evaluate as they are met on one thread were never 1 % under and
-get no margin."""
+"""Added where a framework schedules ahead, and where rows are on several threads, whose largest
+moments meet or do not: there the same step's peak is another one in another process. 15 pairs of a
+probe and a run of the same batch (random models, 2 CPU cores) differed by -0.3 % on average and
+1.0 % in standard deviation; layers that evaluate as they are met on one thread by 0.2 % at most.
+Added as well for a batch that was not measured itself."""
 REACH = 4
 """A cached probe answers for batches of at most this many times its tokens."""
 REACH_LENGTH = 2
@@ -167,16 +163,21 @@ def _larger(old: ProbePoint, new: ProbePoint) -> ProbePoint:
 
 
 def probe_sizes(target: Size, budget: int) -> tuple[ProbeSize, ...]:
-    """The target itself when it has at most `budget` tokens; else up to four smaller sizes that
-    tell tokens from length apart, one of them small enough to show a slope."""
+    """The target itself when it has at most `budget` tokens; else three sizes within it that tell
+    what is constant from what grows.
+
+    Steps far below the budget say little: their peaks are made of what a large step does not hold
+    at its own. Two rows in one of them where the target has several, for they run side by side.
+    """
     if target.tokens <= budget:
         return (_scaled(target, target.batch, target.length),)
     length = min(target.length, max(64, budget // 32 * 32))
     batch = max(1, min(target.batch, budget // length))
     half = max(32, length // 2 // 32 * 32)
-    sizes = {(batch, length), (batch, half), (1, max(32, length // 4 // 32 * 32))}
-    if batch > 1:
-        sizes.add((1, length))
+    if batch == 1 and target.batch > 1:
+        sizes = {(2, half), (1, half), (1, length)}
+    else:
+        sizes = {(batch, half), (batch, max(32, length * 3 // 4 // 32 * 32)), (batch, length)}
     return tuple(_scaled(target, *size) for size in sorted(sizes))
 
 
@@ -203,53 +204,61 @@ def forecast(
 ) -> MemoryEstimate:
     """The peak at `target`, by cause, from the points of `probed` (at least one)."""
 
+    nothing = step_terms(shape, params, Size(0, 0, 0), device=device, fast_cpu=fast_cpu)
+
     def found(size: Size) -> Terms:
         return step_terms(shape, params, size, device=device, fast_cpu=fast_cpu)
 
     def growing(size: Size) -> tuple[int, int]:
         return _growing(found(size), nothing, params, device, fast_cpu)
 
-    def features(size: Size, runtime: bool) -> tuple[float, float]:
-        return sum(_constant(found(size), nothing, runtime)), sum(growing(size))
+    def features(size: Size) -> tuple[float, float]:
+        return sum(_constant(found(size), nothing, device)), sum(growing(size))
 
-    nothing = found(Size(0, 0, 0))
-    rows = [
-        (_size(point.size), point.process_bytes + probed.beside_bytes, point.mlx_bytes)
-        for point in probed.points
-    ]
-    loaded = probed.loaded_process_bytes + probed.beside_bytes
-    process = fit([(features(size, True), peak) for size, peak, _ in rows], loaded)
-    counted = [(features(size, False), peak) for size, _, peak in rows]
-    counter = fit(counted, probed.loaded_mlx_bytes)
-    beyond = max(0.0, math.log2(target.tokens / max(size.tokens for size, _, _ in rows)))
-    margin = 1 + MARGIN * beyond + _spread(params, target.batch, device, fast_cpu)
-    floor = max((process for size, process, _ in rows if _within(size, target)), default=0)
-    parts = _parts(_constant(found(target), nothing, True), growing(target), process, margin)
+    def counted(size: Size) -> float:
+        return sum(f * s for f, s in zip(features(size), scales, strict=True))
+
+    points = {_size(point.size): point for point in probed.points}
+    rows = [(features(size), point.mlx_bytes) for size, point in points.items()]
+    scales = fit(rows, probed.loaded_mlx_bytes)
+    near = min(points, key=lambda size: _distance(size, target))
+    held = max(points[near].process_bytes, points[near].mlx_bytes)
+    runtime = round(max(0, held - counted(near))) + probed.beside_bytes
+    calm = target in points and not _ahead(params, target.batch, device, fast_cpu)
+    margin = 1.0 if calm else 1 + SPREAD
+    constant = _constant(found(target), nothing, device)
+    parts = _parts(constant, growing(target), runtime, scales, margin)
     total = sum(part.bytes for part in parts)
-    least = max(floor, loaded)
+    within = (point.process_bytes for size, point in points.items() if _within(size, target))
+    least = max(probed.loaded_process_bytes, *within, 0) + probed.beside_bytes
     if total < least:
         formula = "measured at a size that is no larger, or while loading"
         parts = (*parts, MemoryPart(name="measured beyond", bytes=least - total, formula=formula))
-    mlx = sum(f * s for f, s in zip(features(target, False), counter, strict=True))
     return MemoryEstimate(
         total_bytes=max(total, least),
         parts=parts,
         device=device,
-        method=_method(rows, target),
-        mlx_peak_bytes=round(max(mlx * margin, probed.loaded_mlx_bytes)),
+        method=_method(points, target),
+        mlx_peak_bytes=round(max(counted(target) * margin, probed.loaded_mlx_bytes)),
         source="probe",
     )
 
 
-def _method(rows: Sequence[tuple[Size, int, int]], target: Size) -> str:
-    if any(size == target for size, _, _ in rows):
+def _method(points: Collection[Size], target: Size) -> str:
+    if target in points:
         return f"measured in a probe of a few steps at {target.batch} x {target.length} tokens"
-    sizes = ", ".join(f"{size.batch} x {size.length}" for size, _, _ in rows)
+    sizes = ", ".join(f"{size.batch} x {size.length}" for size in points)
     return f"the estimate's terms fitted to probes of a few steps at {sizes} tokens"
 
 
 def _size(size: ProbeSize) -> Size:
     return Size(size.batch, size.length, size.targets)
+
+
+def _distance(size: Size, target: Size) -> tuple[float, int, int]:
+    """Between tokens first; rows side by side have threads and holes of their own in the heap."""
+    ratio = abs(math.log(size.tokens / target.tokens))
+    return ratio, abs(size.batch - target.batch), abs(size.targets - target.targets)
 
 
 def _within(size: Size, target: Size) -> bool:
@@ -260,10 +269,13 @@ def _within(size: Size, target: Size) -> bool:
     )
 
 
-def _constant(found: Terms, nothing: Terms, runtime: bool) -> tuple[int, int, int, int]:
-    """Weights, what is trained, dense copies, runtime: the same for every batch."""
-    dense = nothing.kept + nothing.moment
-    return found.weights, found.trained, dense, found.runtime if runtime else 0
+def _constant(found: Terms, nothing: Terms, device: str) -> tuple[int, int, int]:
+    """What the framework counts for every batch: weights, what is trained, dense copies.
+
+    PyTorch has no counter on a CPU: the whole process stands for it.
+    """
+    dense = nothing.kept + nothing.moment + (found.runtime if device == "torch-cpu" else 0)
+    return found.weights, found.trained, dense
 
 
 def _growing(
@@ -273,44 +285,43 @@ def _growing(
     without what a batch of `nothing` needs as well.
 
     Where layers evaluate as they are met the loss works in chunks of one size: it is constant but
-    for the smallest batches, and would hide there how fast the rest grows. A checkpoint's copy
-    counts where it is larger than all of that.
+    for the smallest batches, and would hide there how fast the rest grows. Saving is left out: its
+    copies are there when activations are not, and no probe was seen to peak in it.
     """
     moment, least = found.moment, nothing.moment
     if at_once(params, device, fast_cpu):
         moment, least = found.block + found.scores, nothing.block + nothing.scores
-    if found.saving > found.kept + moment:
-        return 0, found.saving
     return found.kept - nothing.kept, max(0, moment - least)
 
 
-def _spread(params: QLoRA, rows: int, device: str, fast_cpu: bool) -> float:
+def _ahead(params: QLoRA, rows: int, device: str, fast_cpu: bool) -> bool:
+    """Whether something else than the order of the layers decides what is held together."""
     as_met = at_once(params, device, fast_cpu)
-    return 0.0 if as_met and side_by_side(params, rows, device, fast_cpu) == 1 else SPREAD
+    return not as_met or side_by_side(params, rows, device, fast_cpu) > 1
 
 
 def _parts(
-    constant: Sequence[int], growing: Sequence[int], scales: Sequence[float], margin: float
+    constant: Sequence[int],
+    growing: Sequence[int],
+    runtime: int,
+    scales: Sequence[float],
+    margin: float,
 ) -> tuple[MemoryPart, ...]:
-    weights, trained, dense, runtime = constant
-    kept, moment = growing
-    named = (
-        (WEIGHTS, weights, scales[0]),
-        (ADAPTER, trained, scales[0]),
-        (SCRATCH, dense, scales[0]),
-        (BASELINE, runtime, scales[0]),
-        (ACTIVATIONS, kept, scales[1]),
-        ("loss, or one block on its way back", moment, scales[1]),
-    )
-    return tuple(
+    fitted, grown = scales
+    names = (WEIGHTS, ADAPTER, SCRATCH, ACTIVATIONS, "loss, or one block on its way back")
+    sizes = (*constant, *growing)
+    factors = (*(fitted for _ in constant), *(grown for _ in growing))
+    parts = [
         MemoryPart(
             name=name,
             bytes=round(size * scale * margin),
             formula=f"{size / 1e9:.3f} GB by formula x {scale:.3f} measured x {margin:.3f} margin",
         )
-        for name, size, scale in named
+        for name, size, scale in zip(names, sizes, factors, strict=True)
         if size
-    )
+    ]
+    formula = f"measured beside what the framework counts x {margin:.3f} margin"
+    return (*parts, MemoryPart(name=BASELINE, bytes=round(runtime * margin), formula=formula))
 
 
 def fit(rows: Sequence[tuple[Sequence[float], int]], loaded: int) -> list[float]:
@@ -335,37 +346,17 @@ def fit(rows: Sequence[tuple[Sequence[float], int]], loaded: int) -> list[float]
 
 def calibrate(features: Sequence[Sequence[float]], peaks: Sequence[int]) -> list[float]:
     """Factors s >= 0 that minimise sum((f·s - y)² / (NOISE y)²) + sum((s - 1)² / PRIOR²)."""
-    count = len(features[0])
+    import numpy as np
+
+    lines, measured = np.asarray(features, float), np.asarray(peaks, float)
+    count = lines.shape[1]
+    matrix = np.vstack([lines / (NOISE * measured)[:, None], np.eye(count) / PRIOR])
+    wanted = np.concatenate([np.full(len(measured), 1 / NOISE), np.full(count, 1 / PRIOR)])
     free = list(range(count))
     while True:
-        solved = _solve(features, peaks, free, count)
-        negative = [k for k in free if solved[k] < 0]
-        if not negative:
-            return solved
+        solved = np.zeros(count)
+        solved[free] = np.linalg.lstsq(matrix[:, free], wanted, rcond=None)[0]
+        if (solved >= 0).all():
+            return [float(scale) for scale in solved]
         # An active-set step: what wants to be negative is nothing, the others are fitted again.
-        free = [k for k in free if k not in negative]
-
-
-def _solve(
-    features: Sequence[Sequence[float]], peaks: Sequence[int], free: Sequence[int], count: int
-) -> list[float]:
-    size = len(free)
-    matrix = [[0.0] * (size + 1) for _ in range(size)]
-    for i, k in enumerate(free):
-        matrix[i][i] += PRIOR**-2
-        matrix[i][size] += PRIOR**-2
-        for line, peak in zip(features, peaks, strict=True):
-            weight = (NOISE * peak) ** -2
-            matrix[i][size] += weight * line[k] * peak
-            for j, other in enumerate(free):
-                matrix[i][j] += weight * line[k] * line[other]
-    # Symmetric and positive definite thanks to the prior: no pivoting needed.
-    for i in range(size):
-        for below in range(i + 1, size):
-            factor = matrix[below][i] / matrix[i][i]
-            matrix[below] = [b - factor * a for a, b in zip(matrix[i], matrix[below], strict=True)]
-    result = [0.0] * count
-    for i in reversed(range(size)):
-        known = sum(matrix[i][j] * result[free[j]] for j in range(i + 1, size))
-        result[free[i]] = (matrix[i][size] - known) / matrix[i][i]
-    return result
+        free = [k for k in free if solved[k] > 0]
