@@ -68,8 +68,9 @@ from oodatcaa.training.tracking import FOLDER, track
 from oodatcaa.training.verdict import judge
 from oodatcaa.training.watching import ProgressTeller, draw
 
-PROBE_TOKENS = 2048
-"""Batches of at most this many tokens are measured as they are."""
+PROBE_TOKENS = 4096
+"""Batches of at most this many tokens are measured as they are: that is exact, and up to here takes
+less time than three smaller ones of half the tokens."""
 HOPELESS = 1.3
 """An analytic estimate this many times the limit needs no measuring to be believed."""
 GATE_FILE = "estimate.json"
