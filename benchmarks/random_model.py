@@ -61,8 +61,8 @@ def config(
 
 
 class _Maker:
-    def __init__(self, config: dict[str, Any], seed: int) -> None:
-        self.config = config
+    def __init__(self, config: dict[str, Any], seed: int, floats: Any) -> None:
+        self.config, self.floats = config, floats
         self.random = np.random.default_rng(seed)
         quantization = config.get("quantization") or {}
         self.bits, self.group = quantization.get("bits"), quantization.get("group_size", 64)
@@ -73,17 +73,17 @@ class _Maker:
             words = self.random.integers(0, 2**32, (rows, columns * self.bits // 32), np.uint32)
             levels = 2**self.bits - 1
             scale = spread / (levels / 12**0.5)
-            scales = np.full((rows, columns // self.group), scale, np.float16)
+            scales = np.full((rows, columns // self.group), scale, self.floats)
             made = {
                 f"{name}.weight": words,
                 f"{name}.scales": scales,
-                f"{name}.biases": (scales * np.float16(-levels / 2)).astype(np.float16),
+                f"{name}.biases": (scales * self.floats(-levels / 2)).astype(self.floats),
             }
         else:
             values = self.random.standard_normal((rows, columns), np.float32) * spread
-            made = {f"{name}.weight": values.astype(np.float16)}
+            made = {f"{name}.weight": values.astype(self.floats)}
         if bias:
-            made[f"{name}.bias"] = np.zeros(rows, np.float16)
+            made[f"{name}.bias"] = np.zeros(rows, self.floats)
         return made
 
     def shards(self) -> Iterator[Tensors]:
@@ -103,22 +103,25 @@ class _Maker:
                 **self.linear(f"{block}.mlp.gate_proj", wide, hidden),
                 **self.linear(f"{block}.mlp.up_proj", wide, hidden),
                 **self.linear(f"{block}.mlp.down_proj", hidden, wide),
-                f"{block}.input_layernorm.weight": np.ones(hidden, np.float16),
-                f"{block}.post_attention_layernorm.weight": np.ones(hidden, np.float16),
+                f"{block}.input_layernorm.weight": np.ones(hidden, self.floats),
+                f"{block}.post_attention_layernorm.weight": np.ones(hidden, self.floats),
             }
-        last = {"model.norm.weight": np.ones(hidden, np.float16)}
+        last = {"model.norm.weight": np.ones(hidden, self.floats)}
         if not c["tie_word_embeddings"]:
             last |= self.linear("lm_head", c["vocab_size"], hidden)
         yield last
 
 
-def write_model(folder: Path, config: dict[str, Any], *, seed: int = 0) -> Path:
-    """Write the model into `folder`; its absolute path. One shard at a time is in memory."""
+def write_model(
+    folder: Path, config: dict[str, Any], *, seed: int = 0, floats: Any = np.float16
+) -> Path:
+    """Write the model into `folder`; its absolute path. One shard at a time is in memory. `floats`:
+    what is not quantised is stored as."""
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, str] = {}
     total = 0
     count = config["num_hidden_layers"] + 2
-    for number, tensors in enumerate(_Maker(config, seed).shards(), 1):
+    for number, tensors in enumerate(_Maker(config, seed, floats).shards(), 1):
         name = f"model-{number:05d}-of-{count:05d}.safetensors"
         save_file(tensors, folder / name, metadata={"format": "mlx"})
         index |= dict.fromkeys(tensors, name)
