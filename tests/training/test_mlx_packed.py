@@ -218,3 +218,23 @@ def test_a_row_is_as_long_as_what_it_holds() -> None:
     batch = make_packed(rows, LONGEST)
     longest = max(sum(map(positions_of, row)) for row in rows)
     assert batch.inputs.shape == (2, min(LONGEST, -(-longest // 32) * 32))
+
+
+def test_a_packed_run_names_the_way_in_which_its_attention_is_computed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Else a run that began with whole rows under a mask could go on with other last bits."""
+    place = tmp_path_factory.mktemp("named")
+    model, data = make_tiny_model(place / "model"), make_tiny_data(place / "data", 12)
+    paths = []
+    for packing in (False, True):
+        params = QLoRA(
+            rank=4, num_layers=1, batch_size=1, max_seq_length=128, iters=1, packing=packing
+        )
+        spec = TrainSpec(model=str(model), data_dir=str(data), params=params)
+        folder = place / str(packing)
+        folder.mkdir()
+        run = Run(folder, spec, None)
+        run.run()
+        paths.append(run.loss_path)
+    assert paths[1] == f"{paths[0]}, packed rows in blocks" if on_cpu() else paths[0]

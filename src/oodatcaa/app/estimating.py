@@ -17,11 +17,11 @@ from oodatcaa.domain.memory import MemoryEstimate
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import GB, TrainSpec
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.backend import PROBE_TOKENS
 from oodatcaa.training.children import DEFAULTS, ChildSettings
 from oodatcaa.training.forecast import ProbeCache
 from oodatcaa.training.question import Question
 
-PROBE_TOKENS = 2048
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 
 

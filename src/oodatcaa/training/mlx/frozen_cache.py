@@ -55,7 +55,7 @@ class FrozenCache:
         self._most = free if most_bytes is None else most_bytes
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - see `close`
         self._places: dict[tuple[int, ...], int] = {}
-        self._full = False
+        self._told = False
         self._dtype = mx.float32
         self._width = 0
 
@@ -91,7 +91,7 @@ class FrozenCache:
         missing = [one for tokens, one in wanted.items() if tokens not in self._places]
         self.computed += len(missing)
         self.found += len(wanted) - len(missing)
-        fresh = dict(zip((one.tokens for one in missing), self._compute(missing), strict=True))
+        fresh = self._compute(missing)
         for tokens, bits in fresh.items():
             self._keep(tokens, bits)
         found = np.empty((len(rows), length, self._width), self._kind)
@@ -107,9 +107,9 @@ class FrozenCache:
         mx.eval(result)
         return result
 
-    def _compute(self, missing: Sequence[Example]) -> list[Bits]:
+    def _compute(self, missing: Sequence[Example]) -> dict[tuple[int, ...], Bits]:
         if not missing:
-            return []
+            return {}
         if self._team is None:
             return self._each(self._network, missing)
         # Longest first, each to the part with the least so far: all end at about the same time.
@@ -119,15 +119,10 @@ class FrozenCache:
         trainable = self._network.trainable_parameters()
         # Always the threads of a full team for a product: their number shapes the last bits.
         done = self._team.each(self._each, parts, trainable, divided_by=self._team.size)
-        named = {
-            example.tokens: bits
-            for part, found in zip(parts, done, strict=True)
-            for example, bits in zip(part, found, strict=True)
-        }
-        return [named[one.tokens] for one in missing]
+        return {tokens: bits for found in done for tokens, bits in found.items()}
 
-    def _each(self, network: Any, examples: Sequence[Example]) -> list[Bits]:
-        return [self._alone(network, one) for one in examples]
+    def _each(self, network: Any, examples: Sequence[Example]) -> dict[tuple[int, ...], Bits]:
+        return {one.tokens: self._alone(network, one) for one in examples}
 
     def _alone(self, network: Any, example: Example) -> Bits:
         tokens = mx.array(arrange([example], self._longest).inputs)
@@ -142,7 +137,7 @@ class FrozenCache:
 
     def _keep(self, tokens: tuple[int, ...], bits: Bits) -> None:
         if self.size + bits.nbytes > self._most:
-            self._is_full()
+            self._say_full()
             return
         data, done = bits.tobytes(), 0
         try:
@@ -152,14 +147,14 @@ class FrozenCache:
             if error.errno not in DISK_FULL:
                 raise
             self._most = self.size
-            self._is_full()
+            self._say_full()
             return
         self._places[tokens] = self.size
         self.size += bits.nbytes
 
-    def _is_full(self) -> None:
-        if not self._full:
-            self._full = True
+    def _say_full(self) -> None:
+        if not self._told:
+            self._told = True
             what = f"{len(self._places)} examples in {self.size / 1e6:.1f} MB"
             print(f"cache_frozen: as large as the disk lets it be, {what}", flush=True)
 

@@ -90,7 +90,9 @@ class Run(TrainingRun):
         optimizer = setup.make_optimizer(self.params)
         optimizer.init(network.trainable_parameters())
         split = split_head(network)
-        self.loss_path = _loss_path(split, self.team.size if self.team else 1, self._eager)
+        self.loss_path = _loss_path(
+            split, self.team.size if self.team else 1, self._eager, self.params.packing
+        )
         identity = identity.evolve(facts={**identity.facts, "loss path": self.loss_path})
         config = self._write_configs()
         resumed = self.resume(
@@ -109,6 +111,8 @@ class Run(TrainingRun):
             recompute(network, self.params)
         wanted = fast_cpu() or self.params.cache_frozen
         self.prefix = frozen_prefix(network) if wanted else None
+        if self.team is not None:
+            self.team.adopt(self.prefix)
         if self.params.cache_frozen:
             self.cache = self._frozen_cache(network)
         loss, validation = self._losses(split)
@@ -143,13 +147,11 @@ class Run(TrainingRun):
         if self.prefix is None:
             print("cache_frozen: this training has no frozen blocks of their own", flush=True)
             return None
-        if self.team is not None:
-            self.team.adopt(self.prefix)
         longest = self.params.max_seq_length
         cache = FrozenCache(self.folder, network, self.prefix, self.team, longest, self.cache_bytes)
-        few = sorted(self.examples.items, key=positions_of)
+        items = self.examples.items
         try:
-            cache.check([few[0], few[-1]])
+            cache.check([min(items, key=positions_of), max(items, key=positions_of)])
         except BaseException:
             cache.close()
             raise
@@ -161,13 +163,11 @@ class Run(TrainingRun):
         validation = make_loss(split, prefix=self.prefix, gradient=False)
         if self.team is None:
             return loss, validation
-        if self._eager and self.cache is None:
-            self.team.adopt(self.prefix)
-            loss = divided_gradient(self.team, loss, self.prefix)
-            # The parts run the frozen blocks, each on its own thread.
+        if self._eager:
+            # Without a cache the parts run the frozen blocks, each on its own thread.
+            inside = self.prefix if self.cache is None else None
             self.prefix = None
-        elif self._eager:
-            loss = divided_gradient(self.team, loss, None)
+            loss = divided_gradient(self.team, loss, inside)
         return loss, divided_loss(self.team, validation)
 
     def _loop(self, network: Any, optimizer: Any, loss: Loss) -> None:
@@ -205,14 +205,14 @@ class Run(TrainingRun):
 
     def _prepare(self, network: Any) -> Prepare | None:
         prefix = self.prefix
-        if prefix is None:
-            return None
+        if self.cache is not None or prefix is None:
+            return self._from_cache
 
         def prepare(batch: Batch, _: Sequence[Row]) -> Batch:
             with packed(batch.owners):
                 return batch._replace(hidden=prefix.run(network, batch.inputs))
 
-        return self._from_cache or prepare
+        return prepare
 
     @property
     def _from_cache(self) -> Prepare | None:
@@ -298,9 +298,10 @@ class _Steps:
         )
 
 
-def _loss_path(split: Split, parts: int, eager: bool) -> str:
+def _loss_path(split: Split, parts: int, eager: bool, packing: bool) -> str:
     """Two ways to the same loss differ in the last bits: no switch in mid-run."""
     together = f", the rows in {parts} parts" if eager and parts > 1 else ""
+    together += ", packed rows in blocks" if eager and packing else ""
     rows = "targets only" if split.sparse else "every position"
     head = "plain head"
     if split.frozen is not None:
