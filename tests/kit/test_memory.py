@@ -56,6 +56,26 @@ def test_a_process_that_is_gone_has_no_memory() -> None:
     assert tree_memory(child.pid) == TreeMemory(tree_bytes=0)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="control groups are Linux's")
+def test_files_that_were_read_twice_are_no_memory_of_a_tree_in_a_group_of_its_own(
+    tmp_path: Path,
+) -> None:
+    # As the kernel counts 300 MB that were written to a file, and read a second time: "active".
+    folder = tmp_path / "sys/fs/cgroup/run.scope"
+    folder.mkdir(parents=True)
+    (folder / "memory.current").write_text("813000000\n")
+    (folder / "memory.stat").write_text(
+        "anon 500000000\nfile 310000000\nshmem 3000000\n"
+        "inactive_file 7000000\nactive_file 300000000\n"
+    )
+    with Child.start(eater(10 * MB)) as child:
+        for pid, group in ((child.pid, "run.scope"), (os.getpid(), "app.scope")):
+            (tmp_path / f"proc/{pid}").mkdir(parents=True)
+            (tmp_path / f"proc/{pid}/cgroup").write_text(f"0::/{group}\n")
+        look = tree_memory(child.pid, system=tmp_path)
+    assert look.tree_bytes == 506 * MB
+
+
 def test_a_growing_tree_is_killed_at_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "memory.jsonl"
     limit = 150 * MB

@@ -59,10 +59,12 @@ class MemorySample(Record):
     tree_bytes: int
 
 
-def tree_memory(pid: int, tree: Sequence[int] | None = None) -> TreeMemory:
+def tree_memory(
+    pid: int, tree: Sequence[int] | None = None, system: Path = Path("/")
+) -> TreeMemory:
     """The memory of `pid` and its descendants now; zeros when they are all gone.
 
-    `tree` spares the search for who they are.
+    `tree` spares the search for who they are; in `system` are the /proc and /sys of groups.
     """
     looks = [
         look
@@ -70,7 +72,7 @@ def tree_memory(pid: int, tree: Sequence[int] | None = None) -> TreeMemory:
         if look is not None
     ]
     total = sum(now for now, _ in looks)
-    charged = _cgroup_memory(pid) if looks else None
+    charged = _cgroup_memory(pid, system) if looks else None
     return TreeMemory(
         tree_bytes=total if charged is None else max(total, charged),
         largest_peak_bytes=max((peak for _, peak in looks), default=0),
@@ -195,28 +197,32 @@ def _footprint(pid: int) -> int | None:
     return int(info.ri_phys_footprint)
 
 
-def _cgroup_memory(pid: int) -> int | None:
-    """The charge of the tree's own cgroup (v2); None when it shares ours or there is none."""
+def _cgroup_memory(pid: int, system: Path) -> int | None:
+    """The charge of the tree's own cgroup (v2) without files on disk; None when it shares ours or
+    there is none. A file that was read twice is "active", and given back like any other; what is
+    kept in a file system in memory is in neither number, and counts."""
     if not LINUX:
         return None
-    theirs, ours = _cgroup_of(pid), _cgroup_of(os.getpid())
+    theirs, ours = (_cgroup_of(one, system) for one in (pid, os.getpid()))
     if theirs is None or theirs in (ours, "/"):
         return None
-    folder = Path("/sys/fs/cgroup") / theirs.lstrip("/")
+    folder = system / "sys/fs/cgroup" / theirs.lstrip("/")
     try:
         current = int((folder / "memory.current").read_text(encoding="ascii"))
-        for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "inactive_file":
-                return max(0, current - int(value))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        amounts = dict(line.split(" ", 1) for line in lines)
+        return max(0, current - sum(int(amounts.get(name, 0)) for name in _GIVEN_BACK))
     except (OSError, ValueError):  # the memory controller is not delegated, or it just ended
         return None
-    return current
 
 
-def _cgroup_of(pid: int) -> str | None:
+_GIVEN_BACK = ("inactive_file", "active_file")
+"""Of a cgroup's charge: the page cache of files on disk."""
+
+
+def _cgroup_of(pid: int, system: Path) -> str | None:
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = (system / f"proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((line[3:] for line in lines if line.startswith("0::")), None)
