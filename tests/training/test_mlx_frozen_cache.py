@@ -23,7 +23,6 @@ from mlx.utils import tree_flatten
 from adapted_model import adapted
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import TrainSpec
-from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.checkpoints import checkpoint_name, newest_whole
 from oodatcaa.training.examples import Example
 from oodatcaa.training.identity import parameter_facts, pinned
@@ -42,6 +41,7 @@ from oodatcaa.training.protocol import (
     METRICS_FILE,
     SPEC_FILE,
 )
+from packed_models import network_of
 from tiny_model import make_tiny_data, make_tiny_model
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="written for MLX's CPU device")
@@ -224,7 +224,7 @@ class _Both(nn.Module):  # type: ignore[misc]
         return x + x.mean(axis=1, keepdims=True)
 
 
-def test_blocks_that_look_at_what_is_beside_an_example_are_refused(
+def test_blocks_that_look_at_what_is_beside_an_example_are_not_cached(
     tiny: Path, tmp_path: Path
 ) -> None:
     made = adapted(tiny, 1)
@@ -232,10 +232,25 @@ def test_blocks_that_look_at_what_is_beside_an_example_are_refused(
     prefix = frozen_prefix(made)
     assert prefix is not None
     cache = FrozenCache(tmp_path, made, prefix, None, LONGEST)
-    with pytest.raises(OodatcaaError, match="depends on what is beside it") as caught:
-        cache.check([EXAMPLES[0], EXAMPLES[1]])
-    assert caught.value.code == "train.bad_params"
+    assert "beside another one" in cache.unfit([EXAMPLES[0], EXAMPLES[1]])
     cache.close()
+
+
+SCALED = {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_blocks_that_count_the_length_of_a_row_are_not_cached(tmp_path: Path, half: bool) -> None:
+    """In half precision their output alone would not tell it from rounding."""
+    for options, why in (({}, ""), (SCALED, "its rotary embedding depends on the length of a row")):
+        made = network_of("llama", {"vocab_size": 384, **options}, trained=1)
+        if half:
+            made.set_dtype(mx.bfloat16)
+        prefix = frozen_prefix(made)
+        assert prefix is not None
+        cache = FrozenCache(tmp_path, made, prefix, None, LONGEST)
+        assert cache.unfit([EXAMPLES[0], EXAMPLES[5]]) == why
+        cache.close()
 
 
 def test_it_may_not_be_switched_in_mid_run() -> None:
@@ -311,6 +326,29 @@ def test_killed_in_a_later_epoch_it_goes_on_to_the_bits_of_a_run_that_never_was(
     assert "computed 16 times" in told
     for folder in ("whole", "killed", "again"):
         assert not list((tmp_path / folder).glob("tmp*")), "the cache left its file"
+
+
+@pytest.mark.timeout(300)
+def test_a_model_that_can_not_be_cached_trains_as_without(tmp_path: Path) -> None:
+    """A plan and `train --auto-fit` choose the cache by themselves: nobody could leave it out."""
+    model = make_tiny_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **SCALED}))
+    data = make_tiny_data(tmp_path / "data", 12)
+    with (data / "train.jsonl").open("a") as lines:
+        said = [("user", "Say it."), ("assistant", "again and " * 40)]
+        long = [{"role": role, "content": content} for role, content in said]
+        lines.write(json.dumps({"messages": long}) + "\n")
+    few = {**PARAMS, "iters": 8, "max_seq_length": 128}
+    spec = TrainSpec.model_validate({"model": str(model), "data_dir": str(data), "params": few})
+    plain = spec.evolve(params=spec.params.evolve(cache_frozen=False))
+    for name, one in (("asked", spec), ("plain", plain)):
+        assert worker(tmp_path / name, one).wait(200) == 0, (
+            tmp_path / name / "train.log"
+        ).read_text()
+    assert adapter(tmp_path / "asked") == adapter(tmp_path / "plain")
+    told = (tmp_path / "asked" / "train.log").read_text()
+    assert "this model trains without it: its rotary embedding depends on the length" in told
 
 
 def adapter(folder: Path) -> bytes:

@@ -20,8 +20,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.examples import Example, arrange
+from oodatcaa.training.mlx.packed import counts_length
 from oodatcaa.training.mlx.parallel import Team
 from oodatcaa.training.mlx.prefix import FrozenPrefix
 from oodatcaa.training.packing import Row, positions_of, too_far
@@ -68,10 +68,12 @@ class FrozenCache:
         )
         self._file.close()
 
-    def check(self, examples: Sequence[Example]) -> None:
-        """Raises OodatcaaError `train.bad_params` when one of `examples` is not, in a padded batch
-        of them, what it is alone. Nothing is assumed of an architecture."""
+    def unfit(self, examples: Sequence[Example]) -> str:
+        """Why one of `examples` is not, in a padded batch of them, what it is alone; empty when
+        each is. Nothing is assumed of an architecture."""
         tokens = mx.array(arrange(examples, self._longest).inputs)
+        if counts_length(self._network, tokens.shape[1]):
+            return "its rotary embedding depends on the length of a row"
         together = self._prefix.run(self._network, tokens)
         alone = self.hidden([[one] for one in examples], tokens.shape[1])
         for row, one in enumerate(examples):
@@ -79,7 +81,8 @@ class FrozenCache:
             size = mx.maximum(mx.linalg.norm(own, axis=-1), 1e-20)
             distance = float((mx.linalg.norm(own - other, axis=-1) / size).max())
             if too_far(distance, half=alone.dtype != mx.float32):
-                raise _not_alone(distance)
+                return f"an example differs by {distance:.1%} beside another one"
+        return ""
 
     def hidden(self, rows: Sequence[Row], length: int) -> mx.array:
         """[rows, length, hidden], evaluated, for rows of one or several examples.
@@ -169,12 +172,3 @@ class FrozenCache:
                 raise OSError(f"the cache of frozen blocks ends at {place} bytes")
             left, place = left - len(parts[-1]), place + len(parts[-1])
         return np.frombuffer(b"".join(parts), self._kind).reshape(shape)
-
-
-def _not_alone(distance: float) -> OodatcaaError:
-    return OodatcaaError(
-        "train.bad_params",
-        "cache_frozen: what this model's frozen blocks make of an example depends on what is "
-        f"beside it (by {distance:.1%})",
-        hint="leave cache_frozen out for this model",
-    )

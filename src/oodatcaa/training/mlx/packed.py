@@ -106,7 +106,7 @@ def must_pack(network: Any, body: Body, rows: Sequence[Row], max_seq_length: int
     """Make `network` ready for packed rows, or raise OodatcaaError `train.bad_params` when an
     example of `rows` is not, to `body(tokens)`, what it is alone."""
     route(network)
-    if _counts_length(network, max_seq_length):
+    if counts_length(network, max_seq_length):
         raise not_packable("its rotary embedding depends on the length of a row")
     was_training = network.training
     network.eval()
@@ -119,7 +119,7 @@ def must_pack(network: Any, body: Body, rows: Sequence[Row], max_seq_length: int
         raise not_packable(f"an example's output differs by {distance:.1%} from what it is alone")
 
 
-def _counts_length(network: Any, length: int) -> bool:
+def counts_length(network: Any, length: int) -> bool:
     """Whether a token is rotated otherwise in a longer row ("dynamic" scaling): in half precision
     the model's output would not tell that from rounding."""
     for module in network.modules():

@@ -151,11 +151,16 @@ class Run(TrainingRun):
         cache = FrozenCache(self.folder, network, self.prefix, self.team, longest, self.cache_bytes)
         items = self.examples.items
         try:
-            cache.check([min(items, key=positions_of), max(items, key=positions_of)])
+            why = cache.unfit([min(items, key=positions_of), max(items, key=positions_of)])
         except BaseException:
             cache.close()
             raise
-        return cache
+        if not why:
+            return cache
+        # Not refused: a plan chooses the cache by itself, and without it the training is the same.
+        cache.close()
+        print(f"cache_frozen: this model trains without it: {why}", flush=True)
+        return None
 
     def _losses(self, split: Split) -> tuple[Loss, Loss]:
         """For the gradient, and for a validation."""
