@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from mlx.utils import tree_flatten
 from adapted_model import adapted
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import TrainSpec
+from oodatcaa.kit.machine import in_memory
 from oodatcaa.training.checkpoints import checkpoint_name, newest_whole
 from oodatcaa.training.examples import Example
 from oodatcaa.training.identity import parameter_facts, pinned
@@ -44,8 +47,14 @@ from oodatcaa.training.protocol import (
 from packed_models import network_of
 from tiny_model import make_tiny_data, make_tiny_model
 
-pytestmark = pytest.mark.skipif(not on_cpu(), reason="written for MLX's CPU device")
+pytestmark = [
+    pytest.mark.skipif(not on_cpu(), reason="written for MLX's CPU device"),
+    pytest.mark.skipif(
+        in_memory(Path(tempfile.gettempdir())), reason="temporary files are in memory: none is kept"
+    ),
+]
 LONGEST = 96
+SHARED = Path("/dev/shm")
 EXAMPLES = [
     Example(tuple((7 * n + 3 * place) % 300 + 3 for place in range(length)), 1 + n % 2 * 6)
     for n, length in enumerate((9, 40, 33, 65, 12, 97, 20, 31))
@@ -215,6 +224,39 @@ def test_the_file_has_no_name_and_half_of_the_free_disk_at_most(make: Make, tmp_
     assert list(tmp_path.iterdir()) == []
     wide = 64 * 4
     assert cache.size == wide * sum(len(one.tokens) - 1 for one in EXAMPLES)
+
+
+def test_what_the_disk_did_not_keep_is_not_trained_on(make: Make, tmp_path: Path) -> None:
+    """A page that the kernel could not write back is dropped, and reads as what was there before:
+    the program is never told."""
+    cache = make()
+    bits(cache, EXAMPLES)
+    (file,) = (number for number, path in open_files() if path.startswith(f"{tmp_path}/"))
+    os.pwrite(file, bytes(4096), 0)
+    with pytest.raises(OSError, match="does not give back what was written"):
+        bits(cache, EXAMPLES)
+
+
+def open_files() -> Iterator[tuple[int, str]]:
+    for link in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            yield int(link.name), str(link.readlink())
+
+
+@pytest.mark.skipif(
+    not SHARED.is_dir() or not in_memory(SHARED), reason="no file system in memory there"
+)
+def test_nothing_is_kept_in_a_file_system_in_memory(
+    model: Any, prefix: FrozenPrefix, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would be memory that no gate counts, half of what is free."""
+    with tempfile.TemporaryDirectory(dir=SHARED) as folder:
+        cache = FrozenCache(Path(folder), model, prefix, None, LONGEST)
+        first = bits(cache, EXAMPLES)
+        assert bits(cache, EXAMPLES) == first
+        cache.close()
+    assert (cache.size, cache.found) == (0, 0)
+    assert "is in memory, not on a disk: nothing is kept" in capfd.readouterr().out
 
 
 class _Both(nn.Module):  # type: ignore[misc]

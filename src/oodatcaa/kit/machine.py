@@ -49,6 +49,20 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def in_memory(folder: Path) -> bool:
+    """Whether files in `folder` are kept in memory, as those of /tmp are on many Linux systems;
+    False where that is not known."""
+    device = folder.stat().st_dev
+    own = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return False
+    mounts = (line.split() for line in lines)
+    kinds = {fields[fields.index("-") + 1] for fields in mounts if fields[2] == own}
+    return not kinds.isdisjoint({"tmpfs", "ramfs"})
+
+
 def guess_accelerator() -> str:
     """What mlx will most likely compute on: metal, cuda or cpu; the worker reports the truth."""
     if sys.platform == "darwin" and platform.machine() == "arm64":

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from oodatcaa.kit.machine import in_memory
 from oodatcaa.training.examples import Example, arrange
 from oodatcaa.training.mlx.packed import counts_length
 from oodatcaa.training.mlx.parallel import Team
@@ -53,9 +55,15 @@ class FrozenCache:
         self._longest = max_seq_length
         free = round(SHARE * shutil.disk_usage(folder).free)
         self._most = free if most_bytes is None else most_bytes
+        self._told = in_memory(folder)
+        if self._told:
+            print(
+                f"cache_frozen: {folder} is in memory, not on a disk: nothing is kept", flush=True
+            )
+            self._most = 0
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - see `close`
-        self._places: dict[tuple[int, ...], int] = {}
-        self._told = False
+        self._places: dict[tuple[int, ...], tuple[int, int]] = {}
+        """By tokens: where in the file, and the checksum."""
         self._dtype = mx.float32
         self._width = 0
 
@@ -152,7 +160,7 @@ class FrozenCache:
             self._most = self.size
             self._say_full()
             return
-        self._places[tokens] = self.size
+        self._places[tokens] = self.size, zlib.crc32(data)
         self.size += bits.nbytes
 
     def _say_full(self) -> None:
@@ -164,11 +172,17 @@ class FrozenCache:
     def _read(self, example: Example) -> Bits:
         shape = (positions_of(example), self._width)
         left = math.prod(shape) * np.dtype(self._kind).itemsize
-        place = self._places[example.tokens]
+        place, checksum = self._places[example.tokens]
         parts = []
         while left:
             parts.append(os.pread(self._file.fileno(), left, place))
             if not parts[-1]:
                 raise OSError(f"the cache of frozen blocks ends at {place} bytes")
             left, place = left - len(parts[-1]), place + len(parts[-1])
-        return np.frombuffer(b"".join(parts), self._kind).reshape(shape)
+        data = b"".join(parts)
+        if zlib.crc32(data) != checksum:
+            # What the kernel can not write back later it drops, and tells nobody who reads.
+            raise OSError(
+                "the cache of frozen blocks: the disk does not give back what was written"
+            )
+        return np.frombuffer(data, self._kind).reshape(shape)
