@@ -387,3 +387,15 @@ def test_a_model_whose_blocks_do_more_than_pass_one_array_on_is_not_split() -> N
             return x
 
     assert frozen_prefix(Odd()) is None
+
+
+def test_only_what_may_be_traced_is_copied() -> None:
+    x = mx.random.normal((4, 4))
+
+    assert vector.cut(x) is not x
+    with vector.at_once(traced=False):
+        assert vector.cut(x) is x
+        with vector.at_once():
+            assert vector.cut(x) is not x
+        assert vector.cut(x) is x
+    assert vector.cut(x) is not x

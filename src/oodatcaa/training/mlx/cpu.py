@@ -21,7 +21,7 @@ from mlx_lm.models import activations, base
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 
-from oodatcaa.training.mlx import block_attention, vector
+from oodatcaa.training.mlx import block_attention, products, vector
 from oodatcaa.training.mlx.dense import dequantise, dequantised
 from oodatcaa.training.protocol import fast_cpu_wanted
 
@@ -75,14 +75,11 @@ class _Stored:
         count = self.weight.shape[0]
         size = max(1, PIECE_BYTES // (4 * x.shape[-1]))
         if count <= MOST_PIECES * size:
-            y = x @ self.dense(x.dtype).T
-            mx.eval(y)
-            return y
+            return products.transposed(x, self.dense(x.dtype))
         parts = []
         for start in range(0, count, size):
-            part = x @ self.rows(slice(start, start + size), x.dtype).T
-            mx.eval(part)
-            parts.append(part)
+            rows = self.rows(slice(start, start + size), x.dtype)
+            parts.append(products.transposed(x, rows))
         whole = mx.concatenate(parts, axis=-1)
         mx.eval(whole)
         return whole
@@ -150,10 +147,9 @@ def _adapted_product(
     @mx.custom_function
     def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
         x, a, b = vector.cut(x), vector.cut(a), vector.cut(b)
-        low = (x @ a) * scale
-        y = mx.addmm(stored.times(x), low, b)
+        y, low = products.adapted(stored.times(x), x, a, b, scale)
         y = y if offset is None else y + offset
-        mx.eval(y, low)
+        mx.eval(y)
         return y, low
 
     @product.vjp

@@ -74,7 +74,7 @@ def example_losses(
     split = split_head(network)
 
     def losses(network: Any, batch: Batch) -> Any:
-        with vector.at_once():
+        with vector.at_once(traced=False):
             found = token_losses(split, network, batch.inputs, batch.rows, batch.targets)
             return np.array(found)[np.array(batch.weights) > 0]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from oodatcaa.training.formulas import (
@@ -24,7 +25,7 @@ from oodatcaa.training.formulas import (
     MOST_TILE_ROWS,
     tile_columns,
 )
-from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx import products, vector
 from oodatcaa.training.mlx.dense import dequantise, dequantised
 
 LEAST = -3.4028235e38
@@ -177,32 +178,33 @@ class FrozenHead:
         count = hidden.shape[0]
         size = tile_columns(count)
         # Finite, so that a tile of nothing but -inf leaves no NaN.
-        top, total = mx.full((count, 1), LEAST), mx.zeros((count, 1))
+        top, total, own = (np.full((count, 1), x, np.float32) for x in (LEAST, 0, 0))
         spread = mx.zeros((1, 1) if weights is None else hidden.shape)
-        own, places = mx.zeros((count, 1)), targets[:, None].astype(mx.int32)
+        places = np.array(targets)
         for start in range(0, self.vocabulary, size):
             matrix = self.rows(slice(start, start + size))
-            logits = hidden @ matrix.T
+            logits = products.transposed(hidden, matrix)
+            # MLX's own buffer, which nobody else refers to: what follows overwrites it.
+            view = np.array(logits, copy=False)
             if self._bias is not None:
-                logits = logits + self._bias[start : start + size]
-            highest = mx.maximum(top, vector.maxima(logits))
+                view += np.array(self._bias[start : start + size], copy=False)
+            highest = np.maximum(top, view.max(axis=-1, keepdims=True))
             # The target's logit as it is in the sum, to the last bit: they cancel near a loss of 0.
-            place, width = places - start, logits.shape[-1]
-            found = mx.take_along_axis(logits, mx.clip(place, 0, width - 1), axis=-1)
-            own = mx.where((place >= 0) & (place < width), found, own)
+            here = np.flatnonzero((places >= start) & (places < start + view.shape[1]))
+            own[here, 0] = view[here, places[here] - start]
             # What was added up so far was relative to the maximum of the tiles so far.
-            kept = mx.exp(top - highest)
-            mx.eval(highest, kept, own)
-            e = vector.exp_of(logits - highest)
-            total = total * kept + vector.sums(e)
+            kept = np.exp(top - highest)
+            view -= highest
+            vector.exp_in_place(view.reshape(-1))
+            total = total * kept + np.einsum("ij->i", view)[:, None]
             if weights is not None:
-                spread = mx.addmm(spread * kept, e, matrix)
+                spread = products.added(spread * mx.array(kept), logits, matrix)
+                mx.eval(spread)
             top = highest
-            mx.eval(total, spread)
-        loss = (mx.log(total) + (top - own)).squeeze(-1)
+        loss = mx.array(np.log(total) + (top - own)).squeeze(-1)
         if weights is None:
             return loss, None
-        return loss, weights[:, None] * (spread / total - self.rows(targets))
+        return loss, weights[:, None] * (spread / mx.array(total) - self.rows(targets))
 
     def _chunk(
         self, matrix: mx.array | None, rows: mx.array, targets: mx.array, weights: mx.array | None

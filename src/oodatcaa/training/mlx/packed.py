@@ -111,7 +111,7 @@ def must_pack(network: Any, body: Body, rows: Sequence[Row], max_seq_length: int
     was_training = network.training
     network.eval()
     try:
-        with vector.at_once() if fast_cpu() else nullcontext():
+        with vector.at_once(traced=False) if fast_cpu() else nullcontext():
             distance, half = _farthest(body, rows, max_seq_length)
     finally:
         network.train(was_training)

@@ -106,7 +106,7 @@ def make_team(network: nn.Module, rows: int) -> Team | None:
     mx.eval(tokens)
 
     def forward(model: Any, tokens: mx.array) -> mx.array:
-        with vector.at_once():
+        with vector.at_once(traced=False):
             found: mx.array = model(tokens)
             mx.eval(found)
         return found
@@ -167,7 +167,7 @@ def divided_gradient(team: Team, loss: Loss, prefix: FrozenPrefix | None) -> Los
 
         @mx.custom_function
         def mean(*arrays: mx.array) -> tuple[mx.array, ...]:
-            values = tree_unflatten(list(zip(names, map(vector.cut, arrays), strict=True)))
+            values = tree_unflatten(list(zip(names, vector.cut_all(arrays), strict=True)))
             return _added(team.each(_Part(loss, prefix, values, count), parts, values))
 
         @mean.vjp
@@ -218,7 +218,7 @@ def divided_loss(team: Team, loss: Loss) -> Loss:
 
     def divided(model: Any, *batch: mx.array | None) -> tuple[mx.array, mx.array]:
         def part(network: Any, part: Batch) -> list[mx.array]:
-            with vector.at_once():
+            with vector.at_once(traced=False):
                 mean, count = loss(network, *part)
             found = [mean * count, count]
             mx.eval(found)

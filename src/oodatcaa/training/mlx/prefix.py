@@ -70,7 +70,7 @@ class FrozenPrefix:
         """
         self._now.capturing = True
         try:
-            with vector.at_once():
+            with vector.at_once(traced=False):
                 model(tokens)
         except _Reached:
             pass
@@ -106,7 +106,7 @@ def frozen_prefix(model: Any) -> FrozenPrefix | None:
     calls = {kind: kind.__call__ for kind in {type(block) for block in blocks}}
     found: FrozenPrefix | None = None
     try:
-        with vector.at_once():
+        with vector.at_once(traced=False):
             whole = model(tokens)
             prefix = FrozenPrefix(blocks, trained[0])
             with prefix.given(prefix.run(model, tokens)):

@@ -16,6 +16,7 @@ from oodatcaa.training.checkpoints import RunIdentity, verify
 from oodatcaa.training.engine import TrainingRun
 from oodatcaa.training.examples import Examples, segments
 from oodatcaa.training.formulas import at_once
+from oodatcaa.training.identity import cores
 from oodatcaa.training.mlx import setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, Prepare, tokenize
 from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine
@@ -33,6 +34,7 @@ from oodatcaa.training.mlx.parallel import (
     make_team,
 )
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
+from oodatcaa.training.mlx.products import numpy_kernels
 from oodatcaa.training.mlx.recompute import recompute
 from oodatcaa.training.monitor import Monitor
 from oodatcaa.training.packing import Row, fullest, positions_of
@@ -234,7 +236,7 @@ class Run(TrainingRun):
         def validate() -> float | None:
             if not valid.items or not self.params.val_batches:
                 return None
-            with vector.at_once():
+            with vector.at_once(traced=False):
                 value: float = evaluate(
                     model=network,
                     dataset=valid.items,
@@ -307,9 +309,11 @@ def _loss_path(split: Split, parts: int, eager: bool, packing: bool) -> str:
     """Two ways to the same loss differ in the last bits: no switch in mid-run."""
     together = f", the rows in {parts} parts" if eager and parts > 1 else ""
     together += ", packed rows in blocks" if eager and packing else ""
+    if fast_cpu() and cores() // parts == 1 and (kernels := numpy_kernels()):
+        together += f", products of numpy's OpenBLAS ({kernels})"
     rows = "targets only" if split.sparse else "every position"
     head = "plain head"
     if split.frozen is not None:
         head = "fused head in tiles" if eager else "fused head"
     # The number counts the ways that fast products were computed in so far.
-    return f"{rows}, {head}, {'fast products 2' if fast_cpu() else 'stock products'}{together}"
+    return f"{rows}, {head}, {'fast products 3' if fast_cpu() else 'stock products'}{together}"

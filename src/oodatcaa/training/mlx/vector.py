@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -34,19 +34,24 @@ MASKED = -1e9
 
 class _Open(threading.local):
     depth = 0
+    traced = True
 
 
 _open = _Open()
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Inside, this thread's CPU layers evaluate as they go (`cpu.speed_up`); may be nested."""
+def at_once(*, traced: bool = True) -> Iterator[None]:
+    """Inside, this thread's CPU layers evaluate as they go (`cpu.speed_up`); may be nested.
+    `traced=False` where nobody traces a gradient meanwhile: less has to be copied."""
+    before = _open.traced
     _open.depth += 1
+    _open.traced = traced
     try:
         yield
     finally:
         _open.depth -= 1
+        _open.traced = before
 
 
 def active() -> bool:
@@ -54,9 +59,13 @@ def active() -> bool:
     return _open.depth > 0
 
 
+def exp_in_place(values: Floats) -> None:
+    """Of a contiguous buffer, by MKL when it is preloaded, else by numpy."""
+    _exp()(values)
+
+
 @cache
-def _exp_in_place() -> Callable[[Floats], None]:
-    """For a contiguous buffer: MKL's when it is preloaded, else numpy's."""
+def _exp() -> Callable[[Floats], None]:
     blas = preloaded()
     if blas is None or blas.name != "MKL":
         return _numpy_exp
@@ -87,7 +96,7 @@ def exp_of(fresh: mx.array) -> mx.array:
         fresh = mx.contiguous(fresh)
         mx.eval(fresh)
         view = np.array(fresh, copy=False)
-    _exp_in_place()(view.reshape(-1))
+    exp_in_place(view.reshape(-1))
     return fresh
 
 
@@ -96,9 +105,18 @@ def cut(x: mx.array) -> mx.array:
 
     While MLX traces a gradient, whatever is evaluated and depends on a traced array is kept until
     the trace ends. What is computed from a cut array is freed as soon as nobody refers to it.
+    Where nothing is traced an evaluated array has no history.
     """
-    mx.eval(x)
-    return mx.array(np.array(x, copy=False))
+    return cut_all([x])[0]
+
+
+def cut_all(arrays: Iterable[mx.array]) -> list[mx.array]:
+    """`cut` of each; evaluates them together."""
+    whole = list(arrays)
+    mx.eval(whole)
+    if not _open.traced:
+        return whole
+    return [mx.array(np.array(x, copy=False)) for x in whole]
 
 
 def sigmoid(x: mx.array) -> mx.array:

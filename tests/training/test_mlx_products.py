@@ -1,0 +1,154 @@
+"""Products by numpy's OpenBLAS: the same values, only where they are the faster ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from adapted_model import adapted
+from oodatcaa.training.examples import Example
+from oodatcaa.training.mlx import blas, products
+from oodatcaa.training.mlx.batches import make_batch
+from oodatcaa.training.mlx.cpu import on_cpu
+from oodatcaa.training.mlx.loss import make_loss, split_head
+from oodatcaa.training.mlx.parallel import divided_gradient, make_team
+from tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's CPU device")
+has_openblas = "openblas" in str(np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"])
+
+
+@pytest.fixture(params=["numpy", "MLX"])
+def by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """As a process in which `preload` found that numpy's BLAS is the faster one, or did not."""
+    if request.param == "numpy" and not has_openblas:
+        pytest.skip("this numpy has another BLAS")
+    monkeypatch.setattr(blas, "_numpy_prepared", request.param == "numpy")
+    monkeypatch.setattr(blas, "_threads", 1)
+    products.numpy_kernels.cache_clear()
+    yield request.param == "numpy"
+    products.numpy_kernels.cache_clear()
+
+
+def random(*shape: int, kind: mx.Dtype = mx.float32) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(sum(shape))).astype(kind)
+
+
+@pytest.mark.parametrize("outputs", [5, 40_000])
+def test_the_products_are_what_mlx_computes(by_numpy: bool, outputs: int) -> None:
+    x, w, back = random(2, 20, 48), random(outputs, 48), random(40, outputs)
+    assert products.by_numpy(x, w) is by_numpy
+    assert (4 * 40 * outputs > products.LARGE_BYTES) is (outputs == 40_000)
+
+    found, other = products.transposed(x, w), products.added(random(40, 48), back, w)
+
+    assert found.shape == (2, 20, outputs)
+    assert mx.allclose(found, x @ w.T, rtol=1e-4, atol=1e-4)
+    assert mx.allclose(other, random(40, 48) + back @ w, rtol=1e-3, atol=1e-2)
+
+
+def test_what_is_not_contiguous_is_multiplied_as_it_is_meant(by_numpy: bool) -> None:
+    del by_numpy
+    x, w = random(20, 6, 48).swapaxes(0, 1)[:, ::2], random(48, 30).T
+
+    assert mx.allclose(products.transposed(x, w), x @ w.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_low_rank_part_is_added_to_the_product(by_numpy: bool) -> None:
+    del by_numpy
+    x, w, a, b = random(3, 8, 32), random(24, 32), random(32, 4), random(4, 24)
+
+    y, low = products.adapted(products.transposed(x, w), x, a, b, 1.5)
+
+    assert mx.allclose(low, 1.5 * (x @ a), rtol=1e-4, atol=1e-4)
+    assert mx.allclose(y, x @ w.T + 1.5 * (x @ a) @ b, rtol=1e-4, atol=1e-3)
+
+
+def test_half_precision_and_several_threads_are_left_to_mlx(
+    by_numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w = random(4, 32), random(8, 32)
+    half = w.astype(mx.bfloat16)
+
+    assert not products.by_numpy(x, half)
+    assert products.transposed(half, half).dtype == mx.bfloat16
+    monkeypatch.setattr(blas, "_threads", 2)
+    assert not products.by_numpy(x, w)
+    assert by_numpy is (products.numpy_kernels() is not None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def test_a_step_has_the_loss_and_gradients_of_mlx(
+    by_numpy: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    monkeypatch.setattr("oodatcaa.training.mlx.cpu.FEW", 1)
+    model: Any = adapted(folder, 1)
+    split = split_head(model)
+    model.train()
+    batch = make_batch([Example(tuple(range(3, 40)), 5), Example(tuple(range(50, 99)), 1)], 64)
+    team = make_team(model, 2)
+    assert team is not None
+
+    def step(loss: Any) -> tuple[float, dict[str, mx.array]]:
+        (value, _), gradients = nn.value_and_grad(model, loss)(model, *batch)
+        return value.item(), dict(tree_flatten(gradients))
+
+    eager = divided_gradient(team, make_loss(split, at_once=True), None)
+    x = random(4, 32)
+    asked = team.each(lambda *_: products.by_numpy(x, x), [0, 1], model.trainable_parameters())
+    ours, theirs = step(eager), step(make_loss(split))
+    team.close()
+
+    assert asked == [by_numpy, by_numpy]
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-4)
+    for name, gradient in theirs[1].items():
+        largest = float(mx.abs(gradient).max().item().real)
+        assert mx.allclose(gradient, ours[1][name], rtol=1e-3, atol=2e-3 * largest), name
+
+
+def kernels(before: str = "", **environment: str) -> str:
+    """What a new process multiplies with, on one thread."""
+    code = (
+        f"{before}\nfrom oodatcaa.training.mlx import blas\nblas.preload()\n"
+        "from oodatcaa.training.mlx import products\nprint(products.numpy_kernels())"
+    )
+    left_out = (blas.NUMPY_THREADS, blas.NUMPY_KERNELS)
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_a_worker_lets_numpy_multiply_on_amd_beside_mkl_and_nowhere_else() -> None:
+    found = blas.find_blas()
+    amd = blas.described_cpu().get("vendor_id") == "AuthenticAMD"
+    expected = amd and found is not None and found.name == "MKL" and has_openblas
+    on_the_cpu = blas.accelerator() == "cpu" and sys.platform.startswith("linux")
+
+    assert (kernels() != "None") is (expected and on_the_cpu)
+    # It reads its settings when it is imported, and somebody may need its threads.
+    assert kernels("import numpy") == "None"
+    assert kernels(OPENBLAS_NUM_THREADS="2") == "None"
+    if expected and on_the_cpu:
+        assert kernels(OPENBLAS_CORETYPE="SkylakeX") == "SkylakeX"
