@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tiny_model import make_tiny_data, make_tiny_model
 from typing_in import new_project
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_probes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Memory probes of this run alone, in one folder for all of its processes: what the user's own
+    cache knows must not answer for a model of the tests."""
+    os.environ["OODATCAA_PROBES"] = str(tmp_path_factory.getbasetemp().parent / "probes")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from oodatcaa.app.desk import ModelShelf, Workshop
 from oodatcaa.app.project import open_project
 from oodatcaa.kit.machine import guess_accelerator
@@ -77,3 +79,22 @@ def test_auto_fit_measures_chooses_and_trains(project: Path) -> None:
     assert "examples: fits" in answer.text
     assert "the fastest that fits" in answer.text
     assert json.loads(type_in(project, "runs", "--json").out)["runs"][-1]["status"] == "finished"
+
+
+@pytest.mark.skipif(guess_accelerator() != "cpu", reason="they are anything on a CPU alone")
+@pytest.mark.parametrize("asked", ["", "  dense_weights: false\n"])
+def test_the_framework_plan_holds_dense_weights_unless_the_objective_forbids_it(
+    project: Path, asked: str
+) -> None:
+    path = project / "OBJECTIVE.md"
+    text = path.read_text(encoding="utf-8").replace("qlora:\n", f"qlora:\n{asked}")
+    path.write_text(text, encoding="utf-8")
+    if asked:
+        git(project, "commit", "-qam", "say it")
+    assert type_in(project, "sprint", "new").code == 0
+    type_in(project, "agent", "planner", "--once")
+
+    folder = project / ".oodatcaa/work/plans/T001"
+    page = (folder / "AGENT_PLAN.md").read_text(encoding="utf-8")
+    assert ("weights held as float32" in page) is (not asked)
+    assert ("with dense_weights because they fit" in page) is (not asked)

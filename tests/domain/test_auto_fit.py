@@ -13,6 +13,7 @@ from oodatcaa.domain.auto_fit import (
     to_measure_packed,
     variants,
     with_cache,
+    with_dense,
 )
 from oodatcaa.domain.checkpointing import with_recomputed
 from oodatcaa.domain.memory import MemoryEstimate
@@ -54,6 +55,16 @@ def tried(limit: int) -> list[str]:
 def test_what_can_not_fit_is_not_measured_and_recomputing_comes_last() -> None:
     assert tried(4 * GB) == ["4 x 2 accumulated", "2 x 4 accumulated", "1 x 8 accumulated"]
     assert tried(1) == []
+
+
+def test_a_plan_holds_dense_weights_where_they_leave_half_of_the_limit_to_others() -> None:
+    need = estimate(ASKED.evolve(dense_weights=True)).total_bytes
+    held = with_dense(ASKED, estimate, 2 * need)
+    assert held == ASKED.evolve(dense_weights=True)
+    assert with_dense(ASKED, estimate, 2 * need - 1) == ASKED
+    nothing_to_hold = with_dense(ASKED, lambda p: estimate(p.evolve(dense_weights=False)), 9 * need)
+    assert nothing_to_hold == ASKED
+    assert with_dense(ASKED, lambda _: None, 9 * need) == ASKED, "no estimate, no promise"
 
 
 def test_the_first_way_is_measured_with_dense_weights_too_where_they_fit_and_are_anything() -> None:

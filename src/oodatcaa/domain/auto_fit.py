@@ -50,6 +50,23 @@ def with_cache(params: QLoRA, examples: int, blocks: int) -> QLoRA:
     return params.evolve(cache_frozen=True) if again and frozen else params
 
 
+DENSE_SHARE = 0.5
+"""Of the memory limit, that a planned training with `dense_weights` is expected to take at most:
+the rest is for others on the machine. `train --auto-fit` measures it up to the whole limit."""
+
+
+def with_dense(
+    params: QLoRA, estimate: Callable[[QLoRA], MemoryEstimate | None], limit: int
+) -> QLoRA:
+    """`params` with `dense_weights` where these are anything at all (elsewhere than on a CPU they
+    need no more) and are expected to fit well: the same training in less time."""
+    held = params.evolve(dense_weights=True)
+    without, needed = estimate(params), estimate(held)
+    if without is None or needed is None or needed == without:
+        return params
+    return held if needed.total_bytes <= DENSE_SHARE * limit else params
+
+
 class Candidate(Record):
     """`seconds` is one measured optimizer step, of `examples` on average; None = not measured."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oodatcaa.domain.auto_fit import with_dense
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.memory import MemoryEstimate, ModelShape
 from oodatcaa.domain.plan import AdaptationNote, Plan
@@ -36,6 +37,8 @@ def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
     if agents is not None and story.kind is StoryKind.CUSTOM and not agents.acting().builtin:
         return plan_by_agent(desk, agents, agents.acting(), board, story)
     params, backend, origin = inherited(desk, board, story)
+    if story.kind is StoryKind.FRAMEWORK:
+        params, origin = _dense(desk, backend, params, origin)
     return plan_story(gather(desk, board, story, params, backend, origin))
 
 
@@ -74,6 +77,20 @@ def inherited(desk: Desk, board: Board, story: Story) -> tuple[QLoRA, str, str]:
         if plan is not None:
             return plan.params, plan.backend, f"{other.id} plan v{plan.version}"
     return desk.objective.qlora, desk.objective.backends[0], "OBJECTIVE.md"
+
+
+def _dense(desk: Desk, backend: str, params: QLoRA, origin: str) -> tuple[QLoRA, str]:
+    """With `dense_weights` where the objective does not say and they fit well: before backends are
+    tried and the memory is profiled, so that all of it is about what will be trained."""
+    if "dense_weights" in params.model_fields_set:
+        return params, origin
+    path = _model(desk)[2]
+    found = with_dense(params, lambda one: _estimate(desk, backend, path, one), _ceiling(desk))
+    return found, origin if found == params else f"{origin}, with dense_weights because they fit"
+
+
+def _ceiling(desk: Desk) -> int:
+    return min(desk.objective.memory_limit_bytes, desk.machine.memory_bytes)
 
 
 def gather(
@@ -177,7 +194,7 @@ def _options(
     """What the plan of a training weighs, with estimates; nothing without a model to estimate."""
     if shape is None or _estimate(desk, backend, model_path, params) is None:
         return ()
-    ceiling = min(desk.objective.memory_limit_bytes, desk.machine.memory_bytes)
+    ceiling = _ceiling(desk)
 
     def estimate(one: QLoRA) -> MemoryEstimate | None:
         return _estimate(desk, backend, model_path, one)

@@ -34,6 +34,8 @@ def setting(params: QLoRA) -> str:
     extras = []
     if params.grad_checkpoint:
         extras.append(f"gradient checkpointing {params.checkpointing}".removesuffix(" on"))
+    if params.dense_weights:
+        extras.append("the blocks' weights held as float32")
     if params.cache_frozen:
         extras.append("what frozen blocks make of an example kept on disk")
     if params.quantize_bits is not None:
