@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-packing-quality bench-need-less bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
+.PHONY: help install install-hf demo test test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-packing-quality bench-need-less bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,8 @@ test: $(STAMP) ## pytest
 
 HF := .venv-hf
 HF_STAMP := $(HF)/.installed
+
+install-hf: $(HF_STAMP) ## .venv-hf, where the backends on PyTorch are tested
 
 $(HF_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(HF)
