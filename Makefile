@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Without --no-compile pip compiles thousands of modules that nothing here imports (as uv does not).
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ $(STAMP): pyproject.toml
 	else \
 	  echo "installing with pip into $(VENV)"; \
 	  $(PYTHON) -m venv $(VENV) && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev]'; \
+	  $(BIN)/python -m $(PIP_INSTALL) -e '.[demo,dev]'; \
 	fi
 	$(BIN)/oodatcaa models fetch demo
 	@touch $(STAMP)
@@ -28,8 +30,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## the whole crew fine-tunes a real model in a fresh project folder
 	$(BIN)/oodatcaa demo
 
+# One more than CI's cores: many tests wait for processes of their own.
 test: $(STAMP) ## pytest
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 HF := .venv-hf
 HF_STAMP := $(HF)/.installed
@@ -38,9 +41,9 @@ install-hf: $(HF_STAMP) ## .venv-hf, where the backends on PyTorch are tested
 
 $(HF_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(HF)
-	$(HF)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,hf]' \
+	$(HF)/bin/python -m $(PIP_INSTALL) -e '.[demo,hf]' \
 	  'pytest>=8.3' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6'
-	$(HF)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'axolotl==0.19.0'
+	$(HF)/bin/python -m $(PIP_INSTALL) --no-deps 'axolotl==0.19.0'
 	@touch $(HF_STAMP)
 
 test-hf: $(HF_STAMP) ## the backends hf and axolotl, in an environment of its own (CPU build of torch)
