@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,30 @@ import pytest
 from mlx.utils import tree_flatten
 
 from adapted_model import adapted
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import GB, TrainSpec
 from oodatcaa.training.examples import Example
+from oodatcaa.training.identity import NUMPY_KERNELS, NUMPY_THREADS
 from oodatcaa.training.mlx import blas, products
 from oodatcaa.training.mlx.batches import make_batch
 from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.parallel import divided_gradient, make_team
-from tiny_model import make_tiny_model
+from oodatcaa.training.protocol import SPEC_FILE
+from tiny_model import make_tiny_data, make_tiny_model
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's CPU device")
 has_openblas = "openblas" in str(np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"])
 
 
 @pytest.fixture(params=["numpy", "MLX"])
-def by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """As a process in which `preload` found that numpy's BLAS is the faster one, or did not."""
     if request.param == "numpy" and not has_openblas:
         pytest.skip("this numpy has another BLAS")
-    monkeypatch.setattr(blas, "_numpy_prepared", request.param == "numpy")
+    monkeypatch.setattr(blas, "_numpy_kernels", "any" if request.param == "numpy" else None)
     monkeypatch.setattr(blas, "_threads", 1)
-    products.numpy_kernels.cache_clear()
-    yield request.param == "numpy"
-    products.numpy_kernels.cache_clear()
+    return bool(request.param == "numpy")
 
 
 def random(*shape: int, kind: mx.Dtype = mx.float32) -> mx.array:
@@ -84,7 +86,7 @@ def test_half_precision_and_several_threads_are_left_to_mlx(
     assert products.transposed(half, half).dtype == mx.bfloat16
     monkeypatch.setattr(blas, "_threads", 2)
     assert not products.by_numpy(x, w)
-    assert by_numpy is (products.numpy_kernels() is not None)
+    assert by_numpy is (blas.numpy_kernels() is not None)
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +123,17 @@ def test_a_step_has_the_loss_and_gradients_of_mlx(
         assert mx.allclose(gradient, ours[1][name], rtol=1e-3, atol=2e-3 * largest), name
 
 
+WORKERS = "import oodatcaa.training.mlx.worker, oodatcaa.training.mlx.probe"
+"""What must leave numpy alone until it is ready."""
+
+
 def kernels(before: str = "", **environment: str) -> str:
-    """What a new process multiplies with, on one thread."""
+    """What a new process multiplies with on one thread, and what it leaves in its environment."""
     code = (
-        f"{before}\nfrom oodatcaa.training.mlx import blas\nblas.preload()\n"
-        "from oodatcaa.training.mlx import products\nprint(products.numpy_kernels())"
+        f"{before}\nimport os\nfrom oodatcaa.training.mlx import blas\nblas.preload()\n"
+        f"print(blas.numpy_kernels(), os.environ.get({NUMPY_THREADS!r}))"
     )
-    left_out = (blas.NUMPY_THREADS, blas.NUMPY_KERNELS)
+    left_out = (NUMPY_THREADS, NUMPY_KERNELS)
     inherited = {name: value for name, value in os.environ.items() if name not in left_out}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -140,15 +146,37 @@ def kernels(before: str = "", **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_worker_lets_numpy_multiply_on_amd_beside_mkl_and_nowhere_else() -> None:
+def expected() -> bool:
     found = blas.find_blas()
     amd = blas.described_cpu().get("vendor_id") == "AuthenticAMD"
-    expected = amd and found is not None and found.name == "MKL" and has_openblas
     on_the_cpu = blas.accelerator() == "cpu" and sys.platform.startswith("linux")
+    return amd and on_the_cpu and found is not None and found.name == "MKL" and has_openblas
 
-    assert (kernels() != "None") is (expected and on_the_cpu)
+
+def test_a_worker_lets_numpy_multiply_on_amd_beside_mkl_and_nowhere_else() -> None:
+    assert (kernels(WORKERS).split()[0] != "None") is expected()
+    # What a person sets is part of what a run is: nothing else may be found there.
+    assert kernels().split()[1] == "None"
     # It reads its settings when it is imported, and somebody may need its threads.
-    assert kernels("import numpy") == "None"
-    assert kernels(OPENBLAS_NUM_THREADS="2") == "None"
-    if expected and on_the_cpu:
-        assert kernels(OPENBLAS_CORETYPE="SkylakeX") == "SkylakeX"
+    assert kernels("import numpy") == "None None"
+    assert kernels(OPENBLAS_NUM_THREADS="2") == "None 2"
+    if expected():
+        assert kernels(OPENBLAS_CORETYPE="SkylakeX") == "SkylakeX None"
+
+
+def test_a_checkpoint_says_whose_products_they_were(folder: Path, tmp_path: Path) -> None:
+    data = make_tiny_data(tmp_path / "data")
+    params = QLoRA(batch_size=2, iters=2, save_every=2, num_layers=1, max_seq_length=64)
+    spec = TrainSpec(
+        model=str(folder), data_dir=str(data), params=params, memory_limit_bytes=8 * GB
+    )
+    (tmp_path / SPEC_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
+
+    argv = [sys.executable, "-m", "oodatcaa.training.mlx.worker", str(tmp_path)]
+    environment = {**os.environ, "MKL_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    subprocess.run(argv, env=environment, timeout=200, check=True, capture_output=True)
+
+    (path,) = (tmp_path / "checkpoints").rglob("checkpoint.json")
+    facts = json.loads(path.read_text(encoding="utf-8"))["identity"]["facts"]
+    assert ("numpy's OpenBLAS" in facts["loss path"]) is expected()
+    assert facts[NUMPY_THREADS] == os.environ.get(NUMPY_THREADS, "")

@@ -38,7 +38,7 @@ def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
         return plan_by_agent(desk, agents, agents.acting(), board, story)
     params, backend, origin = inherited(desk, board, story)
     if story.kind is StoryKind.FRAMEWORK:
-        params, origin = _dense(desk, backend, params, origin)
+        params, origin = _dense(desk, params, origin)
     return plan_story(gather(desk, board, story, params, backend, origin))
 
 
@@ -79,14 +79,22 @@ def inherited(desk: Desk, board: Board, story: Story) -> tuple[QLoRA, str, str]:
     return desk.objective.qlora, desk.objective.backends[0], "OBJECTIVE.md"
 
 
-def _dense(desk: Desk, backend: str, params: QLoRA, origin: str) -> tuple[QLoRA, str]:
-    """With `dense_weights` where the objective does not say and they fit well: before backends are
-    tried and the memory is profiled, so that all of it is about what will be trained."""
-    if "dense_weights" in params.model_fields_set:
-        return params, origin
+def _dense(desk: Desk, params: QLoRA, origin: str) -> tuple[QLoRA, str]:
+    """With `dense_weights` where the objective does not say and they fit well with a listed backend
+    for which they are anything: before backends are tried and the memory is profiled, so that all
+    of it is about what will be trained."""
     path = _model(desk)[2]
-    found = with_dense(params, lambda one: _estimate(desk, backend, path, one), _ceiling(desk))
-    return found, origin if found == params else f"{origin}, with dense_weights because they fit"
+    if "dense_weights" in params.model_fields_set or path is None:
+        return params, origin
+    for backend in desk.objective.backends:
+
+        def estimate(one: QLoRA, backend: str = backend) -> MemoryEstimate | None:
+            return _estimate(desk, backend, path, one)
+
+        held = with_dense(params, estimate, _ceiling(desk))
+        if held != params:
+            return held, f"{origin}, with dense_weights because they are estimated to fit"
+    return params, origin
 
 
 def _ceiling(desk: Desk) -> int:

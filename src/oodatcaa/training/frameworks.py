@@ -79,7 +79,7 @@ def _torch_machine(_: bool) -> Machine:
 MLX = Framework(
     name="mlx",
     modules=("mlx", "mlx_lm"),
-    versions=("mlx", "mlx-lm"),
+    versions=("mlx", "mlx-lm", "mkl", "numpy"),
     install="pip install mlx-lm",
     device=guess_accelerator,
     machine=_mlx_machine,

@@ -28,7 +28,8 @@ PACKAGES = (
 )
 """Their versions shape the numbers."""
 COUNTS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
-THREADS = (*COUNTS, "MKL_CBWR")
+NUMPY_THREADS, NUMPY_KERNELS = "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE"
+THREADS = (*COUNTS, "MKL_CBWR", NUMPY_THREADS, NUMPY_KERNELS)
 """Sums are in another order with another number of threads, or on another code path."""
 
 
@@ -75,7 +76,8 @@ def too_many_threads(environment: Mapping[str, str]) -> str | None:
 
 
 def pinned(environment: Mapping[str, str]) -> dict[str, str]:
-    """THREADS for a child that shall compute the same bits every time; what is set already stays.
+    """What of THREADS a child needs that shall compute the same bits every time; what is set
+    already stays.
 
     MKL promises the same result from run to run, whatever the alignment of its operands, only in
     its STRICT mode and with a fixed number of threads (oneMKL developer guide, "Obtaining

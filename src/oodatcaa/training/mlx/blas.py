@@ -16,12 +16,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import Machine
-from oodatcaa.training.identity import cores
+from oodatcaa.training.identity import NUMPY_KERNELS, NUMPY_THREADS, cores
 from oodatcaa.training.protocol import fast_cpu_wanted
 
 
@@ -45,9 +46,8 @@ class CpuSpeed(Record):
         return not self.advice
 
 
-NUMPY_THREADS, NUMPY_KERNELS = "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE"
 _preloaded: Blas | None = None
-_numpy_prepared = False
+_numpy_kernels: str | None = None
 _threads: int | None = None
 
 
@@ -103,22 +103,33 @@ def preload() -> Blas | None:
 def _prepare_numpy() -> None:
     """On an AMD processor let numpy's BLAS be ready to multiply instead (products.py says why).
 
-    It reads its settings when numpy is imported, so that must not have happened. Of Zen 3 and 4
-    (family 25) those with AVX-512 have no execution units of that width: there OpenBLAS's AVX2
-    kernels were 5 to 8 % faster than the AVX-512 ones that it chooses itself.
+    It reads its settings when numpy is imported, so that happens here, or must not have happened.
+    Zen 4 (family 25 with AVX-512) has no execution units of 512 bits: OpenBLAS's AVX2 kernels were
+    5 to 8 % faster there than the AVX-512 ones that it chooses itself.
     """
-    global _numpy_prepared
+    global _numpy_kernels
     described = described_cpu()
     if "numpy" in sys.modules or described.get("vendor_id") != "AuthenticAMD":
         return
-    if described.get("cpu family") == "25":
-        os.environ.setdefault(NUMPY_KERNELS, "Haswell")
-    _numpy_prepared = os.environ.setdefault(NUMPY_THREADS, "1") == "1"
+    zen_4 = described.get("cpu family") == "25" and "avx512f" in described.get("flags", "")
+    wanted = {NUMPY_THREADS: "1", **({NUMPY_KERNELS: "Haswell"} if zen_4 else {})}
+    fresh = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(fresh)
+    import numpy
+
+    if os.environ[NUMPY_THREADS] == "1":
+        build: Any = numpy.show_config(mode="dicts")
+        name = str(build["Build Dependencies"]["blas"]["name"])
+        chosen = os.environ.get(NUMPY_KERNELS, "its own choice")
+        _numpy_kernels = chosen if "openblas" in name else None
+    for name in fresh:  # what a person did not set is nobody else's
+        del os.environ[name]
 
 
-def numpy_prepared() -> bool:
-    """Whether `preload` made numpy's BLAS ready for products on one thread: MKL is slower here."""
-    return _numpy_prepared
+def numpy_kernels() -> str | None:
+    """Of numpy's OpenBLAS, by the name that it was given, where `preload` found that it is to
+    multiply on one thread instead of MKL; else None."""
+    return _numpy_kernels
 
 
 def preloaded() -> Blas | None:
@@ -130,7 +141,8 @@ _SETTERS = {"MKL": "MKL_Set_Num_Threads", "OpenBLAS": "openblas_set_num_threads"
 
 
 def use_threads(count: int) -> None:
-    """Let the preloaded BLAS take so many threads for a product; without one nothing happens."""
+    """Let a product take so many threads, by the preloaded BLAS. Without one the number is only
+    remembered."""
     global _threads
     _threads = count
     if _preloaded is not None:

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import EvalRequest, EvalResult
 from oodatcaa.training import comparison
@@ -41,7 +39,9 @@ JUDGE = tuple(
     for name in ("evaluate.py", "batches.py", "loss.py", "head.py", "setup.py", "cpu.py")
     + (
         "dense.py",
+        "products.py",
         "vector.py",
+        "blas.py",
         "parallel.py",
         "../examples.py",
         "../comparison.py",
@@ -64,6 +64,7 @@ def example_losses(
     Raises OodatcaaError `memory_gate.during` as soon as MLX's peak is over `limit` bytes.
     """
     import mlx.core as mx
+    import numpy as np
 
     from oodatcaa.training.mlx import vector
     from oodatcaa.training.mlx.batches import divide, make_batch

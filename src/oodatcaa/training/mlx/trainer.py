@@ -19,7 +19,7 @@ from oodatcaa.training.formulas import at_once
 from oodatcaa.training.identity import cores
 from oodatcaa.training.mlx import setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, Prepare, tokenize
-from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine
+from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine, numpy_kernels
 from oodatcaa.training.mlx.checkpoints import State, not_finite, restore, save_tensors
 from oodatcaa.training.mlx.cpu import fast_cpu, hold_dense
 from oodatcaa.training.mlx.frozen_cache import FrozenCache
@@ -34,7 +34,6 @@ from oodatcaa.training.mlx.parallel import (
     make_team,
 )
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
-from oodatcaa.training.mlx.products import numpy_kernels
 from oodatcaa.training.mlx.recompute import recompute
 from oodatcaa.training.monitor import Monitor
 from oodatcaa.training.packing import Row, fullest, positions_of

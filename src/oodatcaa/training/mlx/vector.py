@@ -59,13 +59,9 @@ def active() -> bool:
     return _open.depth > 0
 
 
-def exp_in_place(values: Floats) -> None:
-    """Of a contiguous buffer, by MKL when it is preloaded, else by numpy."""
-    _exp()(values)
-
-
 @cache
-def _exp() -> Callable[[Floats], None]:
+def _exp_in_place() -> Callable[[Floats], None]:
+    """For a contiguous buffer: MKL's when it is preloaded, else numpy's."""
     blas = preloaded()
     if blas is None or blas.name != "MKL":
         return _numpy_exp
@@ -96,7 +92,7 @@ def exp_of(fresh: mx.array) -> mx.array:
         fresh = mx.contiguous(fresh)
         mx.eval(fresh)
         view = np.array(fresh, copy=False)
-    exp_in_place(view.reshape(-1))
+    _exp_in_place()(view.reshape(-1))
     return fresh
 
 
