@@ -7,9 +7,14 @@ process that uses it never imports mlx.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +37,29 @@ CHAT_TEMPLATE = (
 def make_tiny_model(
     folder: Path, *, quantized: bool = True, layers: int = 3, tied: bool = True, seed: int = 0
 ) -> Path:
-    """Write the model into `folder` (made when missing) and return its absolute path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the model into `folder` (made when missing) and return its absolute path.
+
+    Made once on a machine by this very source and this mlx, and copied from there: many tests want
+    the same one, and each making is a process that imports mlx.
+    """
     options = {"quantized": quantized, "layers": layers, "tied": tied, "seed": seed}
+    made = hashlib.sha256(Path(__file__).read_bytes())
+    made.update(json.dumps([options, version("mlx"), version("tokenizers")]).encode())
+    kept = Path(tempfile.gettempdir()) / f"oodatcaa-tiny-{os.getuid()}" / made.hexdigest()[:16]
+    if not kept.is_dir():
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=kept.parent))
+        _write(fresh, options)
+        fresh.chmod(0o755)
+        try:
+            fresh.rename(kept)
+        except OSError:  # another process was faster
+            shutil.rmtree(fresh)
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    return folder.resolve()
+
+
+def _write(folder: Path, options: dict[str, Any]) -> None:
     done = subprocess.run(
         [sys.executable, __file__, str(folder), json.dumps(options)],
         capture_output=True,
@@ -44,7 +69,6 @@ def make_tiny_model(
     )
     if done.returncode:
         raise RuntimeError(f"the tiny model could not be made:\n{done.stdout}{done.stderr}")
-    return folder.resolve()
 
 
 def make_tiny_data(folder: Path, n: int = 24) -> Path:
