@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from oodatcaa.domain.auto_fit import with_dense
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.memory import MemoryEstimate, ModelShape
@@ -40,9 +38,7 @@ def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
         return plan_by_agent(desk, agents, agents.acting(), board, story)
     params, backend, origin = inherited(desk, board, story)
     if story.kind is StoryKind.FRAMEWORK:
-        params, origin = _dense(desk, desk.objective.backends, params, origin)
-    elif story.kind is StoryKind.TRAIN:
-        params, origin = _dense(desk, (backend,), params, origin, _dataset(desk, board))
+        params, origin = _dense(desk, params, origin)
     return plan_story(gather(desk, board, story, params, backend, origin))
 
 
@@ -83,24 +79,17 @@ def inherited(desk: Desk, board: Board, story: Story) -> tuple[QLoRA, str, str]:
     return desk.objective.qlora, desk.objective.backends[0], "OBJECTIVE.md"
 
 
-def _dense(
-    desk: Desk,
-    backends: Sequence[str],
-    params: QLoRA,
-    origin: str,
-    dataset: DatasetRecord | None = None,
-) -> tuple[QLoRA, str]:
-    """With `dense_weights` where the objective does not say and they fit well with a backend for
-    which they are anything: before backends are tried and the memory is profiled, so that all of it
-    is about what will be trained; and again for a training, whose batches are no longer than its
-    data."""
+def _dense(desk: Desk, params: QLoRA, origin: str) -> tuple[QLoRA, str]:
+    """With `dense_weights` where the objective does not say and they fit well with a listed backend
+    for which they are anything: before backends are tried and the memory is profiled, so that all
+    of it is about what will be trained."""
     path = _model(desk)[2]
-    if "dense_weights" in desk.objective.qlora.model_fields_set or path is None:
+    if "dense_weights" in params.model_fields_set or path is None:
         return params, origin
-    for backend in backends:
+    for backend in desk.objective.backends:
 
         def estimate(one: QLoRA, backend: str = backend) -> MemoryEstimate | None:
-            return _estimate(desk, backend, path, planned_params(one, dataset))
+            return _estimate(desk, backend, path, one)
 
         held = with_dense(params, estimate, _ceiling(desk))
         if held != params:
@@ -112,26 +101,20 @@ def _ceiling(desk: Desk) -> int:
     return min(desk.objective.memory_limit_bytes, desk.machine.memory_bytes)
 
 
-def _dataset(desk: Desk, board: Board) -> DatasetRecord | None:
-    by_kind = {item.kind: item.id for item in board.stories}
-    story = by_kind.get(StoryKind.DATA, "")
-    found = desk.facts.get(story, records.DATASET, records.DatasetFacts)
-    return found.dataset if found else None
-
-
 def gather(
     desk: Desk, board: Board, story: Story, params: QLoRA, backend: str, origin: str
 ) -> PlanInputs:
     desk.say(f"{story.id} gathering facts for the plan")
     shape, model_error, place = _model(desk) if story.source is None else (None, None, None)
     by_kind = {item.kind: item.id for item in board.stories}
+    dataset = desk.facts.get(by_kind.get(StoryKind.DATA, ""), records.DATASET, records.DatasetFacts)
     training = desk.facts.get(
         by_kind.get(StoryKind.TRAIN, ""), records.TRAINING, records.TrainingFacts
     )
     profile = desk.facts.get(
         by_kind.get(StoryKind.FRAMEWORK, ""), records.PROFILE, records.ProfileFacts
     )
-    data = _dataset(desk, board)
+    data = dataset.dataset if dataset else None
     trains = story.kind is StoryKind.TRAIN
     blocks = shape.num_layers if shape and _caches(desk, backend) else None
     planned = planned_params(params, data, blocks) if trains else params
