@@ -237,4 +237,4 @@ def test_a_packed_run_names_the_way_in_which_its_attention_is_computed(
         run = Run(folder, spec, None)
         run.run()
         paths.append(run.loss_path)
-    assert paths[1] == f"{paths[0]}, packed rows in blocks" if on_cpu() else paths[0]
+    assert paths[1] == (f"{paths[0]}, packed rows in blocks" if on_cpu() else paths[0])

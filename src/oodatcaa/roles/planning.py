@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from oodatcaa.domain.auto_fit import with_dense
 from oodatcaa.domain.board import Board
 from oodatcaa.domain.memory import MemoryEstimate, ModelShape
@@ -38,7 +40,7 @@ def make_plan(desk: Desk, board: Board, story: Story) -> Plan:
         return plan_by_agent(desk, agents, agents.acting(), board, story)
     params, backend, origin = inherited(desk, board, story)
     if story.kind is StoryKind.FRAMEWORK:
-        params, origin = _dense(desk, params, origin)
+        params, origin = _with_dense(desk, params, origin)
     return plan_story(gather(desk, board, story, params, backend, origin))
 
 
@@ -79,7 +81,7 @@ def inherited(desk: Desk, board: Board, story: Story) -> tuple[QLoRA, str, str]:
     return desk.objective.qlora, desk.objective.backends[0], "OBJECTIVE.md"
 
 
-def _dense(desk: Desk, params: QLoRA, origin: str) -> tuple[QLoRA, str]:
+def _with_dense(desk: Desk, params: QLoRA, origin: str) -> tuple[QLoRA, str]:
     """With `dense_weights` where the objective does not say and they fit well with a listed backend
     for which they are anything: before backends are tried and the memory is profiled, so that all
     of it is about what will be trained."""
@@ -87,11 +89,7 @@ def _dense(desk: Desk, params: QLoRA, origin: str) -> tuple[QLoRA, str]:
     if "dense_weights" in params.model_fields_set or path is None:
         return params, origin
     for backend in desk.objective.backends:
-
-        def estimate(one: QLoRA, backend: str = backend) -> MemoryEstimate | None:
-            return _estimate(desk, backend, path, one)
-
-        held = with_dense(params, estimate, _ceiling(desk))
+        held = with_dense(params, partial(_estimate, desk, backend, path), _ceiling(desk))
         if held != params:
             return held, f"{origin}, with dense_weights because they are estimated to fit"
     return params, origin

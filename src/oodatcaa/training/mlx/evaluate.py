@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from oodatcaa.domain.base import Record
 from oodatcaa.domain.training import EvalRequest, EvalResult
 from oodatcaa.training import comparison
@@ -64,7 +66,6 @@ def example_losses(
     Raises OodatcaaError `memory_gate.during` as soon as MLX's peak is over `limit` bytes.
     """
     import mlx.core as mx
-    import numpy as np
 
     from oodatcaa.training.mlx import vector
     from oodatcaa.training.mlx.batches import divide, make_batch

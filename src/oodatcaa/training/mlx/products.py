@@ -1,9 +1,9 @@
 """float32 products of evaluated matrices on the CPU, by the faster of two libraries.
 
-MLX multiplies with the BLAS that was preloaded. On an AMD processor MKL keeps to its AVX2 kernels,
-and the OpenBLAS that numpy brings is faster: on Zen 4, for the shapes of a training step on one
-thread, by 5 to 12 %; whole steps that took turns with MKL's took 6 % less time. It is asked for
-products that take one thread: that is how `blas.preload` made it ready.
+MLX multiplies with the BLAS that was preloaded. On a Zen 4 MKL keeps to its AVX2 kernels, and the
+OpenBLAS that numpy brings is faster: for the shapes of a training step on one thread by 5 to 12 %;
+whole steps that took turns with MKL's took 6 % less time. It is asked for products that take one
+thread: that is how `blas.preload` made it ready.
 """
 
 from __future__ import annotations
