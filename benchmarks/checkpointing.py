@@ -52,13 +52,11 @@ def table(found: dict[int, list[tuple[ProbePoint, int]]]) -> str:
         "",
         f"A random 4-bit Llama, {BLOCKS} blocks of hidden size 256, all trained with LoRA of rank "
         f"{PARAMS.rank}, batches of {PARAMS.batch_size} x {PARAMS.max_seq_length} tokens on the "
-        f"CPU. Largest peak and fastest step of {ROUNDS} interleaved probes. Without checkpointing "
-        "blocks are evaluated as they are met, which a quiet CPU computes faster; with it, they "
-        "are not. Peaks repeat within 2%; step times on a busy machine do not, and then the order "
+        f"CPU. Largest peak and fastest step of {ROUNDS} interleaved probes. Peaks repeat within "
+        "2%; step times on a busy machine do not, and then the order "
         "of the last column says nothing.",
         "",
-        "| lowest blocks computed again | MLX's counter, MB | process, MB | estimate, MB "
-        "| s a step |",
+        "| blocks computed again | MLX's counter, MB | process, MB | estimate, MB | s a step |",
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
     for count, points in found.items():

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -38,10 +39,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def network_of(kind: str, options: dict[str, Any], *, trained: int = 2) -> Any:
+def network_of(
+    kind: str, options: dict[str, Any], *, trained: int = 2, bits: int | None = None
+) -> Any:
     source = importlib.import_module(f"mlx_lm.models.{kind}")
     mx.random.seed(1)
     network = source.Model(source.ModelArgs.from_dict({**SIZES, "model_type": kind, **options}))
+    if bits is not None:
+        nn.quantize(network, group_size=32, bits=bits)
     network.freeze()
     if on_cpu():
         speed_up(network)

@@ -94,12 +94,12 @@ def test_no_more_blocks_are_computed_again_than_fitting_takes() -> None:
     assert tried(GB) == [
         "1 x 8 accumulated",
         "8 x 1 accumulated, checkpointing on",
-        "4 x 2 accumulated, checkpointing of the lowest 7 blocks",
+        "4 x 2 accumulated, checkpointing of 7 blocks",
     ]
     assert tried(GB // 2) == [
         "4 x 2 accumulated, checkpointing on",
-        "2 x 4 accumulated, checkpointing of the lowest 7 blocks",
-        "1 x 8 accumulated, checkpointing of the lowest 5 blocks",
+        "2 x 4 accumulated, checkpointing of 7 blocks",
+        "1 x 8 accumulated, checkpointing of 5 blocks",
     ]
     for limit in range(GB // 8, 2 * GB, GB // 7):
         for one in to_measure(ASKED, estimate, limit, TRAINED):

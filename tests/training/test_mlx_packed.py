@@ -69,10 +69,11 @@ def test_loss_and_gradients_are_those_of_the_same_examples_unpacked(
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("checkpointed", [0, 1, 2])
 @pytest.mark.parametrize("shape", ["llama", "gemma3"])
 def test_with_frozen_blocks_run_before_and_blocks_computed_again(
-    shape: str, checkpointed: int
+    shape: str, checkpointed: int, eager: bool
 ) -> None:
     network = network_of(*SHAPES[shape])
     kinds = {type(block): type(block).__call__ for block in network.layers}
@@ -86,14 +87,15 @@ def test_with_frozen_blocks_run_before_and_blocks_computed_again(
         )
         if checkpointed:
             again = QLoRA(num_layers=2, grad_checkpoint=True, grad_checkpoint_layers=checkpointed)
-            recompute(network, again)
+            recompute([network], again, at_once=eager and on_cpu())
         prefix = frozen_prefix(network)
         assert prefix is not None
         network.train()
         batch = make_packed(rows, LONGEST)
         with packed(batch.owners):
             batch = batch._replace(hidden=prefix.run(network, batch.inputs))
-        together, ours = gradients(network, make_loss(split, prefix=prefix), batch)
+        loss = make_loss(split, prefix=prefix, at_once=eager and on_cpu())
+        together, ours = gradients(network, loss, batch)
     finally:
         for kind, call in kinds.items():
             kind.__call__ = call

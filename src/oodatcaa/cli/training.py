@@ -41,7 +41,7 @@ def estimate(
         bool | None, typer.Option("--grad-checkpoint/--no-grad-checkpoint", help="keep inputs only")
     ] = None,
     grad_checkpoint_layers: Annotated[
-        int | None, typer.Option(help="with --grad-checkpoint: of the lowest N trained blocks")
+        int | None, typer.Option(help="with --grad-checkpoint: of N of the trained blocks")
     ] = None,
     mask_prompt: Annotated[
         bool | None, typer.Option("--mask-prompt/--no-mask-prompt", help="loss on answers only")

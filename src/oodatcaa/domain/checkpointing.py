@@ -8,7 +8,7 @@ from oodatcaa.domain.qlora import QLoRA
 
 
 def with_recomputed(params: QLoRA, count: int, trained: int) -> QLoRA:
-    """The same training with the lowest `count` of its `trained` blocks computed again."""
+    """The same training with `count` of its `trained` blocks computed again."""
     return params.evolve(
         grad_checkpoint=count > 0,
         grad_checkpoint_layers=count if 0 < count < trained else None,

@@ -85,7 +85,7 @@ class QLoRA(Record):
     )
     grad_checkpoint_layers: PositiveInt | None = Field(
         default=None,
-        description="recompute only the lowest N trained blocks; left out = every one",
+        description="recompute only N of the trained blocks; left out = every one",
     )
     dense_weights: bool = Field(
         default=False,
@@ -157,7 +157,7 @@ class QLoRA(Record):
         return whole + (rest > 0 and iterations == self.iters)
 
     def recomputed(self, trained: int) -> int:
-        """How many of so many trained blocks, counted from the lowest, are computed again."""
+        """How many of so many trained blocks are computed again."""
         if not self.grad_checkpoint:
             return 0
         wanted = self.grad_checkpoint_layers
@@ -165,10 +165,10 @@ class QLoRA(Record):
 
     @property
     def checkpointing(self) -> str:
-        """In words: `on`, `of the lowest 3 blocks`, or nothing."""
+        """In words: `on`, `of 3 blocks`, or nothing."""
         if self.grad_checkpoint_layers is not None:
             count = self.grad_checkpoint_layers
-            return f"of the lowest {count} blocks" if count > 1 else "of the lowest block"
+            return f"of {count} blocks" if count > 1 else "of 1 block"
         return "on" if self.grad_checkpoint else ""
 
     def trained_blocks(self, blocks: int) -> int:

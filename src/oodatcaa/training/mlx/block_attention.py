@@ -49,6 +49,21 @@ def known_masks() -> Iterator[None]:
         _known.masks = before
 
 
+def masks_known() -> list[tuple[mx.array, Meaning]]:
+    """In this thread, now; for `knowing`."""
+    return _known.masks
+
+
+@contextmanager
+def knowing(masks: list[tuple[mx.array, Meaning]]) -> Iterator[None]:
+    """Inside, this thread knows `masks`."""
+    before, _known.masks = _known.masks, masks
+    try:
+        yield
+    finally:
+        _known.masks = before
+
+
 def stands_for(mask: mx.array, blocks: Blocks, window: int | None) -> None:
     """`mask` says no more than: backwards inside of `blocks`, at most `window` positions far."""
     longest = max(block.end - block.first for block in blocks)

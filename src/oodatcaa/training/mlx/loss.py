@@ -70,7 +70,7 @@ def split_head(model: Any) -> Split:
     # random state that a resumed run has just restored.
     model.eval()
     # In a graph MLX would allocate a hundred operations ahead: the whole model's matrices at once.
-    with vector.at_once() if fast_cpu() else nullcontext():
+    with vector.at_once(traced=False) if fast_cpu() else nullcontext():
         try:
             ours = head(model, _inner(model, tokens))
         except (AttributeError, TypeError, ValueError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -92,6 +92,23 @@ def packed(owners: mx.array | None) -> Iterator[None]:
             yield
     finally:
         _now.given = before
+
+
+def as_now() -> Callable[[], AbstractContextManager[None]]:
+    """Brings back what holds in this thread now, for a block that is computed again when the
+    batch's `packed()` has ended."""
+    given, masks = _now.given, block_attention.masks_known()
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        before, _now.given = _now.given, given
+        try:
+            with block_attention.knowing(masks):
+                yield
+        finally:
+            _now.given = before
+
+    return again
 
 
 def route(network: Any) -> None:

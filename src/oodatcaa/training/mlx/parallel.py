@@ -46,6 +46,11 @@ class Team:
             ThreadPoolExecutor(1, thread_name_prefix=f"rows-{place}") for place in range(size)
         ]
 
+    @property
+    def networks(self) -> list[Any]:
+        """The copies."""
+        return list(self._copies)
+
     def adopt(self, prefix: FrozenPrefix | None) -> None:
         """Let `prefix` know the blocks of the copies."""
         if prefix is not None:

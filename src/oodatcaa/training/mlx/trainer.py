@@ -109,7 +109,8 @@ class Run(TrainingRun):
         if self.params.grad_checkpoint:
             # Before the prefix is split off: a block that is computed again in the backward pass
             # must find the input that it was given, not the one that the prefix replaces.
-            recompute(network, self.params)
+            every = [network, *(self.team.networks if self.team else ())]
+            recompute(every, self.params, at_once=self._eager)
         wanted = fast_cpu() or self.params.cache_frozen
         self.prefix = frozen_prefix(network) if wanted else None
         if self.team is not None:

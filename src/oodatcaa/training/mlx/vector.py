@@ -59,6 +59,11 @@ def active() -> bool:
     return _open.depth > 0
 
 
+def traced() -> bool:
+    """Whether a gradient may be traced through what this thread computes in its `at_once()`."""
+    return _open.traced
+
+
 @cache
 def _exp_in_place() -> Callable[[Floats], None]:
     """For a contiguous buffer: MKL's when it is preloaded, else numpy's."""
