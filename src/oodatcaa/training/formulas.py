@@ -72,8 +72,9 @@ LEAST_ROWS = 32
 TILE_BYTES, MOST_TILE_ROWS, MOST_COLUMNS = 2 << 20, 2048, 4096
 """Float32 logits of one tile of the loss where layers are evaluated as they are met: small enough
 for the processor's cache, large enough for an efficient product (1, 2 and 4 MB were tried)."""
-AHEAD = 70
-"""Buffers that MLX's CPU device was seen to allocate ahead in a graph; not measured on a GPU."""
+AHEAD = 10
+"""Of a chunk's logits, so many buffers were seen at once in a graph of MLX's CPU device, which
+allocates ahead; not measured on a GPU."""
 DENSE_AHEAD, MOST_AHEAD_BYTES = 40, 150_000_000
 """Dequantised matrices in a graph on the CPU: so many of small ones were seen at once."""
 LAYERS_AHEAD, MOST_LAYERS_AHEAD_BYTES = 3.5, 30_000_000

@@ -146,7 +146,8 @@ class FrozenHead:
             part = slice(start, start + size)
             rows = hidden[part]
             if losses:
-                rows = mx.depends([rows], [(gradients or losses)[-1]])[0]
+                # On both: whichever is left for later keeps the logits of its chunk until then.
+                rows = mx.depends([rows], [losses[-1], *gradients[-1:]])[0]
             weight = None if weights is None else weights[part]
             loss, gradient = self._chunk(matrix, rows, targets[part], weight)
             losses.append(loss)
