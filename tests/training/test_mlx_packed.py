@@ -71,15 +71,24 @@ def test_loss_and_gradients_are_those_of_the_same_examples_unpacked(
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("checkpointed", [0, 1, 2])
-@pytest.mark.parametrize("shape", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ("llama", two_rows()),
+        ("gemma3", two_rows()),
+        # Too full to be computed an example at a time: with one mask.
+        ("llama", [drawn([85, 8])]),
+    ],
+    ids=["llama", "gemma3", "a long one"],
+)
 def test_with_frozen_blocks_run_before_and_blocks_computed_again(
-    shape: str, checkpointed: int, eager: bool
+    shape: str, rows: list[Row], checkpointed: int, eager: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cpu, "FEW", 0)
     network = network_of(*SHAPES[shape])
     kinds = {type(block): type(block).__call__ for block in network.layers}
     try:
         split = split_head(network)
-        rows = two_rows()
         must_pack(network, lambda tokens: split.body(network, tokens), rows, LONGEST)
         plain = make_loss(split)
         alone, theirs = gradients(

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
 
 from adapted_model import adapted
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx.batches import Batch, divide, make_batch
 from oodatcaa.training.mlx.cpu import on_cpu
@@ -28,6 +29,7 @@ from oodatcaa.training.mlx.evaluate import example_losses
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.parallel import Team, divided_gradient, divided_loss, make_team
 from oodatcaa.training.mlx.prefix import frozen_prefix
+from oodatcaa.training.mlx.recompute import recompute
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's CPU device")
@@ -76,17 +78,27 @@ def step(model: Any, loss: Any, batch: Batch) -> tuple[float, int, dict[str, mx.
     return value.item(), int(count.item()), dict(tree_flatten(gradients))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5])
-@pytest.mark.parametrize("share", [None, 1.5])
+@pytest.mark.parametrize(
+    ("rows", "share", "again"),
+    [
+        *((rows, share, 0) for share in (None, 1.5) for rows in (1, 2, 3, 5)),
+        *((rows, 1.5, again) for again in (1, 3) for rows in (1, 3, 5)),
+    ],
+)
 def test_loss_and_gradients_are_those_of_the_whole_batch(
-    model: Any, team: Team, rows: int, share: float | None
+    model: Any, team: Team, rows: int, share: float | None, again: int
 ) -> None:
     batch = make_batch(examples(rows), 128)
     if share is not None:
         batch = batch._replace(share=mx.array(share))
-    split, prefix = split_head(model), frozen_prefix(model)
+    split = split_head(model)
     model.train()
     value, count, gradients = step(model, make_loss(split, at_once=True), batch)
+    if again:
+        params = QLoRA(num_layers=-1, grad_checkpoint=True, grad_checkpoint_layers=again)
+        recompute([model, *team.networks], params, at_once=True)
+    prefix = frozen_prefix(model)
+    model.train()
     team.adopt(prefix)
     divided = divided_gradient(team, make_loss(split, prefix=prefix, at_once=True), prefix)
     first = step(model, divided, batch)
@@ -97,9 +109,9 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(
         largest = float(mx.abs(gradient).max().item().real)
         assert largest > 0
         assert float(mx.abs(first[2][name] - gradient).max().item().real) < 1e-4 * largest, name
-    again = step(model, divided, batch)
-    assert again[0] == first[0]
-    assert all(mx.array_equal(again[2][name], found) for name, found in first[2].items())
+    second = step(model, divided, batch)
+    assert second[0] == first[0]
+    assert all(mx.array_equal(second[2][name], found) for name, found in first[2].items())
 
 
 def test_the_parts_follow_the_models_own_arrays(model: Any, team: Team) -> None:

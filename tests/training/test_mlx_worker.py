@@ -440,10 +440,28 @@ def resume(folder: Path, spec: Spec, options: dict[str, Any], point: Path) -> Wo
     return run(folder, spec(options, resume_from=str(point), start_iteration=start))
 
 
-def test_a_resumed_run_ends_with_the_very_same_adapter(tmp_path: Path, spec: Spec) -> None:
-    # Dropout, accumulation and a schedule: random state, moments and step have to survive.
+@pytest.fixture
+def stock_blocks() -> Iterator[None]:
+    """The class of the tiny model's blocks is as it was when the test has ended."""
+    import mlx_lm.models.qwen2 as qwen2
+
+    stock = qwen2.TransformerBlock.__call__
+    yield
+    qwen2.TransformerBlock.__call__ = stock
+
+
+@pytest.mark.usefixtures("stock_blocks")
+@pytest.mark.parametrize(
+    "how",
+    [{"dropout": 0.3}, {"grad_checkpoint": True, "batch_size": 2}, {"grad_checkpoint": True}],
+    ids=["dropout", "rows and blocks again", "blocks again"],
+)
+def test_a_resumed_run_ends_with_the_very_same_adapter(
+    tmp_path: Path, spec: Spec, how: dict[str, Any]
+) -> None:
+    # Accumulation and a schedule, too: random state, moments and step have to survive.
     options = {
-        **{"iters": 12, "save_every": 4, "grad_accumulation_steps": 2, "dropout": 0.3},
+        **{"iters": 12, "save_every": 4, "grad_accumulation_steps": 2, "batch_size": 1, **how},
         **{"schedule": "cosine", "warmup_steps": 1},
     }
     run(tmp_path / "whole", spec(options))

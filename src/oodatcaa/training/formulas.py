@@ -57,7 +57,8 @@ class Kind:
 
 FLOAT32 = Kind(itemsize=4, hidden=17.3, width=5.78, kept_scores=4, scores=16, head_copies=1)
 AT_ONCE = Kind(itemsize=4, hidden=10, width=11.3, kept_scores=5.6, scores=0, head_copies=1, mask=6)
-"""FLOAT32 where layers evaluate as they are met: everything is kept, so nothing comes on top.
+"""FLOAT32 where layers evaluate as they are met: everything is kept, so nothing comes on top but
+a block that is computed again.
 Fitted to 24 peaks, which it meets within 13 %."""
 HOLES, MOST_HOLES = 0.45, 33_000_000
 """Of the heap where layers evaluate as they are met, as a share of what they keep; the same fit."""
@@ -72,9 +73,9 @@ LEAST_ROWS = 32
 TILE_BYTES, MOST_TILE_ROWS, MOST_COLUMNS = 2 << 20, 2048, 4096
 """Float32 logits of one tile of the loss where layers are evaluated as they are met: small enough
 for the processor's cache, large enough for an efficient product (1, 2 and 4 MB were tried)."""
-AHEAD = 10
+AHEAD, MOST_AHEAD = 10, 70
 """Of a chunk's logits, so many buffers were seen at once in a graph of MLX's CPU device, which
-allocates ahead; not measured on a GPU."""
+allocates ahead; as long as a GPU is not measured, seven times as many are counted there."""
 DENSE_AHEAD, MOST_AHEAD_BYTES = 40, 150_000_000
 """Dequantised matrices in a graph on the CPU: so many of small ones were seen at once."""
 LAYERS_AHEAD, MOST_LAYERS_AHEAD_BYTES = 3.5, 30_000_000
@@ -89,7 +90,8 @@ PLAIN_LORA_COPIES = 3
 also keeps its product before the low-rank part is added, that part, and that part scaled; what
 larger batches took of a float16 model says 2.97."""
 THREAD_BYTES = 12_000_000
-"""Stacks and buffers of each thread more that rows are dealt to; there in validations at least."""
+"""Stacks and buffers of each thread more that rows are dealt to (there in validations at least), or
+that computes blocks again."""
 HELD_HEAD_BYTES = 256_000_000
 """On the CPU an output layer up to this size is held in float32: dequantising it every step takes
 as long as multiplying with it."""
@@ -222,7 +224,7 @@ def _loss(shape: ModelShape, params: QLoRA, size: Size, device: str, fast_cpu: b
         tile = 4 * rows * min(tile_columns(rows), shape.vocab_size)
         # Two of a tile; the rows' gradient, what is added to it, and the targets' own rows.
         return together * (2 * tile + 4 * 4 * rows * shape.hidden_size)
-    return min(AHEAD * chunk_bytes(shape), logits)
+    return min((AHEAD if device == "cpu" else MOST_AHEAD) * chunk_bytes(shape), logits)
 
 
 def block_of(shape: ModelShape) -> BlockShape:

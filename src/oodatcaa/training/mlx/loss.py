@@ -110,7 +110,7 @@ def make_loss(
     """mlx-lm's `loss` seam: (mean loss over the batch's targets, number of targets).
 
     With `prefix` the model starts at its first trained block when the batch brings that block's
-    input. `at_once`: the CPU layers evaluate as they go, which is faster and keeps more memory.
+    input. `at_once`: the CPU layers evaluate as they go, which is faster.
     `gradient=False` for a validation, where the gradient of the output layer would be wasted.
     """
 

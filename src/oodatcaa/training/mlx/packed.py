@@ -42,6 +42,9 @@ class _Mask:
     def _blocks(self) -> Blocks | None:
         return blocks_in(np.array(self._owners))
 
+    def is_one(self, array: mx.array) -> bool:
+        return any(array is made for made in self._made.values())
+
     def within(self, window: int | None, *, added: bool) -> mx.array:
         """`added`: as the CPU's layers add it to scores, so that not each of them converts it.
         Where they compute blocks, it is evaluated only if a layer does want it after all."""
@@ -92,6 +95,11 @@ def packed(owners: mx.array | None) -> Iterator[None]:
             yield
     finally:
         _now.given = before
+
+
+def is_mask(array: mx.array) -> bool:
+    """Whether `array` is a mask of the rows that are packed in this thread now."""
+    return _now.given is not None and _now.given.is_one(array)
 
 
 def as_now() -> Callable[[], AbstractContextManager[None]]:

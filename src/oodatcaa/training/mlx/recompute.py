@@ -20,27 +20,35 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import NoneType
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from oodatcaa.domain.qlora import QLoRA
-from oodatcaa.training.mlx import block_attention, vector
-from oodatcaa.training.mlx.packed import as_now
+from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx.packed import as_now, is_mask
 
 MARK, FROZEN = "_recomputed_by", "_frozen_arrays"
 
 
 class _Frozen:
     """A block's arrays that are not trained, outside of the module tree. mlx-lm hands the whole
-    model to a transformation, which puts traced arrays into the tree; what depends on one is kept
-    until the trace ends."""
+    model to a transformation, which puts traced arrays into the tree, also in the place of those
+    that are no parameters (`_freqs`); what depends on one is kept until the trace ends."""
 
     def __init__(self, block: Any) -> None:
         trained = {name for name, _ in tree_flatten(block.trainable_parameters())}
-        every = tree_flatten(block.parameters())
-        self.arrays = [(name, array) for name, array in every if name not in trained]
+        found = [(name, array) for name, array in tree_flatten(_held(block)) if name not in trained]
+        self.tree: Any = tree_unflatten(found)
+
+
+def _held(block: Any) -> Any:
+    """All arrays of a block, private ones too."""
+    tree: Any = block.filter_and_map(lambda _, __, value: isinstance(value, (dict, list, mx.array)))
+    arrays = [(name, leaf) for name, leaf in tree_flatten(tree) if isinstance(leaf, mx.array)]
+    return tree_unflatten(arrays)
 
 
 class _Second(threading.local):
@@ -82,13 +90,21 @@ def _chosen(blocks: list[Any], params: QLoRA, *, top: bool) -> list[Any]:
 def _patch(kind: type[Any], token: object) -> None:
     whole = kind.__call__
 
+    said = False
+
     def call(block: Any, *args: Any, **options: Any) -> Any:
+        nonlocal said
         if getattr(block, MARK, None) is not token:
             return whole(block, *args, **options)
         if vector.active():
             if not vector.traced():
                 return whole(block, *args, **options)
-            return _twice(whole, block, args, options)
+            if _is_plain((*args, *options.values())):
+                return _twice(whole, block, args, options)
+            if not said:
+                print(f"grad_checkpoint: {kind.__name__} keeps what it computes", flush=True)
+                said = True
+            return whole(block, *args, **options)
 
         def run(tensors: Any, *args: Any, **options: Any) -> Any:
             block.update(tensors)
@@ -110,21 +126,23 @@ def _twice(
     inputs = _differentiable(given)
     found: list[Any] = []
 
-    def run(arrays: Sequence[mx.array], *, trace: bool) -> Any:
+    def run(arrays: Sequence[mx.array], *, trace: bool) -> tuple[Any, list[mx.array]]:
         own, own_args, own_options = _replaced(given, inputs, arrays)
-        before = block.parameters()
-        block.update(tree_unflatten(frozen.arrays)).update(own)
+        before = _held(block)
+        block.update(frozen.tree).update(own)
         try:
             with here(), vector.at_once(traced=trace):
-                return whole(block, *own_args, **own_options)
+                output = whole(block, *own_args, **own_options)
+                return output, _differentiable(output)
         finally:
             block.update(before)
 
     @mx.custom_function
     def forward(*arrays: mx.array) -> tuple[mx.array, ...]:
-        found.append(run(vector.cut_all(arrays), trace=False))
-        outputs = _differentiable(found)
-        mx.eval(outputs)
+        output, outputs = run(vector.cut_all(arrays), trace=False)
+        # The others too: a lazy one would hold what the block has computed.
+        mx.eval(output)
+        found[:] = output, outputs
         return tuple(outputs)
 
     @forward.vjp
@@ -135,7 +153,7 @@ def _twice(
         above, arrays = vector.cut_all(cotangents), vector.cut_all(primals)
 
         def again(*arrays: mx.array) -> tuple[mx.array, ...]:
-            return tuple(_differentiable(run(arrays, trace=True)))
+            return tuple(run(arrays, trace=True)[1])
 
         def work() -> list[mx.array]:
             _, gradients = mx.vjp(again, arrays, above)
@@ -144,19 +162,28 @@ def _twice(
 
         return tuple(_second.thread.submit(work).result())
 
-    outputs: Any = forward(*inputs)
-    evaluated = found.pop()
-    return _replaced(evaluated, _differentiable(evaluated), outputs)
+    traced: Any = forward(*inputs)
+    output, outputs = found
+    found.clear()
+    return _replaced(output, outputs, traced)
+
+
+def _is_plain(given: Any) -> bool:
+    """Whether a block that is given this can be called twice: it may write into whatever is
+    mutable, and get gradients through it."""
+    if isinstance(given, tuple):
+        return all(map(_is_plain, given))
+    return isinstance(given, (mx.array, bool, int, float, str, NoneType))
 
 
 def _differentiable(tree: Any) -> list[mx.array]:
-    """The floating-point arrays in `tree`, each once. A mask of packed rows is none of them: it is
-    known by its identity, and best never computed."""
+    """The floating-point arrays in `tree`, each once. The mask of packed rows is none of them: it
+    is known by its identity, and may never be computed."""
     found: dict[int, mx.array] = {}
 
     def look(leaf: Any) -> None:
         floats = isinstance(leaf, mx.array) and mx.issubdtype(leaf.dtype, mx.floating)
-        if floats and block_attention.meaning_of(leaf) is None:
+        if floats and not is_mask(leaf):
             found[id(leaf)] = leaf
 
     tree_map(look, tree)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tuner.trainer import TrainingArgs, evaluate, train
 
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import Machine, TrainSpec
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.training.checkpoints import RunIdentity, verify
@@ -92,7 +93,7 @@ class Run(TrainingRun):
         optimizer.init(network.trainable_parameters())
         split = split_head(network)
         self.loss_path = _loss_path(
-            split, self.team.size if self.team else 1, self._eager, self.params.packing
+            split, self.team.size if self.team else 1, self._eager, self.params
         )
         identity = identity.evolve(facts={**identity.facts, "loss path": self.loss_path})
         config = self._write_configs()
@@ -305,10 +306,11 @@ class _Steps:
         )
 
 
-def _loss_path(split: Split, parts: int, eager: bool, packing: bool) -> str:
+def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA) -> str:
     """Two ways to the same loss differ in the last bits: no switch in mid-run."""
     together = f", the rows in {parts} parts" if eager and parts > 1 else ""
-    together += ", packed rows in blocks" if eager and packing else ""
+    together += ", packed rows in blocks" if eager and params.packing else ""
+    together += ", blocks again one at a time" if eager and params.grad_checkpoint else ""
     if fast_cpu() and cores() // parts == 1 and (kernels := numpy_kernels()):
         together += f", products of numpy's OpenBLAS ({kernels})"
     rows = "targets only" if split.sparse else "every position"
