@@ -7,7 +7,7 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-hf demo test test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-packing-quality bench-need-less bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
+.PHONY: help install install-hf demo test test-slow test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-packing-quality bench-need-less bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,8 +31,8 @@ demo: $(STAMP) ## the whole crew fine-tunes a real model in a fresh project fold
 	$(BIN)/oodatcaa demo
 
 # One more than CI's cores: many tests wait for processes of their own.
-test: $(STAMP) ## pytest
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+test: $(STAMP) ## pytest, without the tests marked slow
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not slow'
 
 HF := .venv-hf
 HF_STAMP := $(HF)/.installed
@@ -47,8 +47,12 @@ $(HF_STAMP): pyproject.toml
 	@touch $(HF_STAMP)
 
 test-hf: $(HF_STAMP) ## the backends hf and axolotl, in an environment of its own (CPU build of torch)
-	$(HF)/bin/python -m pytest -q -n 2 --dist loadfile tests/hf \
+	$(HF)/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow' tests/hf \
 	  tests/training/test_axolotl.py::test_axolotls_own_schema_takes_it
+
+test-slow: $(STAMP) $(HF_STAMP) ## the tests marked slow, in both environments
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m slow
+	$(HF)/bin/python -m pytest -q -n 2 --dist loadfile -m slow tests/hf
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent_making import calls, script
 from crew_projects import BAD, GOOD, crew, git, log, plan_answer, plan_values, task, work
 from oodatcaa.app.ledger import Ledger
@@ -59,6 +61,7 @@ def test_silence_is_a_time_out_and_what_was_written_is_kept(tmp_path: Path) -> N
     assert (story.plan_version, story.adapt_round) == (2, 1)
 
 
+@pytest.mark.slow
 def test_a_subtasks_budget_means_a_start_over_with_a_lesson(tmp_path: Path) -> None:
     second = plan_values("Write greet(), but cheaply.", "T001-B02", "T001-T02")
     root = crew(
@@ -109,6 +112,7 @@ def test_the_sprints_minutes_end_a_running_agent(tmp_path: Path) -> None:
     assert git(worktree, "show", "HEAD:half.py") == "x = 1\n", "what was written is kept"
 
 
+@pytest.mark.slow
 def test_rounds_end_at_a_person_and_nothing_unproved_is_merged(tmp_path: Path) -> None:
     lie: list[dict[str, Any]] = [{"append": "greeter.py", "text": BAD}, {"done": "all tests pass"}]
     root = crew(tmp_path, lie, planner=[[{"done": plan_answer()}], [{"done": "no"}]])
@@ -129,6 +133,7 @@ def test_refused_permissions_wait_for_a_person_and_go_on_after_the_word(tmp_path
     assert work(root) == "done"
 
 
+@pytest.mark.slow
 def test_approvals_and_a_review(tmp_path: Path) -> None:
     veto = {"veto": ["it greets nobody"], "checks": []}
     check = {"name": "compiles", "command": "{python} -m py_compile greeter.py", "why": "syntax"}

@@ -37,7 +37,7 @@ Turn = list[dict[str, Any]]
 BUILDS: Turn = [{"write": "greeter.py", "text": GOOD}, {"usage": [5, 1, 0.01]}, {"done": "x"}]
 PLANS: Turn = [{"usage": [5, 1, 0.01]}, {"done": plan_answer()}]
 AGAIN: Turn = [{"done": plan_answer(**plan_values("Once more.", "T001-B03", "T001-T03"))}]
-DOORS = ("command", "acp")
+DOORS = ("command", pytest.param("acp", marks=pytest.mark.slow))
 
 
 def runner(door: str, path: Path) -> dict[str, Any]:

@@ -269,6 +269,7 @@ def test_a_dirty_target_is_left_alone_and_a_person_is_asked(project: Project) ->
     assert statuses(project)["T006"] == "done"
 
 
+@pytest.mark.slow
 def test_goals_are_checked_on_the_merge_and_people_are_asked(project: Project) -> None:
     goals = Goals(
         truths=(

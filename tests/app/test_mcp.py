@@ -188,6 +188,7 @@ def test_the_missing_extra_is_named(project: Project) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_evidence_is_listed_and_run_again(project: Project) -> None:
     async def work() -> None:
         async with connected(project) as client:

@@ -77,7 +77,6 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.slow
 def test_an_objective_goes_in_and_a_merged_adapter_comes_out(project: Path) -> None:
     assert "no sprint" in command(project, "negotiate")
     command(project, "sprint", "new")

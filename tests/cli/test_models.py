@@ -85,6 +85,7 @@ def test_generate_and_compare(trained: Path, tiny: tuple[Path, Path]) -> None:
     complaint(type_in(trained, "models", "compare"), "compare.nothing", EXIT_FAILURE)
 
 
+@pytest.mark.slow
 def test_a_fused_model_answers_as_its_adapter_does(trained: Path, tmp_path: Path) -> None:
     words = ("--prompt", "Write add_3(x).", "--max-tokens", "6", "--json")
     mine = ("--adapter", "mine=../peft")
@@ -124,6 +125,7 @@ def test_a_changed_adapter_is_refused_everywhere(trained: Path, tmp_path: Path) 
         weights.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_outside_of_a_project_models_are_named(trained: Path, tiny: tuple[Path, Path]) -> None:
     outside = trained.parent
     assert "name one: --model demo" in type_in(outside, "models", "list").out
@@ -294,6 +296,7 @@ def test_bodies_that_no_client_sends_are_told_in_the_same_form(address: str) -> 
             assert answer["error"]["message"]
 
 
+@pytest.mark.slow
 def test_who_goes_away_in_the_middle_leaves_the_model_free(client: OpenAI, address: str) -> None:
     parts = client.chat.completions.create(
         model="model", messages=ASKED, stream=True, max_tokens=900, temperature=1, seed=1
@@ -328,6 +331,7 @@ def test_beyond_the_memory_limit_is_503_with_the_reason(trained: Path, tmp_path:
         assert reply.choices[0].finish_reason == "length"
 
 
+@pytest.mark.slow
 def test_prompts_are_kept_as_far_as_the_option_allows(trained: Path, tmp_path: Path) -> None:
     for size, why in (("much", "--prompt-cache: 'much' is not a size"), ("4GB", "leaves nothing")):
         answer = type_in(trained, "serve", "--prompt-cache", size)
@@ -343,6 +347,7 @@ def test_prompts_are_kept_as_far_as_the_option_allows(trained: Path, tmp_path: P
         assert fetch(f"{address}/status")[1]["prompt_limit_bytes"] == 0
 
 
+@pytest.mark.slow
 def test_elsewhere_than_loopback_a_token_is_asked_for(trained: Path) -> None:
     answer = type_in(trained, "serve", "--host", "0.0.0.0", OODATCAA_TOKEN="")
     complaint(answer, "serve.token", EXIT_FAILURE)

@@ -149,6 +149,7 @@ def test_honest_runs_of_every_kind_pass(check: Check, commit_change: Change) -> 
     assert "1 deselected" in found[2].detail
 
 
+@pytest.mark.slow
 def test_failures_stay_failures_and_coverage_measures_nothing_of_ours(
     check: Check, commit_change: Change
 ) -> None:

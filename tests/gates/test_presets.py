@@ -118,6 +118,7 @@ BAD = "import os\n\nx: int = 'a'\ny: int = 'b'\n"
 WORSE = BAD + "z: int = 'c'\n"
 
 
+@pytest.mark.slow
 def test_real_tools_and_a_baseline(
     check: Check, commit_change: Change, root: Path, repo: Repository
 ) -> None:

@@ -143,7 +143,7 @@ def test_a_checkpointed_step_needs_what_is_estimated(backend: HfBackend, spec: T
     assert 0.85 < estimated / measured.total_bytes < 1.15
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantised", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_the_model_card_says_loads_what_was_trained(
     backend: HfBackend, spec: TrainSpec, tiny: Path, tmp_path: Path, quantised: bool
 ) -> None:

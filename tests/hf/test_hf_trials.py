@@ -41,6 +41,7 @@ def test_the_framework_plan_compares_what_both_backends_measured(tmp_path: Path)
     project.store.close()
 
 
+@pytest.mark.slow
 def test_auto_fit_measures_both_backends_and_trains_with_the_fastest(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "tiny")
     data = make_tiny_data(tmp_path / "data")

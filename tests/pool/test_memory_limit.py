@@ -71,6 +71,7 @@ def test_the_least_recently_used_model_leaves(
         assert all(one / 2 < model.bytes < 2 * one for model in status.models), "measured"
 
 
+@pytest.mark.slow
 def test_what_is_in_use_is_never_evicted(
     bases: tuple[str, str, str], one: int, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_what_is_in_use_is_never_evicted(
         assert names(pool.get_status()) == "b", "nobody's leaving would have helped"
 
 
+@pytest.mark.slow
 def test_adapters_leave_before_one_more_is_refused(
     bases: tuple[str, str, str], tmp_path: Path
 ) -> None:

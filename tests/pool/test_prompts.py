@@ -219,6 +219,7 @@ def test_who_goes_away_leaves_what_was_read(
     assert pool.generate(tiny, None, stopped).text == anew.generate(tiny, None, stopped).text
 
 
+@pytest.mark.slow
 def test_the_bound_holds_over_all_bases_and_the_least_recently_used_leaves(
     tiny: str, tmp_path: Path
 ) -> None:
@@ -312,6 +313,7 @@ def test_a_cache_is_counted_in_the_values_that_the_model_computes_with(
     assert f"need a cache of {10 * bytes_per_value}.00 GB" in caught.value.message
 
 
+@pytest.mark.slow
 def test_prompts_leave_before_an_adapter_does(tiny: str, tmp_path: Path) -> None:
     # Large ones: a few kilobytes would drown in what a process needs anyway.
     folders = [make_adapter(tmp_path / str(n), seed=n, rank=30_000, blocks=(2,)) for n in range(3)]
@@ -331,6 +333,7 @@ def test_prompts_leave_before_an_adapter_does(tiny: str, tmp_path: Path) -> None
         assert after.models[0].prompts == 1, "they were too small to help, and first to leave"
 
 
+@pytest.mark.slow
 def test_room_for_an_adapter_is_made_of_prompts(tiny: str, tmp_path: Path) -> None:
     folders = [make_adapter(tmp_path / str(n), seed=n, rank=30_000, blocks=(2,)) for n in (0, 1)]
     size = (folders[0] / "adapters.safetensors").stat().st_size
@@ -352,6 +355,7 @@ def test_room_for_an_adapter_is_made_of_prompts(tiny: str, tmp_path: Path) -> No
     assert 0 < after.prompt_bytes < full.prompt_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SLIDING, RECURRENT], ids=["sliding", "recurrent"])
 def test_caches_that_can_not_go_back_are_used_whole_or_not_at_all(
     pool: ModelPoolManager, anew: ModelPoolManager, tmp_path: Path, config: dict[str, object]

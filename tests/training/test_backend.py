@@ -308,6 +308,7 @@ def test_kill_9_of_the_builder_leaves_no_child_and_another_goes_on(
     assert again.resumed_from == dead.run_id
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_a_checkpoint_fails_the_run_and_says_so(
     spec: TrainSpec, tmp_path: Path
 ) -> None:
@@ -360,6 +361,7 @@ def test_a_packed_run_answers_for_no_other(backend: MlxBackend, spec: TrainSpec)
     assert not teacher._ask(packed, Path(backend.models.resolve(spec.model))).known
 
 
+@pytest.mark.slow
 def test_a_run_made_for_measuring_answers_the_next_forecast(
     backend: MlxBackend, spec: TrainSpec
 ) -> None:

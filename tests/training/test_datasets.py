@@ -64,6 +64,7 @@ def pairs(path: str | Path, split: str) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_real_library_gives_enough_and_every_answer_parses(tmp_path: Path, tiny: Path) -> None:
     record = build_stdlib(
         tmp_path, seed=1, max_train=200, max_valid=30, max_test=30, model_path=tiny,

@@ -63,8 +63,8 @@ MEASURED = (
         635_695_104,
     ),
 )  # fmt: skip
-"""Peaks of 2 iterations (checkpointed, dropout: 10) of a 135M model, every position a target, on Linux, CPU
-device, MKL."""
+"""Peaks of 2 iterations (checkpointed, dropout: 10) of a 135M model, every position a target, on
+Linux, CPU device, MKL."""
 
 PLAIN = ModelShape(
     model_type="llama", hidden_size=320, intermediate_size=1024, num_layers=4, num_heads=5,

@@ -296,6 +296,7 @@ def test_a_probe_measures_the_real_thing_once_and_then_answers(tiny: Path, tmp_p
     assert again.largest_batch(128) > 2
 
 
+@pytest.mark.slow
 def test_what_is_made_before_the_first_step_counts_as_loading(tiny: Path, tmp_path: Path) -> None:
     """The output layer in float32, above all."""
     wide = tmp_path / "wide"

@@ -328,8 +328,10 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("more", "environment"),
-    [({"packing": True}, {}), ({}, {"OODATCAA_FAST_CPU": "0"})],
-    ids=["packed", "stock products"],
+    [
+        pytest.param({"packing": True}, {}, id="packed"),
+        pytest.param({}, {"OODATCAA_FAST_CPU": "0"}, id="stock products", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_in_a_later_epoch_it_goes_on_to_the_bits_of_a_run_that_never_was(
     tmp_path: Path, tiny: Path, data: Path, more: dict[str, Any], environment: dict[str, str]

@@ -329,7 +329,7 @@ def test_any_number_of_checkpointed_blocks_gives_the_same_gradients(
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles for the CPU with g++")
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_step_that_mlx_compiles_trains_the_same(
     tmp_path: Path, spec: Spec, packing: bool
 ) -> None:
