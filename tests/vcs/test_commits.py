@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.vcs import GitPolicy, Repository, TagExists
+from oodatcaa.vcs.git import git_processes
 
 Git = Callable[..., str]
 USER = GitPolicy.as_the_user(timeout_s=60)
@@ -237,6 +239,15 @@ def test_a_held_lock_is_waited_for_then_named(
     assert str(lock) in caught.value.message
     assert f"rm '{lock}'" in caught.value.hint
     assert lock.exists()
+
+
+def test_a_git_that_has_ended_holds_no_lock(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["git", "--version"], stdout=subprocess.DEVNULL, cwd=tmp_path)
+    try:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert not [line for line in git_processes(tmp_path) if f"pid {ended.pid}:" in line]
+    finally:
+        ended.wait()
 
 
 def test_a_lock_that_goes_away_is_no_error(repo: Repository, root: Path) -> None:

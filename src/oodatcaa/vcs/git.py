@@ -291,9 +291,10 @@ def _locked(cwd: Path, lock: Path) -> StateError:
 def git_processes(*folders: Path) -> tuple[str, ...]:
     """The git processes of this host whose current folder is in one of `folders`."""
     found = []
-    for process in psutil.process_iter(["pid", "name", "cwd", "cmdline"]):
+    for process in psutil.process_iter(["pid", "name", "cwd", "cmdline", "status"]):
         name, where = process.info["name"] or "", process.info["cwd"]
-        if not name.startswith("git"):
+        # One that has ended and was not waited for yet has no folder, and holds nothing.
+        if not name.startswith("git") or process.info["status"] == psutil.STATUS_ZOMBIE:
             continue
         # A git process that we may not look into counts as a holder: better wait than break.
         if where is None or any(Path(where).is_relative_to(folder) for folder in folders):
