@@ -204,7 +204,7 @@ def table(rows: list[Row], minutes: float) -> str:
         "",
         "Goals: 95% within 5% and none more than 2% under; analytic within 15%. "
         f"The forecast was made while looking at the first {TUNED} cases; the others were not "
-        f"looked at. {minutes:.0f} minutes.",
+        f"looked at, but for the peak of a checkpointed one. {minutes:.0f} minutes.",
     ]
     return "\n".join(lines)
 
