@@ -242,6 +242,26 @@ def test_eight_processes_at_once(repo: Repository, root: Path) -> None:
         assert f"{number}.txt" in repo.paths_at(f"feat/T{number:03}-x")
 
 
+def test_threads_that_are_the_first_to_read_in_a_process(repo: Repository) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from oodatcaa.vcs import Repository
+repo = Repository.discover(Path(sys.argv[1]))
+sha = repo.resolve("main")
+def look(number):
+    # Some of them come while another one is importing GitPython.
+    time.sleep(number / 200)
+    return repo.file_at(sha, "README.md")
+with ThreadPoolExecutor(40) as pool:
+    assert all(pool.map(look, range(40)))
+"""
+    reading = python(code, str(repo.root))
+    assert reading.communicate(timeout=60)[1] == ""
+    assert reading.returncode == 0
+
+
 def test_threads_share_one_repository(repo: Repository) -> None:
     def look(number: int) -> bool:
         with repo.check_worktree("main", f"t{number}") as path:

@@ -56,10 +56,12 @@ def object_database(root: Path, common: Path) -> Iterator[GitCmdObjectDB]:
     # Imported here: it costs a tenth of a second that `--help` should not pay; and its own check
     # for the git program at import would hide our error for a missing git.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    from git.cmd import Git
+    # The package first: another thread may still be at its import, at whose end it looks for the
+    # program, and only the name of the package itself waits for that.
+    import git
     from git.db import GitCmdObjectDB
 
-    reader = Git(str(root))
+    reader = git.Git(str(root))
     # GitPython hands the whole environment down; these outvote what a calling hook left there.
     reader.update_environment(
         GIT_DIR=str(common),
