@@ -65,7 +65,6 @@ def test_a_child_does_what_it_was_told(tmp_path: Path, tiny: tuple[Path, Path]) 
         assert "QuantizedLinear" not in seen[True][1]
 
 
-@pytest.mark.slow
 def test_auto_fit_measures_chooses_and_trains(project: Path) -> None:
     """Short examples, so packed rows are a candidate; more rows than examples, so is a cache."""
     path = project / "OBJECTIVE.md"

@@ -64,7 +64,6 @@ def test_runs_against_base_others_and_tasks(trained: tuple[Path, str, str], tmp_
     assert "95 % interval [" in text
 
 
-@pytest.mark.slow
 def test_bad_input_is_told_at_once(trained: tuple[Path, str, str], tmp_path: Path) -> None:
     project, first, _ = trained
     tasks = tmp_path / "tasks.jsonl"

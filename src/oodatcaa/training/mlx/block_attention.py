@@ -29,35 +29,24 @@ class Meaning(NamedTuple):
     added: mx.array
 
 
+Masks = list[tuple[mx.array, Meaning]]
+
+
 class _Known(threading.local):
     """Of this thread: parts of a batch run side by side (parallel.py)."""
 
     def __init__(self) -> None:
-        self.masks: list[tuple[mx.array, Meaning]] = []
+        self.masks: Masks = []
 
 
 _known = _Known()
 
 
 @contextmanager
-def known_masks() -> Iterator[None]:
-    """Forget at the end which masks were made inside."""
-    before, _known.masks = _known.masks, []
-    try:
-        yield
-    finally:
-        _known.masks = before
-
-
-def masks_known() -> list[tuple[mx.array, Meaning]]:
-    """In this thread, now; for `knowing`."""
-    return _known.masks
-
-
-@contextmanager
-def knowing(masks: list[tuple[mx.array, Meaning]]) -> Iterator[None]:
-    """Inside, this thread knows `masks`."""
-    before, _known.masks = _known.masks, masks
+def known_masks(masks: Masks | None = None) -> Iterator[None]:
+    """Inside, this thread knows `masks`, to which those made inside are added (None: these alone);
+    what it knew before is back at the end."""
+    before, _known.masks = _known.masks, [] if masks is None else masks
     try:
         yield
     finally:

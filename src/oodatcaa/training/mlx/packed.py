@@ -37,6 +37,7 @@ class _Mask:
         self._whole = own & base.create_causal_mask(self.length)
         self._owners = owners
         self._made: dict[tuple[int | None, bool], mx.array] = {}
+        self.known: block_attention.Masks = []
 
     @cached_property
     def _blocks(self) -> Blocks | None:
@@ -85,38 +86,31 @@ def _mask(
 
 
 @contextmanager
-def packed(owners: mx.array | None) -> Iterator[None]:
-    """Inside, this thread's attention stays in the examples that `owners` [rows, length] tells
-    apart (None: as always). For a model that was made ready by `route`."""
-    before = _now.given
-    _now.given = None if owners is None else _Mask(owners)
+def _holding(given: _Mask | None) -> Iterator[None]:
+    before, _now.given = _now.given, given
     try:
-        with block_attention.known_masks():
+        with block_attention.known_masks(None if given is None else given.known):
             yield
     finally:
         _now.given = before
 
 
-def is_mask(array: mx.array) -> bool:
-    """Whether `array` is a mask of the rows that are packed in this thread now."""
-    return _now.given is not None and _now.given.is_one(array)
+def packed(owners: mx.array | None) -> AbstractContextManager[None]:
+    """Inside, this thread's attention stays in the examples that `owners` [rows, length] tells
+    apart (None: as always). For a model that was made ready by `route`."""
+    return _holding(None if owners is None else _Mask(owners))
 
 
 def as_now() -> Callable[[], AbstractContextManager[None]]:
-    """Brings back what holds in this thread now, for a block that is computed again when the
-    batch's `packed()` has ended."""
-    given, masks = _now.given, block_attention.masks_known()
+    """Brings back what `packed()` holds in this thread now, when and where a block is computed
+    again."""
+    given = _now.given
+    return lambda: _holding(given)
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        before, _now.given = _now.given, given
-        try:
-            with block_attention.knowing(masks):
-                yield
-        finally:
-            _now.given = before
 
-    return again
+def is_mask(array: mx.array) -> bool:
+    """Whether `array` is a mask of the rows that are packed in this thread now."""
+    return _now.given is not None and _now.given.is_one(array)
 
 
 def route(network: Any) -> None:

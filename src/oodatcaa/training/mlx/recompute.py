@@ -89,21 +89,22 @@ def _chosen(blocks: list[Any], params: QLoRA, *, top: bool) -> list[Any]:
 
 def _patch(kind: type[Any], token: object) -> None:
     whole = kind.__call__
-
     said = False
 
     def call(block: Any, *args: Any, **options: Any) -> Any:
         nonlocal said
-        if getattr(block, MARK, None) is not token:
+        if getattr(block, MARK, None) is not token or not vector.traced():
             return whole(block, *args, **options)
         if vector.active():
-            if not vector.traced():
-                return whole(block, *args, **options)
-            if _is_plain((*args, *options.values())):
+            if _is_repeatable((*args, *options.values())):
                 return _twice(whole, block, args, options)
             if not said:
-                print(f"grad_checkpoint: {kind.__name__} keeps what it computes", flush=True)
                 said = True
+                print(
+                    f"grad_checkpoint: what a {kind.__name__} computes is kept: it is given more "
+                    "than arrays, and may change it",
+                    flush=True,
+                )
             return whole(block, *args, **options)
 
         def run(tensors: Any, *args: Any, **options: Any) -> Any:
@@ -168,11 +169,11 @@ def _twice(
     return _replaced(output, outputs, traced)
 
 
-def _is_plain(given: Any) -> bool:
-    """Whether a block that is given this can be called twice: it may write into whatever is
-    mutable, and get gradients through it."""
+def _is_repeatable(given: Any) -> bool:
+    """Whether a block that is given this can be called again: it may write into whatever is
+    mutable, and gradients may flow through what it wrote."""
     if isinstance(given, tuple):
-        return all(map(_is_plain, given))
+        return all(map(_is_repeatable, given))
     return isinstance(given, (mx.array, bool, int, float, str, NoneType))
 
 

@@ -60,7 +60,8 @@ def active() -> bool:
 
 
 def traced() -> bool:
-    """Whether a gradient may be traced through what this thread computes in its `at_once()`."""
+    """Whether a gradient may be traced through what this thread computes; false only inside of
+    `at_once(traced=False)`."""
     return _open.traced
 
 
