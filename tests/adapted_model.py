@@ -9,16 +9,19 @@ import mlx.core as mx
 from mlx_lm import load
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from oodatcaa.training.mlx.adapted import prepare
 from oodatcaa.training.mlx.cpu import speed_up
 
 
-def adapted(folder: Path, layers: int) -> Any:
+def adapted(folder: Path, layers: int, *, dropout: float = 0.0, dora: bool = False) -> Any:
     loaded: Any = load(str(folder))
     model = loaded[0]
     model.freeze()
     speed_up(model)
     mx.random.seed(7)
-    linear_to_lora_layers(model, layers, {"rank": 4, "scale": 2.0, "dropout": 0.0})
+    options = {"rank": 4, "scale": 2.0, "dropout": dropout}
+    linear_to_lora_layers(model, layers, options, use_dora=dora)
+    prepare(model)
     for name, module in model.named_modules():
         if "lora_b" in module:
             module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))

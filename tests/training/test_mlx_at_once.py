@@ -11,9 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm import load
 from mlx_lm.models.activations import swiglu
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from adapted_model import adapted
 from oodatcaa.domain.qlora import QLoRA
@@ -273,20 +271,6 @@ def test_a_step_that_starts_behind_the_frozen_blocks_is_the_same_step(
             assert close(mine[name], gradient, 1e-3), name
 
 
-def test_what_dora_dequantises_itself_is_not_held(tiny: Path) -> None:
-    loaded: Any = load(str(tiny))
-    model = loaded[0]
-    model.freeze()
-    speed_up(model)
-    linear_to_lora_layers(model, 1, {"rank": 4, "scale": 2.0, "dropout": 0.0}, use_dora=True)
-    hold_dense(model)
-    held = [
-        [one.stored.held is not None for one in block.modules() if hasattr(one, "stored")]
-        for block in model.layers
-    ]
-    assert [any(block) for block in held] == [True] * (len(held) - 1) + [False]
-
-
 def test_a_large_matrix_is_multiplied_with_in_pieces(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +282,7 @@ def test_a_large_matrix_is_multiplied_with_in_pieces(
         return {"loss": value, **dict(tree_flatten(gradients))}
 
     whole = step(adapted(tiny, 2))
-    monkeypatch.setattr("oodatcaa.training.mlx.cpu.PIECE_BYTES", 5 * 4 * 64)
+    monkeypatch.setattr("oodatcaa.training.mlx.stored.PIECE_BYTES", 5 * 4 * 64)
     for name, found in step(adapted(tiny, 2)).items():
         assert close(found, whole[name], 1e-4), name
 
@@ -331,7 +315,7 @@ def test_looking_at_a_model_with_a_large_output_layer_takes_little() -> None:
 def test_weights_that_are_held_change_no_bit(
     tiny: Path, at_once: bool, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oodatcaa.training.mlx.cpu.PIECE_BYTES", piece)
+    monkeypatch.setattr("oodatcaa.training.mlx.stored.PIECE_BYTES", piece)
     batch = make_batch([Example(tuple(range(3, 40)), 10), Example(tuple(range(60, 90)), 1)], 128)
     found = []
     for held in (False, True):

@@ -29,6 +29,7 @@ from oodatcaa.training.mlx.evaluate import example_losses
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.parallel import Team, divided_gradient, divided_loss, make_team
 from oodatcaa.training.mlx.prefix import frozen_prefix
+from oodatcaa.training.mlx.randomness import draw, seeded
 from oodatcaa.training.mlx.recompute import recompute
 from tiny_model import make_tiny_model
 
@@ -265,3 +266,63 @@ def test_every_target_goes_with_its_row(shapes: list[tuple[int, int]], parts: in
         assert (flat[np.array(part.rows)[real]] + 1 == np.array(part.targets)[real]).all()
         seen += np.array(part.targets)[real].tolist()
     assert seen == [token for e in chosen for token in e.tokens[e.offset :]]
+
+
+def test_each_part_drops_something_of_its_own(folder: Path) -> None:
+    model = adapted(folder, -1, dropout=0.4)
+    made = make_team(model, 3)
+    assert made is not None
+    loss = make_loss(split_head(model), at_once=True, random=True)
+    model.train()
+    row = examples(1)
+    try:
+        mx.random.seed(9)
+        divided = divided_gradient(made, loss, None, random=True)
+        together = [step(model, divided, make_batch(row * 3, 128)) for _ in range(2)]
+        mx.random.seed(9)
+        again = step(model, divided, make_batch(row * 3, 128))
+    finally:
+        made.close()
+    assert again[0] == together[0][0] != together[1][0]
+    assert all(mx.array_equal(again[2][name], found) for name, found in together[0][2].items())
+
+    mx.random.seed(9)
+    alone = []
+    for seed in draw(3):
+        with seeded(seed):
+            alone.append(step(model, loss, make_batch(row, 128)))
+    assert len({value for value, _, _ in alone}) == 3
+    assert again[0] == pytest.approx(sum(value for value, _, _ in alone) / 3, rel=1e-5)
+    for name, found in again[2].items():
+        mean = (alone[0][2][name] + alone[1][2][name] + alone[2][2][name]) / 3
+        assert mx.allclose(found, mean, rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_is_dropped_is_dropped_again_when_a_block_is_computed_again(
+    folder: Path, rows: int, dora: bool
+) -> None:
+    def found(again: bool) -> dict[str, mx.array]:
+        model = adapted(folder, -1, dropout=0.4, dora=dora)
+        made = make_team(model, rows)
+        loss = make_loss(split_head(model), at_once=True, random=True)
+        if again:
+            params = QLoRA(num_layers=-1, grad_checkpoint=True)
+            recompute([model, *(made.networks if made else ())], params, at_once=True)
+        if made is not None:
+            loss = divided_gradient(made, loss, None, random=True)
+        model.train()
+        mx.random.seed(4)
+        try:
+            # Two steps: the second has other masks, and must go on from the same random state.
+            values = [step(model, loss, make_batch(examples(rows), 128)) for _ in range(2)]
+        finally:
+            if made is not None:
+                made.close()
+        assert values[0][0] != values[1][0]
+        return values[1][2]
+
+    kept, computed = found(again=False), found(again=True)
+    for name, gradient in kept.items():
+        assert mx.allclose(computed[name], gradient, rtol=1e-4, atol=1e-6), name

@@ -453,8 +453,13 @@ def stock_blocks() -> Iterator[None]:
 @pytest.mark.usefixtures("stock_blocks")
 @pytest.mark.parametrize(
     "how",
-    [{"dropout": 0.3}, {"grad_checkpoint": True, "batch_size": 2}, {"grad_checkpoint": True}],
-    ids=["dropout", "rows and blocks again", "blocks again"],
+    [
+        {"dropout": 0.3},
+        {"dropout": 0.3, "grad_checkpoint": True, "batch_size": 2, "fine_tune_type": "dora"},
+        {"grad_checkpoint": True, "batch_size": 2},
+        {"grad_checkpoint": True},
+    ],
+    ids=["dropout", "dropped rows of dora, blocks again", "rows and blocks again", "blocks again"],
 )
 def test_a_resumed_run_ends_with_the_very_same_adapter(
     tmp_path: Path, spec: Spec, how: dict[str, Any]

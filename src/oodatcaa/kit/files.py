@@ -7,7 +7,9 @@ import errno
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from oodatcaa.kit.faults import reach
 
@@ -21,13 +23,21 @@ def write_atomic(
     Raises OSError (disk full, read-only); the old file is then untouched and no temp file stays.
     `name` is that of its crash points (see kit.faults).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     payload = data.encode("utf-8") if isinstance(data, str) else data
+    stream_atomic(path, lambda file: file.write(payload), mode=mode, name=name)
+
+
+def stream_atomic(
+    path: Path, write: Callable[[IO[bytes]], object], *, mode: int = 0o644, name: str = "file"
+) -> None:
+    """`write_atomic` of whatever `write` puts into the file that it is given. What it raises
+    travels on; the old file is then untouched and no temp file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             reach(f"{name}.before_write")
-            file.write(payload)
+            write(file)
             file.flush()
             reach(f"{name}.after_write")
             os.fchmod(file.fileno(), mode)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -22,16 +23,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
 from oodatcaa.domain.base import Record, Utc
 from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.kit.files import sync_folder, write_atomic
+from oodatcaa.kit.files import stream_atomic, sync_folder, write_atomic
 from oodatcaa.training.hashes import file_sha256
 from oodatcaa.training.progress import DISK_FULL, DiskFullError
 from oodatcaa.training.protocol import ADAPTER_CONFIG_FILE, METRICS_FILE
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 NOTE_FILE = "checkpoint.json"
 STATE_FILE = "state.safetensors"
@@ -141,15 +146,43 @@ def write_checkpoint(
     return target
 
 
-def save_bytes(path: Path, data: bytes | memoryview) -> str:
-    """Write atomically; the sha256. DiskFullError instead of a torn file."""
+class Hashed(io.RawIOBase):
+    """A file that is written from its beginning to its end, and the sha256 of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.hash, self.size = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer) -> int:
+        self.hash.update(data)
+        self.size += memoryview(data).nbytes
+        return self._file.write(data)
+
+
+def save_stream(path: Path, write: Callable[[Any], object]) -> str:
+    """Write atomically what `write` puts into the file; the sha256. DiskFullError instead of a
+    torn file."""
+    files = []
+
+    def hashed(file: IO[bytes]) -> None:
+        files.append(Hashed(file))
+        write(files[-1])
+
     try:
-        write_atomic(path, data, name=f"checkpoint.{path.name}")
+        stream_atomic(path, hashed, name=f"checkpoint.{path.name}")
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise DiskFullError(f"{path.name}: {error.strerror} ({len(data)} bytes)") from error
+            size = files[-1].size if files else 0
+            raise DiskFullError(f"{path.name}: {error.strerror} ({size} bytes)") from error
         raise
-    return hashlib.sha256(data).hexdigest()
+    return files[-1].hash.hexdigest()
+
+
+def save_bytes(path: Path, data: bytes | memoryview) -> str:
+    """`save_stream` of what is there already."""
+    return save_stream(path, lambda file: file.write(data))
 
 
 def save_checkpoint(
@@ -235,7 +268,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        write_atomic(target, source.read_bytes(), mode=0o444)
+        with source.open("rb") as kept:
+            stream_atomic(target, lambda file: shutil.copyfileobj(kept, file), mode=0o444)
 
 
 def _rename(temp: Path, target: Path) -> None:

@@ -10,7 +10,6 @@ from oodatcaa.domain.memory import MemoryEstimate, MemoryLayer, MemoryPart, Memo
 from oodatcaa.domain.qlora import FineTune, QLoRA
 from oodatcaa.domain.training import FailureKind, RunFailure
 from oodatcaa.training.formulas import (
-    FLOAT32,
     PAD_TO,
     Size,
     Terms,
@@ -90,10 +89,13 @@ def estimate_training(
         kept += (MemoryPart(name=DENSE, bytes=dense, formula=formula),)
     parts = (*kept, *_step_parts(shape, params, size, found), runtime)
     step = sum(part.bytes for part in parts)
-    more = found.weights + found.trained + found.runtime + found.saving - step
+    more = found.weights + found.trained + found.runtime + found.after - step
     if more > 0:
-        formula = "a checkpoint in memory takes this much more than a training step"
-        parts = (*parts, MemoryPart(name=SAVING, bytes=more, formula=formula))
+        name, what = UPDATE, "gradients behind the backward pass take"
+        if device.startswith("torch"):
+            name, what = SAVING, "a checkpoint in memory takes"
+        formula = f"{what} this much more than all that a step held before"
+        parts = (*parts, MemoryPart(name=name, bytes=more, formula=formula))
     more = _making(shape, params, device) - sum(part.bytes for part in parts)
     if more > 0:
         formula = "making the re-quantised copy takes this much more than the training"
@@ -220,7 +222,7 @@ def estimate_forward(
 
 def _one_layer(shape: ModelShape, rows: int, length: int) -> tuple[MemoryPart, MemoryPart]:
     tokens = rows * length
-    width = round(FLOAT32.hidden * shape.hidden_size + FLOAT32.width * inner_width(shape)) // 4
+    width = round(PASSING_HIDDEN * shape.hidden_size + PASSING_WIDTH * inner_width(shape)) // 4
     scores = rows * shape.num_heads * length**2 * 4
     return (
         MemoryPart(
@@ -275,9 +277,13 @@ BASELINE = "runtime"
 BLOCK = "one block on its way back"
 LEFT = "left by passes before"
 SAVING = "saving"
+UPDATE = "update"
 REQUANTISING = "re-quantising"
 
 
+PASSING_HIDDEN, PASSING_WIDTH = 17.3, 5.78
+"""Bytes a token of what one layer makes where no gradient is traced, for each of the hidden size
+and of its inner widths; as seen."""
 LOOSE, MOST_LOOSE_BYTES, THREADS_BYTES = 0.45, 33_000_000, 15_000_000
 """Of an evaluation on the fast CPU path: the heap's holes as a share of a layer's results, and what
 it holds besides; as seen."""
@@ -305,7 +311,7 @@ def _advice(part: str) -> str:
         return "smaller batch_size with grad_accumulation_steps, grad_checkpoint, fewer num_layers"
     if part in (LOSS, SCORES):
         return "smaller batch_size with grad_accumulation_steps, or a shorter max_seq_length"
-    if part in (ADAPTER, SAVING):
+    if part in (ADAPTER, SAVING, UPDATE):
         return "a smaller rank, fewer num_layers, or fine_tune_type lora where it is full"
     if part == REQUANTISING:
         return "a model that is stored with quantize_bits bits already"

@@ -55,9 +55,8 @@ class Kind:
     """Of a score of packed rows' mask, once and in every block."""
 
 
-FLOAT32 = Kind(itemsize=4, hidden=17.3, width=5.78, kept_scores=4, scores=16, head_copies=1)
 AT_ONCE = Kind(itemsize=4, hidden=10, width=11.3, kept_scores=5.6, scores=0, head_copies=1, mask=6)
-"""FLOAT32 where layers evaluate as they are met: everything is kept, so nothing comes on top but
+"""float32 where layers evaluate as they are met: everything is kept, so nothing comes on top but
 a block that is computed again.
 Fitted to 24 peaks, which it meets within 13 %."""
 HOLES, MOST_HOLES = 0.45, 33_000_000
@@ -76,19 +75,10 @@ for the processor's cache, large enough for an efficient product (1, 2 and 4 MB 
 AHEAD, MOST_AHEAD = 10, 70
 """Of a chunk's logits, so many buffers were seen at once in a graph of MLX's CPU device, which
 allocates ahead; as long as a GPU is not measured, seven times as many are counted there."""
-DENSE_AHEAD, MOST_AHEAD_BYTES = 40, 150_000_000
-"""Dequantised matrices in a graph on the CPU: so many of small ones were seen at once."""
-LAYERS_AHEAD, MOST_LAYERS_AHEAD_BYTES = 3.5, 30_000_000
-"""Where none is dequantised, what so many layers make; fitted to the counter in 9 probes of two
-checkpointed models."""
 BACK = 1.2
 """Of what a block keeps, what is there while it goes back alone, where layers evaluate as they are
 met and it is computed again; with a buffer of the scores, and a thread for it. Fitted to 14 peaks,
 which it meets within 13 %."""
-PLAIN_LORA_COPIES = 3
-"""Where layers evaluate as they are met, mlx-lm's own LoRA layer on a matrix that is not quantised
-also keeps its product before the low-rank part is added, that part, and that part scaled; what
-larger batches took of a float16 model says 2.97."""
 THREAD_BYTES = 12_000_000
 """Stacks and buffers of each thread more that rows are dealt to (there in validations at least), or
 that computes blocks again."""
@@ -113,7 +103,8 @@ class Size:
 @dataclass(frozen=True)
 class Terms:
     """Bytes. `kept` grows with tokens and trained blocks; `loss` and `block` are never there
-    together, so only the larger counts; the same holds for `step` and `saving`."""
+    together, so only the larger counts; nor are those and `kept` there with `after`, which comes
+    behind the backward pass."""
 
     weights: int
     trained: int
@@ -123,7 +114,7 @@ class Terms:
     scores: int
     head: int
     runtime: int
-    saving: int
+    after: int
 
     @property
     def moment(self) -> int:
@@ -156,27 +147,26 @@ TORCH_LOSS_COPIES = 4
 """Float tensors of the logits' shape that PyTorch's cross entropy and its gradient hold."""
 
 
-def at_once(params: QLoRA, device: str, fast_cpu: bool) -> bool:
-    """Whether the worker evaluates layers as they are met (`training/mlx/vector.py`).
-
-    Not with layers that would keep too much.
-    """
-    plain = params.fine_tune_type is FineTune.LORA and params.dropout == 0
-    return device == "cpu" and fast_cpu and plain
+def at_once(device: str, fast_cpu: bool) -> bool:
+    """Whether the worker evaluates layers as they are met (`training/mlx/vector.py`)."""
+    return device == "cpu" and fast_cpu
 
 
 def parts(params: QLoRA, rows: int, device: str, fast_cpu: bool) -> int:
     """How many parts of a batch of `rows` go through the model side by side, each with the
-    intermediate arrays of its own rows (`training/mlx/parallel.py`)."""
-    return max(1, min(rows, cores())) if at_once(params, device, fast_cpu) else 1
+    intermediate arrays of its own rows (`training/mlx/parallel.py`).
+
+    Full fine-tuning stays in one: another gradient of all weights would be there for each part.
+    """
+    if not at_once(device, fast_cpu) or params.fine_tune_type is FineTune.FULL:
+        return 1
+    return max(1, min(rows, cores()))
 
 
-def kind_for(params: QLoRA, device: str, fast_cpu: bool) -> Kind:
+def kind_for(device: str, fast_cpu: bool) -> Kind:
     if device.startswith("torch"):
         return TORCH
-    if at_once(params, device, fast_cpu):
-        return AT_ONCE
-    return FLOAT32 if device == "cpu" and fast_cpu else HALF
+    return AT_ONCE if at_once(device, fast_cpu) else HALF
 
 
 def held_head(shape: ModelShape, params: QLoRA, device: str, fast_cpu: bool) -> int:
@@ -194,9 +184,6 @@ def held_blocks(shape: ModelShape, params: QLoRA, device: str, fast_cpu: bool) -
         return 0
     every = shape.blocks or (block_of(shape),) * shape.num_layers
     count = sum(m.rows * m.columns for block in every for m in block.matrices)
-    if params.fine_tune_type is FineTune.DORA:  # dequantises what it adapts itself
-        own = sum(m.rows * m.columns for m in adapted(shape, params))
-        count -= trained_blocks(shape, params) * own
     return 4 * count
 
 
@@ -218,7 +205,7 @@ def _loss(shape: ModelShape, params: QLoRA, size: Size, device: str, fast_cpu: b
         return TORCH_LOSS_COPIES * logits
     if shape.dense_logits:
         return loss_copies(mlx_version()) * logits
-    if at_once(params, device, fast_cpu):
+    if at_once(device, fast_cpu):
         together = parts(params, size.batch, device, fast_cpu)
         rows = min(-(-targets // together), MOST_TILE_ROWS)
         tile = 4 * rows * min(tile_columns(rows), shape.vocab_size)
@@ -284,13 +271,10 @@ def terms(
     shape: ModelShape, params: QLoRA, size: Size, weights: int, device: str, fast_cpu: bool
 ) -> Terms:
     """All terms of one step; `weights` is what the loaded model takes."""
-    kind = kind_for(params, device, fast_cpu)
+    kind = kind_for(device, fast_cpu)
     blocks = trained_blocks(shape, params)
     quantised = shape.bits is not None or params.quantize_bits is not None
     layer = round(size.tokens * (kind.hidden * shape.hidden_size + kind.width * inner_width(shape)))
-    if kind is AT_ONCE and not quantised:
-        outputs = sum(m.rows for m in adapted(shape, params))
-        layer += PLAIN_LORA_COPIES * kind.itemsize * size.tokens * outputs
     scores = size.batch * shape.num_heads * size.length**2
     mask = size.batch * size.length**2 if params.packing else 0
     one = layer + round(kind.kept_scores * scores) + _dora(shape, params, kind)
@@ -300,17 +284,10 @@ def terms(
     inputs = again * size.tokens * shape.hidden_size * kind.itemsize
     largest = max((m.rows * m.columns for m in block_of(shape).matrices), default=0)
     dense_blocks = held_blocks(shape, params, device, fast_cpu)
-    every_held = dense_blocks and params.fine_tune_type is not FineTune.DORA
-    unpacks = quantised and kind.head_copies and not every_held
-    matrix = kind.itemsize * largest if unpacks else 0
-    ahead = threads = 0
-    if kind is FLOAT32:
-        ahead = min(DENSE_AHEAD * matrix, MOST_AHEAD_BYTES)
-        if not quantised:
-            ahead = min(round(LAYERS_AHEAD * layer), MOST_LAYERS_AHEAD_BYTES)
-        threads = THREAD_BYTES * (max(1, min(size.batch, cores())) - 1)
+    matrix = kind.itemsize * largest if quantised and kind.head_copies and not dense_blocks else 0
     together = parts(params, size.batch, device, fast_cpu)
-    dense = max(2 * matrix * together, ahead)
+    dense = 2 * matrix * together
+    threads = 0
     head = _head(shape, size, kind, together)
     held = held_head(shape, params, device, fast_cpu)
     if kind is AT_ONCE:
@@ -326,15 +303,31 @@ def terms(
     return Terms(
         weights=weights + held + dense_blocks,
         # Every part has a gradient before they are added up.
-        trained=round(4 * trained * (_copies(params) + together - 1)),
+        trained=round(4 * trained * (_copies(params, kind) + together - 1)),
         kept=kept,
         loss=_loss(shape, params, size, device, fast_cpu),
         block=block,
         scores=round(kind.scores * scores),
         head=head if quantised and not held else 0,
         runtime=runtime_bytes(shape, device) + holes + threads,
-        saving=round(4 * trained * (1.2 * max(1.0, STATE_COPIES[params.optimizer]))),
+        after=_after(trained, params, device, fast_cpu),
     )
+
+
+def _after(trained: int, params: QLoRA, device: str, fast_cpu: bool) -> int:
+    """PyTorch's checkpoints are made in memory; MLX's are written a tensor at a time. Gradients of
+    all weights may be more than what was kept for them."""
+    if device.startswith("torch"):
+        return round(4 * trained * (1.2 * max(1.0, STATE_COPIES[params.optimizer])))
+    if not _gradients_last(params, kind_for(device, fast_cpu)):
+        return 0
+    return round(4 * trained * UPDATE_COPIES.get(params.optimizer, 1.0))
+
+
+def _gradients_last(params: QLoRA, kind: Kind) -> bool:
+    """Whether there are few gradients yet at the largest moment of a step. A block that is computed
+    again comes after those of the blocks above it."""
+    return kind is AT_ONCE and params.fine_tune_type is FineTune.FULL and not params.grad_checkpoint
 
 
 def _head(shape: ModelShape, size: Size, kind: Kind, together: int) -> int:
@@ -347,18 +340,22 @@ def _head(shape: ModelShape, size: Size, kind: Kind, together: int) -> int:
     return kind.head_copies * kind.itemsize * shape.hidden_size * columns
 
 
-def _copies(params: QLoRA) -> float:
-    """float32 copies of the trained parameters: gradient, moments, update; the weights themselves
-    too, unless they are the model's own."""
-    own = 0 if params.fine_tune_type is FineTune.FULL else 1
+def _copies(params: QLoRA, kind: Kind) -> float:
+    """float32 copies of the trained parameters at a step's largest moment: gradient, moments,
+    update; the weights themselves too, unless they are the model's own."""
     accumulated = 1 if params.grad_accumulation_steps > 1 else 0
+    state = STATE_COPIES[params.optimizer] + accumulated
+    if _gradients_last(params, kind):
+        return state
     update = UPDATE_COPIES.get(params.optimizer, 1.0)
-    return own + 1 + STATE_COPIES[params.optimizer] + update + accumulated
+    if params.fine_tune_type is not FineTune.FULL:
+        return 1 + 1 + state + update
+    return 1 + state + (0 if kind is AT_ONCE else update)
 
 
 def _dora(shape: ModelShape, params: QLoRA, kind: Kind) -> int:
-    """DoRA builds the adapted weight to take its norm: two dense copies of each matrix."""
-    if params.fine_tune_type is not FineTune.DORA:
+    """mlx-lm's DoRA builds the adapted weight to take its norm: two dense copies of each matrix."""
+    if params.fine_tune_type is not FineTune.DORA or kind is AT_ONCE:
         return 0
     return 2 * kind.itemsize * sum(m.rows * m.columns for m in adapted(shape, params))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,21 @@ from oodatcaa.training.checkpoints import (
     CheckpointNote,
     RunIdentity,
     refused,
-    save_bytes,
+    save_stream,
     verify,
 )
+from oodatcaa.training.mlx.randomness import random_key
 from oodatcaa.training.mlx.setup import adapter_tensors
 from oodatcaa.training.protocol import ADAPTER_FILE
-
-
-def random_key() -> int:
-    """MLX's random state as the 64-bit number that `mx.random.seed` would restore it from."""
-    state: Any = mx.random.state
-    high, low = state[0].tolist()
-    return int(high) << 32 | int(low)
 
 
 def save_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str]) -> str:
     """Write a safetensors file atomically; its sha256. DiskFullError instead of a torn file.
 
-    MLX's own writer reports a full disk as a bare RuntimeError, so the bytes go through Python.
+    MLX's own writer reports a full disk as a bare RuntimeError, so the bytes go through Python, a
+    tensor at a time: full fine-tuning's state is gigabytes, which must not be there twice.
     """
-    buffer = io.BytesIO()
-    mx.save_safetensors(buffer, tensors, metadata=metadata)
-    # Not getvalue(): full fine-tuning's state would be there twice.
-    return save_bytes(path, buffer.getbuffer())
+    return save_stream(path, lambda file: mx.save_safetensors(file, tensors, metadata=metadata))
 
 
 def not_finite(tensors: dict[str, mx.array]) -> tuple[str, ...]:

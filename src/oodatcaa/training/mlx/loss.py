@@ -21,6 +21,7 @@ from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
 from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
+from oodatcaa.training.mlx.randomness import draw, seeded
 
 Apply = Callable[[mx.array], mx.array]
 
@@ -106,12 +107,14 @@ def make_loss(
     prefix: FrozenPrefix | None = None,
     at_once: bool = False,
     gradient: bool = True,
+    random: bool = False,
 ) -> Callable[..., tuple[mx.array, mx.array]]:
     """mlx-lm's `loss` seam: (mean loss over the batch's targets, number of targets).
 
     With `prefix` the model starts at its first trained block when the batch brings that block's
     input. `at_once`: the CPU layers evaluate as they go, which is faster.
     `gradient=False` for a validation, where the gradient of the output layer would be wasted.
+    `random`: the model draws numbers (dropout).
     """
 
     def loss(
@@ -132,7 +135,8 @@ def make_loss(
             owners = None if owners is None else vector.cut(owners)
         count = weights.sum()
         start: AbstractContextManager[None] = prefix.given(hidden) if prefix else nullcontext()
-        with start, vector.at_once() if at_once else nullcontext(), packed(owners):
+        numbers = seeded(draw(1)[0]) if random else nullcontext()
+        with start, vector.at_once() if at_once else nullcontext(), packed(owners), numbers:
             if split.frozen is not None and gradient:
                 picked = _picked(split, model, inputs, rows)
                 total = split.frozen.total(picked, targets, weights)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -29,6 +29,7 @@ from oodatcaa.training.mlx.blas import use_threads
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
+from oodatcaa.training.mlx.randomness import draw, seeded
 from oodatcaa.training.wall import untouched
 
 Loss = Callable[..., tuple[mx.array, mx.array]]
@@ -158,22 +159,28 @@ def _arrays(module: nn.Module) -> list[mx.array]:
     return [value for value in kept if isinstance(value, mx.array)]
 
 
-def divided_gradient(team: Team, loss: Loss, prefix: FrozenPrefix | None) -> Loss:
+def divided_gradient(
+    team: Team, loss: Loss, prefix: FrozenPrefix | None, *, random: bool = False
+) -> Loss:
     """mlx-lm's `loss` seam for the whole batch, from `loss` on its parts.
 
     The parts' gradients are computed in the forward pass; the backward pass scales their sum.
+    `random`: each part has numbers of its own to draw (dropout), the same whenever the random state
+    of the calling thread is.
     """
 
     def divided(model: Any, *batch: mx.array | None) -> tuple[mx.array, mx.array]:
         whole = _batch(None if part is None else vector.cut(part) for part in batch)
         share, count = whole.share, vector.cut(whole.weights.sum())
         parts = divide(whole._replace(share=None), team.size)
+        seeds = draw(len(parts)) if random else [None] * len(parts)
         names, arrays = zip(*tree_flatten(model.trainable_parameters()), strict=True)
 
         @mx.custom_function
         def mean(*arrays: mx.array) -> tuple[mx.array, ...]:
             values = tree_unflatten(list(zip(names, vector.cut_all(arrays), strict=True)))
-            return _added(team.each(_Part(loss, prefix, values, count), parts, values))
+            given = list(zip(parts, seeds, strict=True))
+            return _added(team.each(_Part(loss, prefix, values, count), given, values))
 
         @mean.vjp
         def mean_vjp(
@@ -200,7 +207,12 @@ class _Part:
     def __init__(self, loss: Loss, prefix: FrozenPrefix | None, values: Any, count: mx.array):
         self.loss, self.prefix, self.values, self.count = loss, prefix, values, count
 
-    def __call__(self, network: Any, part: Batch) -> list[mx.array]:
+    def __call__(self, network: Any, given: tuple[Batch, int | None]) -> list[mx.array]:
+        part, seed = given
+        with nullcontext() if seed is None else seeded(seed):
+            return self._found(network, part)
+
+    def _found(self, network: Any, part: Batch) -> list[mx.array]:
         if self.prefix is not None:
             with packed(part.owners):
                 part = part._replace(hidden=self.prefix.run(network, part.inputs))

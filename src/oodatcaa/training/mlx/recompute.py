@@ -27,7 +27,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from oodatcaa.domain.qlora import QLoRA
-from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx import randomness, vector
 from oodatcaa.training.mlx.packed import as_now, is_mask
 
 MARK, FROZEN = "_recomputed_by", "_frozen_arrays"
@@ -123,7 +123,7 @@ def _twice(
     parameters and in the floating-point arrays given, of which alone the trace keeps anything."""
     given = (block.trainable_parameters(), args, options)
     frozen: _Frozen = getattr(block, FROZEN)
-    here = as_now()
+    here, numbers = as_now(), randomness.as_now()
     inputs = _differentiable(given)
     found: list[Any] = []
 
@@ -157,7 +157,8 @@ def _twice(
             return tuple(run(arrays, trace=True)[1])
 
         def work() -> list[mx.array]:
-            _, gradients = mx.vjp(again, arrays, above)
+            with numbers():
+                _, gradients = mx.vjp(again, arrays, above)
             mx.eval(gradients)
             return vector.cut_all(gradients)
 

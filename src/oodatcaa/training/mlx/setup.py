@@ -10,12 +10,14 @@ import mlx.optimizers as optim
 import yaml
 from mlx.utils import tree_flatten
 from mlx_lm import load
+from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, load_adapters
 
 from oodatcaa.domain.qlora import FineTune, LrSchedule, Optimizer, QLoRA
 from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.training.mlx.cpu import speed_up
+from oodatcaa.training.mlx import adapted
+from oodatcaa.training.mlx.cpu import fast_cpu, speed_up
 from oodatcaa.training.models import ModelStore, unavailable
 from oodatcaa.training.protocol import fast_cpu_wanted
 
@@ -83,6 +85,12 @@ def attach_adapters(network: Any, params: QLoRA) -> None:
         lora_parameters(params),
         use_dora=params.fine_tune_type is FineTune.DORA,
     )
+    for layer in network.modules():
+        if isinstance(layer, DoRALinear):
+            # One at a time: each takes the norm of a dense matrix.
+            mx.eval(layer.m)
+    if fast_cpu():
+        adapted.prepare(network)
 
 
 def _adapter_problems(network: Any, params: QLoRA) -> list[str]:

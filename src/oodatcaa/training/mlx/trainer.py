@@ -16,7 +16,7 @@ from oodatcaa.kit.files import write_atomic
 from oodatcaa.training.checkpoints import RunIdentity, verify
 from oodatcaa.training.engine import TrainingRun
 from oodatcaa.training.examples import Examples, segments
-from oodatcaa.training.formulas import at_once
+from oodatcaa.training.formulas import at_once, parts
 from oodatcaa.training.identity import cores
 from oodatcaa.training.mlx import setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, Prepare, tokenize
@@ -92,9 +92,7 @@ class Run(TrainingRun):
         optimizer = setup.make_optimizer(self.params)
         optimizer.init(network.trainable_parameters())
         split = split_head(network)
-        self.loss_path = _loss_path(
-            split, self.team.size if self.team else 1, self._eager, self.params
-        )
+        self.loss_path = _loss_path(split, self._parts, self._eager, self.params)
         identity = identity.evolve(facts={**identity.facts, "loss path": self.loss_path})
         config = self._write_configs()
         resumed = self.resume(
@@ -144,7 +142,14 @@ class Run(TrainingRun):
 
     @property
     def _eager(self) -> bool:
-        return at_once(self.params, accelerator(), fast_cpu())
+        return at_once(accelerator(), fast_cpu())
+
+    @property
+    def _parts(self) -> int:
+        """Of a batch, whose gradients are computed side by side."""
+        if self.team is None:
+            return 1
+        return parts(self.params, self.params.batch_size, accelerator(), fast_cpu())
 
     def _frozen_cache(self, network: Any) -> FrozenCache | None:
         if self.prefix is None:
@@ -167,15 +172,16 @@ class Run(TrainingRun):
 
     def _losses(self, split: Split) -> tuple[Loss, Loss]:
         """For the gradient, and for a validation."""
-        loss = make_loss(split, prefix=self.prefix, at_once=self._eager)
+        random = self._eager and self.params.dropout > 0
+        loss = make_loss(split, prefix=self.prefix, at_once=self._eager, random=random)
         validation = make_loss(split, prefix=self.prefix, gradient=False)
         if self.team is None:
             return loss, validation
-        if self._eager:
+        if self._parts > 1:
             # Without a cache the parts run the frozen blocks, each on its own thread.
             inside = self.prefix if self.cache is None else None
             self.prefix = None
-            loss = divided_gradient(self.team, loss, inside)
+            loss = divided_gradient(self.team, loss, inside, random=random)
         return loss, divided_loss(self.team, validation)
 
     def _loop(self, network: Any, optimizer: Any, loss: Loss) -> None:
@@ -308,7 +314,7 @@ class _Steps:
 
 def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA) -> str:
     """Two ways to the same loss differ in the last bits: no switch in mid-run."""
-    together = f", the rows in {parts} parts" if eager and parts > 1 else ""
+    together = f", the rows in {parts} parts" if parts > 1 else ""
     together += ", packed rows in blocks" if eager and params.packing else ""
     together += ", blocks again one at a time" if eager and params.grad_checkpoint else ""
     if fast_cpu() and cores() // parts == 1 and (kernels := numpy_kernels()):
@@ -318,4 +324,4 @@ def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA) -> str:
     if split.frozen is not None:
         head = "fused head in tiles" if eager else "fused head"
     # The number counts the ways that fast products were computed in so far.
-    return f"{rows}, {head}, {'fast products 3' if fast_cpu() else 'stock products'}{together}"
+    return f"{rows}, {head}, {'fast products 4' if fast_cpu() else 'stock products'}{together}"
