@@ -21,6 +21,7 @@ from oodatcaa.training.estimate import estimate_training, read_shape, step_terms
 from oodatcaa.training.forecast import (
     MARGIN,
     SPREAD,
+    SPREAD_BEYOND,
     ProbeCache,
     Probed,
     answers,
@@ -47,9 +48,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(FEATURE, FEATURE, FEATURE), min_size=1, max_size=4), FACTOR)
+@given(st.lists(st.tuples(FEATURE, FEATURE), min_size=1, max_size=4), FACTOR)
 def test_measurements_that_are_all_off_by_one_factor_are_met(
-    rows: list[tuple[float, float, float]], factor: float
+    rows: list[tuple[float, float]], factor: float
 ) -> None:
     peaks = [round(sum(row) * factor) for row in rows]
     scales = calibrate(rows, peaks)
@@ -143,7 +144,8 @@ def test_a_straight_line_is_found_beyond_what_was_measured(
         for size in probe_sizes(target, batch * length // 2)
     )
     found = forecast(Probed(family=SAME, points=points), shape, params, target, "cpu")
-    assert 0.99 < found.total_bytes / (1 + SPREAD) / (counted(target) + RUNTIME) < 1.01
+    # However far the terms are off.
+    assert 0.98 < found.total_bytes / (counted(target) + RUNTIME) < 1 + SPREAD_BEYOND + 0.02
 
 
 @settings(deadline=None, max_examples=60)
@@ -189,11 +191,13 @@ def test_what_a_process_holds_beside_the_count_is_taken_along(more: int, tiny: P
         return forecast(probed, shape, params, Size(1, 256, 256), "cpu").total_bytes
 
     assert total(RUNTIME) > RUNTIME + measured[128]
-    assert total(RUNTIME + more) == pytest.approx(total(RUNTIME) + (1 + SPREAD) * more, abs=10)
+    assert total(RUNTIME + more) == pytest.approx(
+        total(RUNTIME) + (1 + SPREAD_BEYOND) * more, abs=10
+    )
 
 
 def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
-    """Peaks that were measured on 2 cores; a probe of 2 x 256 itself took 425 MB."""
+    """Peaks of mlx-lm's own layers, as measured on 2 cores; a probe of 2 x 256 took 425 MB."""
     shape = ModelShape(
         model_type="gemma", hidden_size=256, intermediate_size=2048, num_layers=3, num_heads=4,
         num_kv_heads=1, head_dim=64, vocab_size=12000, tied_embeddings=True, weight_bytes=4662272,
@@ -207,7 +211,8 @@ def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
         point(batch, length, process * 10**6, counted * 10**6)
         for batch, length, process, counted in measured
     )
-    found = forecast(Probed(family=SAME, points=points), shape, params, Size(2, 256, 512), "cpu")
+    probed = Probed(family=SAME, points=points)
+    found = forecast(probed, shape, params, Size(2, 256, 512), "cpu", fast_cpu=False)
     assert 0.98 < found.total_bytes / (1 + SPREAD + MARGIN) / 425e6 < 1.05
 
 
