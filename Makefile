@@ -79,7 +79,7 @@ bench-packing-quality: $(STAMP) ## the demo's test loss after packed and after p
 	$(BIN)/python benchmarks/packing_quality.py --write
 
 bench-real-size: $(STAMP) ## a random 7B model: forecast, probe and a training step, into docs/benchmarks.md
-	$(BIN)/python benchmarks/real_size.py --write
+	$(BIN)/python benchmarks/real_size.py --length 2048 --write
 
 bench-aa: $(STAMP) ## does the A/B verdict call a configuration better than itself, into docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_aa.py --write

@@ -65,16 +65,24 @@ def test_a_child_does_what_it_was_told(tmp_path: Path, tiny: tuple[Path, Path]) 
         assert "QuantizedLinear" not in seen[True][1]
 
 
-def test_auto_fit_measures_chooses_and_trains(project: Path) -> None:
+@pytest.mark.parametrize(
+    "said",
+    ["", pytest.param("  cache_frozen: false\n  dense_weights: false\n", marks=pytest.mark.slow)],
+    ids=["nothing said", "both forbidden"],
+)
+def test_auto_fit_measures_chooses_and_trains(project: Path, said: str) -> None:
     """Short examples, so packed rows are a candidate; more rows than examples, so is a cache."""
     path = project / "OBJECTIVE.md"
-    path.write_text(re.sub(r"iters: \d+", "iters: 30", path.read_text()))
+    text = re.sub(r"iters: \d+", "iters: 30", path.read_text())
+    path.write_text(text.replace("qlora:\n", f"qlora:\n{said}"))
     git(project, "commit", "-qam", "more than once")
     answer = type_in(project, "train", "--auto-fit")
     assert answer.code == 0, answer.text
     measured = [line for line in answer.text.splitlines() if line.startswith("measuring ")]
-    assert len(measured) == len(set(measured)) > 3
-    assert any("frozen blocks cached" in line for line in measured)
+    assert len(measured) == len(set(measured)) > (1 if said else 3)
+    assert any("frozen blocks cached" in line for line in measured) is not bool(said)
+    if guess_accelerator() == "cpu":
+        assert any("dense weights" in line for line in measured) is not bool(said)
     assert any("1 x 1 accumulated, packed" in line for line in measured)
     assert "examples: fits" in answer.text
     assert "the fastest that fits" in answer.text

@@ -108,7 +108,8 @@ def _measure(
     trained = backend.trained_blocks(spec)
     mine = len(measured)
     filling = backend.filling(spec)
-    if filling is not None and backend.caches_frozen:
+    said = spec.params.model_fields_set  # what the objective decides is not chosen here
+    if filling is not None and backend.caches_frozen and "cache_frozen" not in said:
         params = with_cache(spec.params, filling.examples, backend.blocks(spec))
         spec = spec.evolve(params=params)
 
@@ -135,6 +136,8 @@ def _measure(
         return done
 
     for one in to_measure(spec.params, estimate, limit, trained):
+        if one.params.dense_weights and not spec.params.dense_weights and "dense_weights" in said:
+            continue
         less = one.params.evolve(dense_weights=False)
         if one.params.dense_weights and any(
             done.params == less and done.need_bytes > limit for done in measured[mine:]

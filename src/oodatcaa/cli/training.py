@@ -49,6 +49,9 @@ def estimate(
     packing: Annotated[
         bool | None, typer.Option("--packing/--no-packing", help="several examples to a row")
     ] = None,
+    dense_weights: Annotated[
+        bool | None, typer.Option(help="quantised weights held as float32 on a CPU")
+    ] = None,
     quantize_bits: Annotated[int | None, typer.Option(help="2, 3, 4, 6 or 8")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="measure a few real steps first")] = False,
     json: AsJson = False,
@@ -69,6 +72,7 @@ def estimate(
         "grad_checkpoint_layers": grad_checkpoint_layers,
         "mask_prompt": mask_prompt,
         "packing": packing,
+        "dense_weights": dense_weights,
         "quantize_bits": quantize_bits,
     }
     found = estimate_spec(

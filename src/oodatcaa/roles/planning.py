@@ -114,7 +114,7 @@ def gather(
     )
     data = dataset.dataset if dataset else None
     trains = story.kind is StoryKind.TRAIN
-    blocks = shape.num_layers if shape and _caches(desk, backend) else None
+    blocks = shape.num_layers if shape and _may_cache(desk, backend) else None
     planned = planned_params(params, data, blocks) if trains else params
     options = _options(desk, backend, place, shape, params, data) if trains else ()
     probes = _probes(desk, board, story) if story.source is None else ()
@@ -212,12 +212,15 @@ def _options(
     return tuple(
         option.evolve(estimate=estimate(option.params))
         for option in options_for(
-            params, data, blocks=shape.num_layers, cached=_caches(desk, backend), fits=fits
+            params, data, blocks=shape.num_layers, cached=_may_cache(desk, backend), fits=fits
         )
     )
 
 
-def _caches(desk: Desk, backend: str) -> bool:
+def _may_cache(desk: Desk, backend: str) -> bool:
+    """Whether a plan may choose `cache_frozen`: the objective does not say, and the backend can."""
+    if "cache_frozen" in desk.objective.qlora.model_fields_set:
+        return False
     return backend in desk.backends and desk.backends[backend].caches_frozen
 
 
