@@ -300,13 +300,16 @@ def _growing(found: Terms, nothing: Terms, device: str, fast_cpu: bool) -> tuple
     without what a batch of `nothing` needs as well.
 
     Where layers evaluate as they are met the loss works in chunks of one size: it is constant but
-    for the smallest batches, and would hide there how fast the rest grows. Saving is left out: its
-    copies are there when activations are not, and no probe was seen to peak in it.
+    for the smallest batches, and would hide there how fast the rest grows; gradients of all weights
+    may be more than what small batches keep. Saving is left out: its copies are there when
+    activations are not, and no probe was seen to peak in it.
     """
     moment, least = found.moment, nothing.moment
+    kept = found.kept - nothing.kept
     if at_once(device, fast_cpu):
         moment, least = found.block + found.scores, nothing.block + nothing.scores
-    return found.kept - nothing.kept, max(0, moment - least)
+        moment = max(moment, found.after - kept + least)
+    return kept, max(0, moment - least)
 
 
 def _margin(near: Size, target: Size, params: QLoRA, device: str, fast_cpu: bool) -> float:
