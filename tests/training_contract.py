@@ -152,6 +152,7 @@ class BackendContract:
         assert again.train_losses == run.train_losses
         assert steps(backend, again) == list(range(1, STEPS + 1))
 
+    @pytest.mark.slow
     def test_packed_it_learns_and_after_kill_9_goes_on_to_the_same_bits(
         self, backend: ChildBackend, spec: TrainSpec, run: RunRecord
     ) -> None:
