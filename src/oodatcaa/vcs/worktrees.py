@@ -342,7 +342,7 @@ def restore(
     """
     drop_stale_index_lock(checkout)
     if index:
-        write_atomic(git_folder(checkout) / "index", index)
+        _put_back(git_folder(checkout) / "index", index)
     changed = {path for path in dirty_paths(checkout) if path not in keep}
     head = read_head(checkout)
     if head.kind == "detached" and head.sha == commit and not dirty_paths(checkout):
@@ -360,6 +360,14 @@ def restore(
         else:
             path.unlink(missing_ok=True)
     return tuple(sorted(changed))
+
+
+def _put_back(path: Path, index: bytes) -> None:
+    """Git takes a file of the same size and second for unchanged, unless the index is no younger:
+    a file that was changed in the second of the checkout would pass for what was committed. With an
+    index that is older than everything git compares contents (zero means that it need not)."""
+    write_atomic(path, index)
+    os.utime(path, (1, 1))
 
 
 def _clean(checkout: Path) -> None:
