@@ -40,7 +40,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def network_of(
-    kind: str, options: dict[str, Any], *, trained: int = 2, bits: int | None = None
+    kind: str,
+    options: dict[str, Any],
+    *,
+    trained: int = 2,
+    bits: int | None = None,
+    dropout: float = 0.0,
 ) -> Any:
     source = importlib.import_module(f"mlx_lm.models.{kind}")
     mx.random.seed(1)
@@ -51,7 +56,7 @@ def network_of(
     if on_cpu():
         speed_up(network)
     if trained:
-        linear_to_lora_layers(network, trained, {"rank": 4, "scale": 2.0, "dropout": 0.0})
+        linear_to_lora_layers(network, trained, {"rank": 4, "scale": 2.0, "dropout": dropout})
         for name, tensor in tree_flatten(network.trainable_parameters()):
             # lora_b starts at 0, and then nothing of lora_a has a gradient.
             network.load_weights([(name, tensor + 0.02)], strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from oodatcaa.domain.training import EvalRequest, EvalResult, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.comparison import paired_bootstrap
 from oodatcaa.training.examples import read_split
+from oodatcaa.training.mlx import evaluate as judge
 from oodatcaa.training.mlx import setup
 from oodatcaa.training.mlx.batches import BatchIterator, tokenize
 from oodatcaa.training.mlx.evaluate import evaluate, evaluator_sha256
@@ -188,3 +190,24 @@ def test_a_childs_error_is_described_in_its_result(trained: dict[str, str], tmp_
     assert run_child("evaluate", tmp_path / "r", {"model": 1}) == 3
     error = json.loads((tmp_path / "r" / RESULT_FILE).read_text())["error"]
     assert error["code"] == "child.request"
+
+
+NOT_OF_A_JUDGE = {"block_attention", "guard", "packed", "prefix", "randomness"}
+"""Packed rows, the memory gate, steps with a gradient: no evaluation computes with them."""
+
+
+def test_the_evaluators_hash_covers_all_that_computes() -> None:
+    home = Path(judge.__file__).parent
+    package = judge.__name__.rpartition(".")[0]
+    seen, todo = set(), [Path(judge.__file__).stem]
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        for node in ast.walk(ast.parse((home / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                said = [f"{node.module}.{item.name}" for item in node.names]
+                found = [node.module] if node.module != package else said
+                inside = [one.removeprefix(f"{package}.") for one in found if package in one]
+                todo += [one for one in inside if one not in seen]
+    assert len(seen) > 10
+    assert seen - NOT_OF_A_JUDGE == {path.stem for path in judge.JUDGE if path.parent == home}

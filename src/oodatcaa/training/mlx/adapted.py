@@ -15,7 +15,7 @@ from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 
 from oodatcaa.training.mlx import products, vector
-from oodatcaa.training.mlx.randomness import Drop
+from oodatcaa.training.mlx.randomness import Drop, drop_of
 from oodatcaa.training.mlx.stored import Stored
 
 _stock_lora, _stock_dora = LoRALinear.__call__, DoRALinear.__call__
@@ -60,18 +60,13 @@ def _matrix(layer: nn.Module, x: mx.array) -> Stored | None:
     return stored
 
 
-def _drop(layer: nn.Module) -> Drop | None:
-    keep: float = layer.dropout._p_1
-    return Drop(keep) if layer.training and keep < 1 else None
-
-
 def _bias(layer: nn.Module) -> mx.array | None:
     bias = layer.linear.get("bias")
     return None if bias is None else vector.cut(bias)
 
 
 def _lora_product(layer: LoRALinear, stored: Stored, x: mx.array) -> mx.array:
-    offset, drop, scale = _bias(layer), _drop(layer), layer.scale
+    offset, drop, scale = _bias(layer), drop_of(layer.dropout), layer.scale
 
     @mx.custom_function
     def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
@@ -96,7 +91,7 @@ def _lora_product(layer: LoRALinear, stored: Stored, x: mx.array) -> mx.array:
 
 def _dora_product(layer: DoRALinear, stored: Stored, x: mx.array) -> mx.array:
     """Liu et al. 2024, equation 11: no gradient through the norm of the adapted matrix."""
-    offset, drop, scale = _bias(layer), _drop(layer), layer.scale
+    offset, drop, scale = _bias(layer), drop_of(layer.dropout), layer.scale
 
     @mx.custom_function
     def product(x: mx.array, a: mx.array, b: mx.array, m: mx.array) -> tuple[mx.array, ...]:

@@ -40,6 +40,8 @@ JUDGE = tuple(
     HERE / name
     for name in ("evaluate.py", "batches.py", "loss.py", "head.py", "setup.py", "cpu.py")
     + (
+        "adapted.py",
+        "stored.py",
         "dense.py",
         "products.py",
         "vector.py",

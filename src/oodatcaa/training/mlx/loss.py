@@ -16,12 +16,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx import randomness, vector
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
 from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
-from oodatcaa.training.mlx.randomness import draw, seeded
 
 Apply = Callable[[mx.array], mx.array]
 
@@ -117,6 +116,9 @@ def make_loss(
     `random`: the model draws numbers (dropout).
     """
 
+    if random:
+        randomness.route()
+
     def loss(
         model: Any,
         inputs: mx.array,
@@ -135,7 +137,7 @@ def make_loss(
             owners = None if owners is None else vector.cut(owners)
         count = weights.sum()
         start: AbstractContextManager[None] = prefix.given(hidden) if prefix else nullcontext()
-        numbers = seeded(draw(1)[0]) if random else nullcontext()
+        numbers = randomness.step(at_once=at_once) if random else nullcontext()
         with start, vector.at_once() if at_once else nullcontext(), packed(owners), numbers:
             if split.frozen is not None and gradient:
                 picked = _picked(split, model, inputs, rows)

@@ -107,9 +107,12 @@ def _patch(kind: type[Any], token: object) -> None:
                 )
             return whole(block, *args, **options)
 
+        numbers = randomness.repeatable()
+
         def run(tensors: Any, *args: Any, **options: Any) -> Any:
             block.update(tensors)
-            return whole(block, *args, **options)
+            with numbers():
+                return whole(block, *args, **options)
 
         return mx.checkpoint(run)(block.trainable_parameters(), *args, **options)
 
@@ -123,7 +126,7 @@ def _twice(
     parameters and in the floating-point arrays given, of which alone the trace keeps anything."""
     given = (block.trainable_parameters(), args, options)
     frozen: _Frozen = getattr(block, FROZEN)
-    here, numbers = as_now(), randomness.as_now()
+    here, numbers = as_now(), randomness.repeatable()
     inputs = _differentiable(given)
     found: list[Any] = []
 
@@ -132,7 +135,7 @@ def _twice(
         before = _held(block)
         block.update(frozen.tree).update(own)
         try:
-            with here(), vector.at_once(traced=trace):
+            with here(), numbers(), vector.at_once(traced=trace):
                 output = whole(block, *own_args, **own_options)
                 return output, _differentiable(output)
         finally:
@@ -157,8 +160,7 @@ def _twice(
             return tuple(run(arrays, trace=True)[1])
 
         def work() -> list[mx.array]:
-            with numbers():
-                _, gradients = mx.vjp(again, arrays, above)
+            _, gradients = mx.vjp(again, arrays, above)
             mx.eval(gradients)
             return vector.cut_all(gradients)
 

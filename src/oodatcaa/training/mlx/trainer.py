@@ -172,7 +172,7 @@ class Run(TrainingRun):
 
     def _losses(self, split: Split) -> tuple[Loss, Loss]:
         """For the gradient, and for a validation."""
-        random = self._eager and self.params.dropout > 0
+        random = self.params.dropout > 0
         loss = make_loss(split, prefix=self.prefix, at_once=self._eager, random=random)
         validation = make_loss(split, prefix=self.prefix, gradient=False)
         if self.team is None:
