@@ -96,9 +96,27 @@ def part(estimate: MemoryEstimate, name: str) -> int:
     return next(p.bytes for p in estimate.parts if p.name == name)
 
 
+WIDE = PLAIN.evolve(
+    hidden_size=512, intermediate_size=1408, num_layers=8, num_heads=8, num_kv_heads=4,
+    vocab_size=32000, weight_bytes=79_971_328, parameters=39_985_664,
+)  # fmt: skip
+SMALL: dict[str, Any] = {"batch_size": 1, "max_seq_length": 32, "fine_tune_type": "full"}
+WIDE_MEASURED = (
+    (SMALL, 581_640_192),
+    (SMALL | {"optimizer": "adafactor"}, 469_262_336),
+    (SMALL | {"optimizer": "muon", "grad_checkpoint": True}, 595_480_576),
+    (SMALL | {"grad_accumulation_steps": 2}, 841_392_128),
+    (SMALL | {"grad_accumulation_steps": 2, "grad_checkpoint": True}, 827_473_920),
+    (SMALL | {"batch_size": 4, "max_seq_length": 128}, 863_641_600),
+)
+"""The same: what all weights take, beside small batches."""
+
+
 @pytest.mark.parametrize(
     ("shape", "params", "measured"),
-    [(SMOL, *case) for case in MEASURED] + [(PLAIN, *case) for case in PLAIN_MEASURED],
+    [(SMOL, *case) for case in MEASURED]
+    + [(PLAIN, *case) for case in PLAIN_MEASURED]
+    + [(WIDE, *case) for case in WIDE_MEASURED],
 )
 def test_the_estimate_is_within_15_percent_of_what_was_measured(
     shape: ModelShape, params: dict[str, Any], measured: int, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,6 +93,11 @@ def point(batch: int, length: int, process: int, counted: int | None = None) -> 
     return ProbePoint(size=size, mlx_bytes=mlx, process_bytes=process, step_seconds=0.1)
 
 
+def in_megabytes(measured: Sequence[tuple[int, int, int, int]]) -> tuple[ProbePoint, ...]:
+    """Points of (batch, length, process, counted by MLX)."""
+    return tuple(point(*size, a * 10**6, b * 10**6) for *size, a, b in measured)
+
+
 def test_the_cache_keeps_points_and_the_larger_peak_and_survives_a_torn_file(
     tmp_path: Path,
 ) -> None:
@@ -145,7 +152,9 @@ def test_a_straight_line_is_found_beyond_what_was_measured(
     )
     found = forecast(Probed(family=SAME, points=points), shape, params, target, "cpu")
     # However far the terms are off.
-    assert 0.98 < found.total_bytes / (counted(target) + RUNTIME) < 1 + SPREAD_BEYOND + 0.02
+    doublings = math.log2(target.tokens / max(p.size.batch * p.size.length for p in points))
+    margin = SPREAD_BEYOND if abs(growth - 1) < 0.1 else SPREAD + MARGIN * doublings
+    assert 0.98 < found.total_bytes / (counted(target) + RUNTIME) < 1 + margin + 0.01
 
 
 @settings(deadline=None, max_examples=60)
@@ -191,9 +200,9 @@ def test_what_a_process_holds_beside_the_count_is_taken_along(more: int, tiny: P
         return forecast(probed, shape, params, Size(1, 256, 256), "cpu").total_bytes
 
     assert total(RUNTIME) > RUNTIME + measured[128]
-    assert total(RUNTIME + more) == pytest.approx(
-        total(RUNTIME) + (1 + SPREAD_BEYOND) * more, abs=10
-    )
+    # The terms do not fit these, and it is twice what was measured.
+    wanted = total(RUNTIME) + (1 + SPREAD + MARGIN) * more
+    assert total(RUNTIME + more) == pytest.approx(wanted, abs=10)
 
 
 def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
@@ -207,10 +216,7 @@ def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
         fine_tune_type=FineTune.DORA, optimizer=Optimizer.ADAM, num_layers=3, mask_prompt=False
     )
     measured = [(1, 128, 246, 105), (1, 256, 299, 156), (2, 128, 323, 154)]
-    points = tuple(
-        point(batch, length, process * 10**6, counted * 10**6)
-        for batch, length, process, counted in measured
-    )
+    points = in_megabytes(measured)
     probed = Probed(family=SAME, points=points)
     found = forecast(probed, shape, params, Size(2, 256, 512), "cpu", fast_cpu=False)
     assert 0.98 < found.total_bytes / (1 + SPREAD + MARGIN) / 425e6 < 1.05
@@ -228,10 +234,7 @@ def test_gradients_of_all_weights_do_not_pass_for_growth(monkeypatch: pytest.Mon
     measured = [(1, 32, 571, 423), (1, 64, 587, 436), (2, 32, 605, 433)]
     probed = Probed(
         family=SAME,
-        points=tuple(
-            point(batch, length, process * 10**6, counted * 10**6)
-            for batch, length, process, counted in measured
-        ),
+        points=in_megabytes(measured),
         loaded_process_bytes=362 * 10**6,
         loaded_mlx_bytes=238 * 10**6,
         beside_bytes=13 * 10**6,
@@ -252,10 +255,7 @@ def test_steps_that_needed_less_than_loading_say_nothing_of_how_fast_they_grow()
     def probed(*measured: tuple[int, int, int, int]) -> Probed:
         return Probed(
             family=SAME,
-            points=tuple(
-                point(batch, length, process * 10**6, counted * 10**6)
-                for batch, length, process, counted in measured
-            ),
+            points=in_megabytes(measured),
             loaded_process_bytes=303 * 10**6,
             loaded_mlx_bytes=143 * 10**6,
         )

@@ -50,16 +50,15 @@ SPREAD = 0.02
 """Added where a framework schedules ahead, and where rows are on several threads, whose largest
 moments meet or do not: there the same step's peak is another one in another process. 27 pairs of a
 probe and a run of the same batch (random models, 2 CPU cores) differed by -0.4 % on average and
-1.1 % in standard deviation; layers that evaluate as they are met on one thread by 0.3 % at most.
-Added as well for a batch that was not measured itself."""
+1.1 % in standard deviation; layers that evaluate as they are met on one thread by 0.3 % at most."""
 SPREAD_BEYOND = 0.025
-"""Instead of it where layers evaluate as they are met, for a batch that was not measured itself:
-errors of 37 forecasts from half of its tokens were from -2.0 % to +5.4 % with 2 %."""
+"""Where layers evaluate as they are met, for a batch that was not measured itself: errors of 37
+forecasts from half of its tokens were from -2.0 % to +5.4 % with 2 %."""
 MARGIN = 0.05
-"""A forecast shall rather be over than under: added where a framework schedules ahead, once for
-each doubling beyond what was measured. Without it 15 forecasts of twice the tokens in graphs of
-MLX's CPU device were from 7 % under to 10 % over: how far it gets ahead is not the same at every
-size."""
+"""A forecast shall rather be over than under: added where a framework schedules ahead, or where the
+terms are not those of the model, once for each doubling beyond what was measured. Without it 15
+forecasts of twice the tokens in graphs of MLX's CPU device were from 7 % under to 10 % over: how
+far it gets ahead is not the same at every size."""
 REACH = 4
 """A cached probe answers for batches of at most this many times its tokens."""
 REACH_LENGTH = 2
@@ -235,14 +234,16 @@ def forecast(
 
     points = {_size(point.size): point for point in probed.points}
     rows = [(features(size), point.mlx_bytes) for size, point in points.items()]
-    known = at_once(device, fast_cpu) and not block_of(shape).unknown
-    scales = fit(rows, probed.loaded_mlx_bytes, PRIOR_AT_ONCE if known else PRIOR)
-    if known and _far(rows, scales, probed.loaded_mlx_bytes):
-        scales = fit(rows, probed.loaded_mlx_bytes)
+    trusted = at_once(device, fast_cpu) and not block_of(shape).unknown
+    scales = fit(rows, probed.loaded_mlx_bytes, PRIOR_AT_ONCE if trusted else PRIOR)
+    if trusted and _far(rows, scales, probed.loaded_mlx_bytes):
+        trusted, scales = False, fit(rows, probed.loaded_mlx_bytes)
     near = min(points, key=lambda size: _distance(size, target))
     held = max(points[near].process_bytes, points[near].mlx_bytes)
     runtime = round(max(0, held - counted(near))) + probed.beside_bytes
-    margin = 1 + _margin(near, target, params, device, fast_cpu)
+    apart = side_by_side(params, target.batch, device, fast_cpu) > 1
+    apart = apart or not at_once(device, fast_cpu)
+    margin = 1 + _margin(near, target, trusted=trusted, apart=apart)
     constant = _constant(found(target), nothing, device)
     parts = _parts(constant, growing(target), runtime, scales, margin)
     total = sum(part.bytes for part in parts)
@@ -312,13 +313,13 @@ def _growing(found: Terms, nothing: Terms, device: str, fast_cpu: bool) -> tuple
     return kept, max(0, moment - least)
 
 
-def _margin(near: Size, target: Size, params: QLoRA, device: str, fast_cpu: bool) -> float:
-    """Relative; `near` is what was measured nearest to the target."""
-    if at_once(device, fast_cpu):
-        together = side_by_side(params, target.batch, device, fast_cpu)
-        if near != target:
-            return SPREAD_BEYOND
-        return SPREAD if together > 1 else 0.0
+def _margin(near: Size, target: Size, *, trusted: bool, apart: bool) -> float:
+    """Relative; `near` is what was measured nearest to the target. `trusted`: the terms are known
+    to be near. `apart`: a step's peak is another one in another process."""
+    if trusted and near != target:
+        return SPREAD_BEYOND
+    if near == target and not apart:
+        return 0.0
     return SPREAD + MARGIN * max(0.0, math.log2(target.tokens / near.tokens))
 
 

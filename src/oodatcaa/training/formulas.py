@@ -80,8 +80,7 @@ BACK = 1.2
 met and it is computed again; with a buffer of the scores, and a thread for it. Fitted to 14 peaks,
 which it meets within 13 %."""
 THREAD_BYTES = 12_000_000
-"""Stacks and buffers of each thread more that rows are dealt to (there in validations at least), or
-that computes blocks again."""
+"""Stacks and buffers of each thread that computes blocks again."""
 HELD_HEAD_BYTES = 256_000_000
 """On the CPU an output layer up to this size is held in float32: dequantising it every step takes
 as long as multiplying with it."""
@@ -319,9 +318,14 @@ def _after(trained: int, params: QLoRA, device: str, fast_cpu: bool) -> int:
     all weights may be more than what was kept for them."""
     if device.startswith("torch"):
         return round(4 * trained * (1.2 * max(1.0, STATE_COPIES[params.optimizer])))
-    if not _gradients_last(params, kind_for(device, fast_cpu)):
+    if params.fine_tune_type is not FineTune.FULL or not at_once(device, fast_cpu):
         return 0
-    return round(4 * trained * UPDATE_COPIES.get(params.optimizer, 1.0))
+    update = UPDATE_COPIES.get(params.optimizer, 1.0)
+    if params.grad_accumulation_steps > 1:
+        # Weights and moments of the last window's end stay, for a checkpoint, beside the new ones.
+        update = 1 + STATE_COPIES[params.optimizer]
+    already = 0 if _gradients_last(params, kind_for(device, fast_cpu)) else 1
+    return round(4 * trained * max(0.0, update - already))
 
 
 def _gradients_last(params: QLoRA, kind: Kind) -> bool:
