@@ -95,7 +95,7 @@ def point(batch: int, length: int, process: int, counted: int | None = None) -> 
 
 def in_megabytes(measured: Sequence[tuple[int, int, int, int]]) -> tuple[ProbePoint, ...]:
     """Points of (batch, length, process, counted by MLX)."""
-    return tuple(point(*size, a * 10**6, b * 10**6) for *size, a, b in measured)
+    return tuple(point(rows, length, a * 10**6, b * 10**6) for rows, length, a, b in measured)
 
 
 def test_the_cache_keeps_points_and_the_larger_peak_and_survives_a_torn_file(

@@ -16,7 +16,7 @@ import pytest
 import oodatcaa
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.vcs import CheckOwner, Repository
-from oodatcaa.vcs.worktrees import git_folder
+from oodatcaa.vcs.reading import git_folder
 
 Git = Callable[..., str]
 BRANCH = "feat/T001-memory"

@@ -317,6 +317,7 @@ def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA) -> str:
     together = f", the rows in {parts} parts" if parts > 1 else ""
     together += ", packed rows in blocks" if eager and params.packing else ""
     together += ", blocks again one at a time" if eager and params.grad_checkpoint else ""
+    together += ", numbers of each step" if params.dropout else ""
     if fast_cpu() and cores() // parts == 1 and (kernels := numpy_kernels()):
         together += f", products of numpy's OpenBLAS ({kernels})"
     rows = "targets only" if split.sparse else "every position"
