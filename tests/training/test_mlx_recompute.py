@@ -61,13 +61,18 @@ def peak(again: int, rows: int, options: dict[str, Any], *, packing: bool = Fals
             team.close()
 
 
-@pytest.mark.parametrize(
-    ("rows", "options"), [(1, {}), (2, {}), (1, YARN)], ids=["one", "two", "yarn"]
-)
-def test_blocks_computed_again_are_not_kept(rows: int, options: dict[str, Any]) -> None:
-    none, half, every = (peak(count, rows, options) for count in (0, BLOCKS // 2, BLOCKS))
+@pytest.mark.parametrize("options", [{}, YARN], ids=["plain", "yarn"])
+def test_blocks_computed_again_are_not_kept(options: dict[str, Any]) -> None:
+    none, half, every = (peak(count, 1, options) for count in (0, BLOCKS // 2, BLOCKS))
     assert half < 0.75 * none
     assert every < 0.4 * none
+
+
+@pytest.mark.parametrize("again", [BLOCKS // 2, BLOCKS], ids=["half", "every"])
+def test_nor_by_a_second_thread(again: int) -> None:
+    """Two rows hold at most what each holds alone; how far threads overlap is the machine's."""
+    one, two = (peak(again, rows, {}) for rows in (1, 2))
+    assert two < 2.1 * one
 
 
 def test_the_mask_of_packed_rows_is_not_differentiated() -> None:
