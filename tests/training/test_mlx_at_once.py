@@ -23,9 +23,17 @@ from oodatcaa.training.mlx.cpu import hold_dense, on_cpu, speed_up
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
 from oodatcaa.training.mlx.loss import WHOLE, make_loss, split_head
 from oodatcaa.training.mlx.prefix import frozen_prefix
+from oodatcaa.training.mlx.recompute import recompute
+from packed_models import network_of
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's CPU device")
+
+
+SCALED = {
+    "logits_scaling": 4.0, "attention_multiplier": 0.25, "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5, "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
 
 
 def normal(*shape: int, seed: int = 0) -> mx.array:
@@ -208,8 +216,8 @@ def test_the_head_never_holds_the_logits_of_the_whole_batch(
         else:
             mx.eval(head.losses(hidden, targets))
     # Stock cross entropy needs four times the logits. In a graph, MLX's CPU device holds some ten
-    # buffers of a chunk's logits, whatever the number of rows.
-    assert mx.get_peak_memory() - before < (0.03 * logits if eager else 12 * logits / 64)
+    # buffers of a chunk's logits, whatever the number of rows; how many is its scheduler's choice.
+    assert mx.get_peak_memory() - before < (0.03 * logits if eager else 24 * logits / 64)
 
 
 def test_a_large_quantised_head_is_never_dense_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +277,45 @@ def test_a_step_that_starts_behind_the_frozen_blocks_is_the_same_step(
         assert stock.keys() == mine.keys()
         for name, gradient in stock.items():
             assert close(mine[name], gradient, 1e-3), name
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "again"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("granite", SCALED),
+        ("gemma2", {"query_pre_attn_scalar": 16.0, "final_logit_softcapping": 0.5}),
+    ],
+    ids=["scaled", "capped"],
+)
+def test_the_loss_of_logits_that_a_model_changes(
+    kind: str, options: dict[str, Any], masked: bool, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some tiles, of which the last one is not full.
+    monkeypatch.setattr("oodatcaa.training.mlx.head.TILE_BYTES", 4 * 300 * 20)
+    tokens = [tuple(range(3, 40)), tuple(range(60, 90))]
+    batch = make_batch([Example(one, 10 if masked else 1) for one in tokens], 128)
+
+    def step(*, at_once: bool) -> dict[str, mx.array]:
+        network = network_of(kind, options, trained=2)
+        split, block = split_head(network), type(network.layers[0])
+        assert not split.sparse
+        stock = block.__call__
+        if again:
+            params = QLoRA(num_layers=2, grad_checkpoint=True)
+            recompute([network], params, at_once=at_once)
+        network.train()
+        try:
+            loss = make_loss(split, at_once=at_once)
+            (value, _), gradients = nn.value_and_grad(network, loss)(network, *batch)
+            return {"loss": value, **dict(tree_flatten(gradients))}
+        finally:
+            block.__call__ = stock
+
+    ours = step(at_once=True)
+    for name, found in step(at_once=False).items():
+        assert close(ours[name], found, 1e-3), name
 
 
 def test_a_large_matrix_is_multiplied_with_in_pieces(

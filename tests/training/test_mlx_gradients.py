@@ -29,12 +29,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 Step = Callable[[Any], tuple[float, Any]]
 
 
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+
+
 def made(
     kind: str, *, at_once: bool, again: bool, rows: int
 ) -> tuple[Any, Step, Callable[[], None]]:
     """A network, a step of it from one random state, and what ends it."""
     name, options = MODELS[kind]
     full = kind == "full"
+    # All weights are trained without adapters, which alone drop anything.
     network = network_of(name, options, trained=0 if full else 3, dropout=0.4)
     if full:
         for layer in network.layers:
@@ -42,6 +48,7 @@ def made(
     block = type(network.layers[0])
     stock = block.__call__
     team = make_team(network, rows) if at_once and not full else None
+    assert (team is not None) is (at_once and not full and rows > 1)
     loss = make_loss(split_head(network), at_once=at_once, random=True)
     if again:
         params = QLoRA(num_layers=-1, grad_checkpoint=True)

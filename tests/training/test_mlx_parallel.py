@@ -127,6 +127,11 @@ def test_the_parts_follow_the_models_own_arrays(model: Any, team: Team) -> None:
     assert after == pytest.approx(loss(model, *batch)[0].item(), rel=1e-5)
 
 
+def rest(model: Any, team: Team) -> None:
+    """A thread drops the last thing that it did when it begins the next one, or a moment later."""
+    team.each(lambda *_: None, [0] * team.size, model.trainable_parameters())
+
+
 def test_frozen_arrays_are_shared_and_nothing_is_kept_of_a_step(model: Any, team: Team) -> None:
     mine = {id(array) for _, array in tree_flatten(model.parameters())}
     trained = {id(array) for _, array in tree_flatten(model.trainable_parameters())}
@@ -140,9 +145,11 @@ def test_frozen_arrays_are_shared_and_nothing_is_kept_of_a_step(model: Any, team
     divided = divided_gradient(team, make_loss(split_head(model), at_once=True), None)
     batch = make_batch(examples(6), 128)
     step(model, divided, batch)
+    rest(model, team)
     active = mx.get_active_memory()
     for _ in range(3):
         step(model, divided, batch)
+    rest(model, team)
     # What a step leaves differs by a few numbers; a part's arrays would be hundreds of kilobytes.
     assert mx.get_active_memory() <= active + (16 << 10)
 
@@ -152,22 +159,30 @@ def test_between_two_steps_weights_that_were_trained_on_are_nobodys(model: Any, 
     divided_loss(team, loss)(model, *batch)
     before = [weakref.ref(array) for _, array in tree_flatten(model.trainable_parameters())]
     model.update(tree_map(lambda array: array * 1.0, model.trainable_parameters()))
+    rest(model, team)
     gc.collect()
     assert before
     assert [array() for array in before if array() is not None] == []
 
 
-def test_the_parts_stacks_do_not_count_for_the_kernels_limit(folder: Path, tmp_path: Path) -> None:
-    """16 parts reserve 300 MB that nobody touches."""
+@pytest.mark.parametrize("again", [False, True], ids=["rows", "blocks again"])
+def test_the_parts_stacks_do_not_count_for_the_kernels_limit(
+    folder: Path, tmp_path: Path, again: bool
+) -> None:
+    """16 parts reserve 300 MB that nobody touches, and as much again for blocks computed again."""
     code = f"""
 from pathlib import Path
 import mlx.core as mx
 from oodatcaa.training.mlx import setup
 from oodatcaa.training.mlx.guard import walled
 from oodatcaa.training.mlx.parallel import make_team
+from oodatcaa.training.mlx.recompute import start_seconds
 network, _ = setup.load_base({str(folder)!r})
 with walled(Path({str(tmp_path)!r}), 500_000_000):
-    assert make_team(network, 16) is not None
+    team = make_team(network, 16)
+    assert team is not None
+    if {again}:
+        start_seconds(network, team)
     held = b"x" * 320_000_000
 """
     env = {**os.environ, "MKL_NUM_THREADS": "16", "MALLOC_ARENA_MAX": "1"}
@@ -306,6 +321,7 @@ def test_what_is_dropped_is_dropped_again_when_a_block_is_computed_again(
     def found(again: bool) -> dict[str, mx.array]:
         model = adapted(folder, -1, dropout=0.4, dora=dora)
         made = make_team(model, rows)
+        assert (made is not None) is (rows > 1)
         loss = make_loss(split_head(model), at_once=True, random=True)
         if again:
             params = QLoRA(num_layers=-1, grad_checkpoint=True)

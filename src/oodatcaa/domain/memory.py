@@ -51,6 +51,7 @@ class ModelShape(Record):
     dense_logits: bool = Field(
         default=False, description="something follows the output layer: every position is computed"
     )
+    capped_logits: bool = Field(default=False, description="it is a soft cap")
     tokenizer_bytes: int = Field(default=0, description="size of tokenizer.json")
 
 

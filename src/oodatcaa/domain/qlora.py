@@ -101,7 +101,10 @@ class QLoRA(Record):
         default=True, description="loss on the answer alone, not on the prompt"
     )
     seed: int = Field(
-        default=0, ge=0, description="of the batches, the dropout and the initial adapter"
+        default=0,
+        ge=0,
+        lt=2**32,  # what numpy takes
+        description="of the batches, the dropout and the initial adapter",
     )
     steps_per_report: PositiveInt = Field(
         default=1, description="iterations between two lines of metrics"

@@ -293,7 +293,11 @@ def verify(folder: Path) -> CheckpointNote:
         path = folder / name
         if not path.is_file():
             raise _torn(folder, f"{name} is missing")
-        if file_sha256(path) != digest:
+        try:
+            whole = file_sha256(path) == digest
+        except OSError as error:  # a disk that is damaged, or whose files are someone else's
+            raise _torn(folder, f"{name} can not be read ({error.strerror})") from error
+        if not whole:
             raise _torn(folder, f"{name} is not what was written")
     return note
 

@@ -36,10 +36,13 @@ from oodatcaa.training.protocol import ProbePoint, ProbeSize
 PRIOR = (0.5, 0.5)
 """Standard deviations of the factors before anything is measured: of what is constant, and of what
 grows with the batch."""
+PRIOR_UNKNOWN = (0.5, 2.0)
+"""The same where a model has blocks that the terms do not know, or contradicts them: experts may
+make several times of what is expected grow with the batch."""
 PRIOR_AT_ONCE = (0.1, 0.05)
-"""The same where layers evaluate as they are met, whose analytic estimate is near; unless a model
-has blocks that the estimate does not know. Of 35 priors that were tried on 37 probes of half a
-batch these gave one of the smallest standard deviations (1.8 %), and the most evenly spread."""
+"""The same where layers evaluate as they are met, whose analytic estimate is near. Of 35 priors
+that were tried on 37 probes of half a batch these gave one of the smallest standard deviations
+(1.8 %), and the most evenly spread."""
 NOISE = 0.02
 """Of a counted peak, relative: the CPU scheduler runs ahead by a few tensors more or less."""
 FAR = 5
@@ -52,8 +55,9 @@ moments meet or do not: there the same step's peak is another one in another pro
 probe and a run of the same batch (random models, 2 CPU cores) differed by -0.4 % on average and
 1.1 % in standard deviation; layers that evaluate as they are met on one thread by 0.3 % at most."""
 SPREAD_BEYOND = 0.025
-"""Where layers evaluate as they are met, for a batch that was not measured itself: errors of 37
-forecasts from half of its tokens were from -2.0 % to +5.4 % with 2 %."""
+"""For a batch that was not measured itself; where layers evaluate as they are met once for each
+doubling beyond what was: errors of 37 forecasts from half of its tokens were from -2.0 % to +5.4 %
+with 2 %. What is further away was not measured: a growth that is slightly wrong adds up."""
 MARGIN = 0.05
 """A forecast shall rather be over than under: added where a framework schedules ahead, or where the
 terms are not those of the model, once for each doubling beyond what was measured. Without it 15
@@ -181,7 +185,7 @@ def probe_sizes(target: Size, budget: int) -> tuple[ProbeSize, ...]:
     what is constant from what grows.
 
     Steps far below the budget say little: their peaks are made of what a large step does not hold
-    at its own. Two rows in one of them where the target has several, for they run side by side.
+    at its own. Several rows in one of them where the target has them, for they run side by side.
     """
     if target.tokens <= budget:
         return (_scaled(target, target.batch, target.length),)
@@ -189,7 +193,8 @@ def probe_sizes(target: Size, budget: int) -> tuple[ProbeSize, ...]:
     batch = max(1, min(target.batch, budget // length))
     half = max(32, length // 2 // 32 * 32)
     if batch == 1 and target.batch > 1:
-        sizes = {(2, half), (1, half), (1, length)}
+        several = max(2, min(target.batch, budget // half))
+        sizes = {(several, half), (1, half), (1, length)}
     else:
         sizes = {(batch, half), (batch, max(32, length * 3 // 4 // 32 * 32)), (batch, length)}
     return tuple(_scaled(target, *size) for size in sorted(sizes))
@@ -224,7 +229,8 @@ def forecast(
         return step_terms(shape, params, size, device=device, fast_cpu=fast_cpu)
 
     def growing(size: Size) -> tuple[int, int]:
-        return _growing(found(size), nothing, device, fast_cpu)
+        eager = at_once(device, fast_cpu)
+        return _growing(found(size), nothing, eager=eager, tiled=not shape.dense_logits)
 
     def features(size: Size) -> tuple[float, float]:
         return sum(_constant(found(size), nothing, device)), sum(growing(size))
@@ -234,10 +240,12 @@ def forecast(
 
     points = {_size(point.size): point for point in probed.points}
     rows = [(features(size), point.mlx_bytes) for size, point in points.items()]
-    trusted = at_once(device, fast_cpu) and not block_of(shape).unknown
-    scales = fit(rows, probed.loaded_mlx_bytes, PRIOR_AT_ONCE if trusted else PRIOR)
-    if trusted and _far(rows, scales, probed.loaded_mlx_bytes):
-        trusted, scales = False, fit(rows, probed.loaded_mlx_bytes)
+    known = not block_of(shape).unknown
+    trusted = known and at_once(device, fast_cpu)
+    prior = PRIOR_AT_ONCE if trusted else PRIOR if known else PRIOR_UNKNOWN
+    scales = fit(rows, probed.loaded_mlx_bytes, prior)
+    if _far(rows, scales, probed.loaded_mlx_bytes):
+        trusted, scales = False, fit(rows, probed.loaded_mlx_bytes, PRIOR_UNKNOWN)
     near = min(points, key=lambda size: _distance(size, target))
     held = max(points[near].process_bytes, points[near].mlx_bytes)
     runtime = round(max(0, held - counted(near))) + probed.beside_bytes
@@ -247,8 +255,10 @@ def forecast(
     constant = _constant(found(target), nothing, device)
     parts = _parts(constant, growing(target), runtime, scales, margin)
     total = sum(part.bytes for part in parts)
-    within = (point.process_bytes for size, point in points.items() if _within(size, target))
-    least = max(probed.loaded_process_bytes, *within, 0) + probed.beside_bytes
+    within = [point for size, point in points.items() if _within(size, target)]
+    seen = (point.mlx_bytes for point in within)
+    least = max(probed.loaded_process_bytes, *(point.process_bytes for point in within), 0)
+    least += probed.beside_bytes
     if total < least:
         formula = "measured at a size that is no larger, or while loading"
         parts = (*parts, MemoryPart(name="measured beyond", bytes=least - total, formula=formula))
@@ -257,7 +267,7 @@ def forecast(
         parts=parts,
         device=device,
         method=_method(points, target),
-        mlx_peak_bytes=round(max(counted(target) * margin, probed.loaded_mlx_bytes)),
+        mlx_peak_bytes=max(round(counted(target) * margin), probed.loaded_mlx_bytes, *seen),
         source="probe",
     )
 
@@ -296,19 +306,21 @@ def _constant(found: Terms, nothing: Terms, device: str) -> tuple[int, int, int]
     return found.weights, found.trained, dense
 
 
-def _growing(found: Terms, nothing: Terms, device: str, fast_cpu: bool) -> tuple[int, int]:
+def _growing(found: Terms, nothing: Terms, *, eager: bool, tiled: bool) -> tuple[int, int]:
     """What the batch's size makes: kept activations, and the larger moment after the forward pass;
     without what a batch of `nothing` needs as well.
 
-    Where layers evaluate as they are met the loss works in chunks of one size: it is constant but
-    for the smallest batches, and would hide there how fast the rest grows; gradients of all weights
-    may be more than what small batches keep. Saving is left out: its copies are there when
-    activations are not, and no probe was seen to peak in it.
+    Where layers evaluate as they are met (`eager`) the loss works in tiles of one size unless the
+    model does something to its logits: it is constant but for the smallest batches, and would hide
+    there how fast the rest grows; gradients of all weights may be more than what small batches
+    keep. Saving is left out: its copies are there when activations are not, and no probe was seen
+    to peak in it.
     """
     moment, least = found.moment, nothing.moment
     kept = found.kept - nothing.kept
-    if at_once(device, fast_cpu):
-        moment, least = found.block + found.scores, nothing.block + nothing.scores
+    if eager:
+        if tiled:
+            moment, least = found.block + found.scores, nothing.block + nothing.scores
         moment = max(moment, found.after - kept + least)
     return kept, max(0, moment - least)
 
@@ -316,11 +328,13 @@ def _growing(found: Terms, nothing: Terms, device: str, fast_cpu: bool) -> tuple
 def _margin(near: Size, target: Size, *, trusted: bool, apart: bool) -> float:
     """Relative; `near` is what was measured nearest to the target. `trusted`: the terms are known
     to be near. `apart`: a step's peak is another one in another process."""
-    if trusted and near != target:
-        return SPREAD_BEYOND
-    if near == target and not apart:
-        return 0.0
-    return SPREAD + MARGIN * max(0.0, math.log2(target.tokens / near.tokens))
+    if near == target:
+        return SPREAD if apart else 0.0
+    # Of tokens, or of rows that are longer: scores grow with the square.
+    doublings = math.log2(max(1.0, target.tokens / near.tokens, target.length / near.length))
+    if trusted:
+        return SPREAD_BEYOND * max(1.0, doublings)
+    return max(SPREAD_BEYOND, SPREAD + MARGIN * doublings)
 
 
 def _parts(

@@ -213,6 +213,7 @@ def _shape(
             bits=quantization.get("bits") if quantised else None,
             group_size=quantization.get("group_size") if quantised else None,
             dense_logits=any(config.get(key) for key in AFTER_HEAD),
+            capped_logits=bool(config.get(AFTER_HEAD[0])),
             blocks=read_blocks(tensors, fields["num_layers"], _groups(tensors, quantization)),
         )
     except ValidationError as error:

@@ -11,6 +11,7 @@ for softmax"). Either way the extra memory is that of one part. Same loss and gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +24,7 @@ from oodatcaa.training.formulas import (
     HELD_HEAD_BYTES,
     LEAST_ROWS,
     MOST_TILE_ROWS,
+    TILE_BYTES,
     tile_columns,
 )
 from oodatcaa.training.mlx import products, vector
@@ -40,6 +42,42 @@ def _apart(tensor: Any) -> Any:
     other = mx.stop_gradient(tensor)
     mx.eval(other)
     return other
+
+
+def total_of(logits: mx.array, rows: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+    """Weighted sum of the cross entropies of some rows of float32 logits [..., vocabulary] that are
+    there as a whole, in nats. For a step whose layers evaluate as they are met: its gradient is
+    made now, some rows at a time, and nothing else is kept for the way back. Of rows that are named
+    twice one may have a weight."""
+    wanted, labels, shares = np.array(rows), np.array(targets), np.array(weights, np.float32)
+    real = np.flatnonzero(shares)
+
+    @mx.custom_function
+    def total(logits: mx.array) -> tuple[mx.array, mx.array]:
+        mx.eval(logits)
+        whole = np.array(logits, copy=False).reshape(-1, logits.shape[-1])
+        gradient, found = np.zeros_like(whole), 0.0
+        size = max(1, TILE_BYTES // (4 * whole.shape[-1]))
+        for start in range(0, len(real), size):
+            some = real[start : start + size]
+            x, at = whole[wanted[some]], (np.arange(len(some)), labels[some])
+            x -= x.max(axis=-1, keepdims=True)
+            right = x[at]
+            np.exp(x, out=x)
+            sums = x.sum(axis=-1)
+            found += float(shares[some] @ (np.log(sums) - right))
+            x *= (shares[some] / sums)[:, None]
+            x[at] -= shares[some]
+            gradient[wanted[some]] = x
+        return mx.array(found), mx.array(gradient).reshape(logits.shape)
+
+    @total.vjp
+    def total_vjp(_: Any, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> mx.array:
+        return cotangents[0] * outputs[1]
+
+    result: Any = total(logits)
+    value: mx.array = result[0]
+    return value
 
 
 class FrozenHead:

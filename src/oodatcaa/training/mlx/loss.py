@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from oodatcaa.training.mlx import randomness, vector
 from oodatcaa.training.mlx.cpu import fast_cpu
-from oodatcaa.training.mlx.head import FrozenHead, frozen_head
+from oodatcaa.training.mlx.head import FrozenHead, frozen_head, total_of
 from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
 
@@ -142,6 +142,9 @@ def make_loss(
             if split.frozen is not None and gradient:
                 picked = _picked(split, model, inputs, rows)
                 total = split.frozen.total(picked, targets, weights)
+            elif gradient and at_once and not split.sparse:
+                logits = split.body(model, inputs).astype(mx.float32)
+                total = total_of(logits, rows, targets, weights)
             else:
                 total = (token_losses(split, model, inputs, rows, targets) * weights).sum()
             return _shared(total / count, share), count

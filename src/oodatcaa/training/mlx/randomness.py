@@ -148,6 +148,11 @@ def drop_of(layer: nn.Dropout) -> Drop | None:
     return Drop(layer._p_1, _now.numbers.split())
 
 
+def draws(network: nn.Module) -> bool:
+    """Whether it draws numbers while it is trained."""
+    return any(isinstance(layer, nn.Dropout) and layer._p_1 < 1 for layer in network.modules())
+
+
 def route() -> None:
     """Have every `nn.Dropout`, in this process, draw from the numbers that are held; from MLX's
     state where none are."""

@@ -29,6 +29,8 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.mlx import randomness, vector
 from oodatcaa.training.mlx.packed import as_now, is_mask
+from oodatcaa.training.mlx.parallel import Team
+from oodatcaa.training.wall import untouched
 
 MARK, FROZEN = "_recomputed_by", "_frozen_arrays"
 
@@ -61,6 +63,20 @@ class _Second(threading.local):
 
 
 _second = _Second()
+
+
+def start_seconds(network: Any, team: Team | None) -> None:
+    """Start what computes blocks again beside each thread: a thread, and MLX's own for its stream.
+    Now, while nothing else is going on: a kernel's limit counts their stacks."""
+
+    def start(*_: Any) -> None:
+        _second.thread.submit(lambda: mx.eval(mx.zeros(1) + 1)).result()
+
+    with untouched():
+        if team is None:
+            start()
+        else:
+            team.each(start, [None] * team.size, network.trainable_parameters())
 
 
 def recompute(networks: Sequence[Any], params: QLoRA, *, at_once: bool) -> None:

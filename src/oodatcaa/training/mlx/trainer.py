@@ -18,7 +18,7 @@ from oodatcaa.training.engine import TrainingRun
 from oodatcaa.training.examples import Examples, segments
 from oodatcaa.training.formulas import at_once, parts
 from oodatcaa.training.identity import cores
-from oodatcaa.training.mlx import setup, vector
+from oodatcaa.training.mlx import randomness, setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, Prepare, tokenize
 from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine, numpy_kernels
 from oodatcaa.training.mlx.checkpoints import State, not_finite, restore, save_tensors
@@ -35,7 +35,7 @@ from oodatcaa.training.mlx.parallel import (
     make_team,
 )
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
-from oodatcaa.training.mlx.recompute import recompute
+from oodatcaa.training.mlx.recompute import recompute, start_seconds
 from oodatcaa.training.monitor import Monitor
 from oodatcaa.training.packing import Row, fullest, positions_of
 from oodatcaa.training.progress import DiskFullError, Enough, Stop
@@ -92,7 +92,8 @@ class Run(TrainingRun):
         optimizer = setup.make_optimizer(self.params)
         optimizer.init(network.trainable_parameters())
         split = split_head(network)
-        self.loss_path = _loss_path(split, self._parts, self._eager, self.params)
+        random = randomness.draws(network)
+        self.loss_path = _loss_path(split, self._parts, self._eager, self.params, random=random)
         identity = identity.evolve(facts={**identity.facts, "loss path": self.loss_path})
         config = self._write_configs()
         resumed = self.resume(
@@ -110,13 +111,15 @@ class Run(TrainingRun):
             # must find the input that it was given, not the one that the prefix replaces.
             every = [network, *(self.team.networks if self.team else ())]
             recompute(every, self.params, at_once=self._eager)
+            if self._eager:
+                start_seconds(network, self.team)
         wanted = fast_cpu() or self.params.cache_frozen
         self.prefix = frozen_prefix(network) if wanted else None
         if self.team is not None:
             self.team.adopt(self.prefix)
         if self.params.cache_frozen:
             self.cache = self._frozen_cache(network)
-        loss, validation = self._losses(split)
+        loss, validation = self._losses(split, random=random)
         self.monitor = Monitor(
             self.folder,
             self.spec,
@@ -170,9 +173,8 @@ class Run(TrainingRun):
         print(f"cache_frozen: this model trains without it: {why}", flush=True)
         return None
 
-    def _losses(self, split: Split) -> tuple[Loss, Loss]:
+    def _losses(self, split: Split, *, random: bool) -> tuple[Loss, Loss]:
         """For the gradient, and for a validation."""
-        random = self.params.dropout > 0
         loss = make_loss(split, prefix=self.prefix, at_once=self._eager, random=random)
         validation = make_loss(split, prefix=self.prefix, gradient=False)
         if self.team is None:
@@ -312,17 +314,19 @@ class _Steps:
         )
 
 
-def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA) -> str:
+def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA, *, random: bool) -> str:
     """Two ways to the same loss differ in the last bits: no switch in mid-run."""
     together = f", the rows in {parts} parts" if parts > 1 else ""
     together += ", packed rows in blocks" if eager and params.packing else ""
     together += ", blocks again one at a time" if eager and params.grad_checkpoint else ""
-    together += ", numbers of each step" if params.dropout else ""
+    together += ", numbers of each step" if random else ""
     if fast_cpu() and cores() // parts == 1 and (kernels := numpy_kernels()):
         together += f", products of numpy's OpenBLAS ({kernels})"
     rows = "targets only" if split.sparse else "every position"
     head = "plain head"
     if split.frozen is not None:
         head = "fused head in tiles" if eager else "fused head"
+    elif eager and not split.sparse:
+        head = "plain head, some rows at a time"
     # The number counts the ways that fast products were computed in so far.
     return f"{rows}, {head}, {'fast products 4' if fast_cpu() else 'stock products'}{together}"
