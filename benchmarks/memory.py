@@ -61,8 +61,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2 8 bit": config("qwen2", 320, 5, 5, 5, 1120, 18000, tied=False, bits=8),
     "llama tall": config("llama", 256, 16, 8, 2, 640, 15000, tied=False),
 }
-ITERS = 10
-"""A process's peak was seen to rise for several steps."""
+ITERS = 40
+"""A process's peak was seen to rise for many steps where rows are on several threads."""
 BASE = {
     "iters": ITERS,
     "val_batches": 1,

@@ -54,10 +54,10 @@ SPREAD = 0.02
 moments meet or do not: there the same step's peak is another one in another process. 27 pairs of a
 probe and a run of the same batch (random models, 2 CPU cores) differed by -0.4 % on average and
 1.1 % in standard deviation; layers that evaluate as they are met on one thread by 0.3 % at most."""
-SPREAD_BEYOND = 0.025
+SPREAD_BEYOND = 0.02
 """For a batch that was not measured itself; where layers evaluate as they are met once for each
 doubling beyond what was: errors of 37 forecasts from half of its tokens were from -2.0 % to +5.4 %
-with 2 %. What is further away was not measured: a growth that is slightly wrong adds up."""
+with it. What is further away was not measured: a growth that is slightly wrong adds up."""
 MARGIN = 0.05
 """A forecast shall rather be over than under: added where a framework schedules ahead, or where the
 terms are not those of the model, once for each doubling beyond what was measured. Without it 15
