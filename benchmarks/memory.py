@@ -58,7 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_bias": False,
         "mlp_bias": False,
     },
-    "qwen2 8 bit": config("qwen2", 320, 5, 5, 5, 1120, 18000, tied=False, bits=8),
+    "qwen2 8 bit": config("qwen2", 320, 5, 5, 5, 1152, 18000, tied=False, bits=8),
     "llama tall": config("llama", 256, 16, 8, 2, 640, 15000, tied=False),
 }
 ITERS = 40
@@ -145,7 +145,7 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
                     "grad_checkpoint_layers": 8, "num_layers": -1}),
     ("llama tall", {"batch_size": 5, "max_seq_length": 128, "rank": 32, "optimizer": "adam"}),
 )  # fmt: skip
-TUNED = 47
+TUNED = 49
 """The forecast was made while looking at the first so many, not at the others."""
 
 

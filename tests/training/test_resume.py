@@ -256,6 +256,24 @@ def test_a_torn_checkpoint_is_skipped_with_a_word(tmp_path: Path, spec: Spec, na
         verify(parent / "0000006")
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="a file that can not be read")
+def test_a_checkpoint_that_can_not_be_read_is_skipped_with_a_word(
+    tmp_path: Path, spec: Spec
+) -> None:
+    run(tmp_path, spec(PLAIN))
+    parent = tmp_path / CHECKPOINTS_DIR
+    state = parent / "0000006" / "state.safetensors"
+    state.unlink()
+    state.symlink_to("/proc/self/mem")  # its first byte is nobody's: EIO, as of a damaged disk
+
+    note, words = newest_whole(parent)
+
+    assert note is not None
+    assert note.iteration == 4
+    (word,) = words
+    assert "0000006 is not whole: state.safetensors can not be read (Input/output error)" in word
+
+
 def test_the_best_weights_are_kept_selected_and_survive_a_resume(
     tmp_path: Path, spec: Spec
 ) -> None:

@@ -54,6 +54,10 @@ SPREAD = 0.02
 moments meet or do not: there the same step's peak is another one in another process. 27 pairs of a
 probe and a run of the same batch (random models, 2 CPU cores) differed by -0.4 % on average and
 1.1 % in standard deviation; layers that evaluate as they are met on one thread by 0.3 % at most."""
+SPREAD_LOGITS = 0.06
+"""The same for rows on several threads where layers evaluate as they are met and a model changes
+its logits. They are there as a whole, and those of two threads together now and then: the same
+batch of a small model took 315 to 349 MB. On one thread 440 and 465 MB were seen."""
 SPREAD_BEYOND = 0.02
 """For a batch that was not measured itself; where layers evaluate as they are met once for each
 doubling beyond what was: errors of 37 forecasts from half of its tokens were from -2.0 % to +5.4 %
@@ -250,8 +254,10 @@ def forecast(
     held = max(points[near].process_bytes, points[near].mlx_bytes)
     runtime = round(max(0, held - counted(near))) + probed.beside_bytes
     apart = side_by_side(params, target.batch, device, fast_cpu) > 1
-    apart = apart or not at_once(device, fast_cpu)
-    margin = 1 + _margin(near, target, trusted=trusted, apart=apart)
+    spread = SPREAD if apart or not at_once(device, fast_cpu) else 0.0
+    if shape.dense_logits and at_once(device, fast_cpu):
+        spread = SPREAD_LOGITS if apart else SPREAD
+    margin = 1 + _margin(near, target, spread, trusted=trusted)
     constant = _constant(found(target), nothing, device)
     parts = _parts(constant, growing(target), runtime, scales, margin)
     total = sum(part.bytes for part in parts)
@@ -325,11 +331,11 @@ def _growing(found: Terms, nothing: Terms, *, eager: bool, tiled: bool) -> tuple
     return kept, max(0, moment - least)
 
 
-def _margin(near: Size, target: Size, *, trusted: bool, apart: bool) -> float:
+def _margin(near: Size, target: Size, spread: float, *, trusted: bool) -> float:
     """Relative; `near` is what was measured nearest to the target. `trusted`: the terms are known
-    to be near. `apart`: a step's peak is another one in another process."""
+    to be near. `spread`: by how much a step's peak is another one in another process."""
     if near == target:
-        return SPREAD if apart else 0.0
+        return spread
     # Of tokens, or of rows that are longer: scores grow with the square.
     doublings = math.log2(max(1.0, target.tokens / near.tokens, target.length / near.length))
     if trusted:

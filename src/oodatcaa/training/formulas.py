@@ -136,7 +136,7 @@ def loss_copies(version: tuple[int, ...]) -> int:
     return 4 if version >= (0, 32, 1) else 3
 
 
-WHOLE_COPIES, CAPPED_COPIES = (5, 9), 8
+WHOLE_COPIES, CAPPED_COPIES = (4, 9), 8
 """The same where layers evaluate as they are met and a model changes its logits: without and with
 blocks that are computed again, for which all of it is evaluated while MLX keeps what it evaluates;
 and what a soft cap adds. Fitted to five peaks of processes, which it meets within 6 %; the soft cap
