@@ -550,7 +550,6 @@ def test_mlx_memory_over_the_limit_stops_the_run(tmp_path: Path, spec: Spec) -> 
         assert result.failure.layer is MemoryLayer.DURING
         assert result.failure.limit_bytes == limit
         assert (result.failure.needed_bytes or 0) > limit
-        assert (folder / METRICS_FILE).exists() is (name == "step")
         assert not (folder / ADAPTERS_DIR / ADAPTER_FILE).exists()
 
 
