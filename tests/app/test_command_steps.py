@@ -56,7 +56,7 @@ def test_a_command_beyond_its_limits_fails_by_name(
 
 def test_a_command_ends_with_the_crew_and_is_given_back(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    root = project(tmp_path, f"echo $$ > {note}; sleep 300 & echo half > half; wait")
+    root = project(tmp_path, f"sleep 300 & echo half > half; echo $$ > {note}; wait")
     for role, name in ((Role.PLANNER, "planner-s-A"), (Role.BUILDER, "builder-A")):
         run_agent(
             Project(root),
