@@ -11,8 +11,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx.cpu import on_cpu, speed_up
+from oodatcaa.training.mlx.loss import make_loss, split_head
+from oodatcaa.training.mlx.parallel import Team, divided_gradient, make_team
+from oodatcaa.training.mlx.recompute import recompute
 
 VOCABULARY = 200
 LONGEST = 96
@@ -37,6 +41,21 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {}),
     "gemma3": ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}),
 }
+
+
+def step_loss(network: Any, rows: int, *, at_once: bool, again: bool) -> tuple[Any, Team | None]:
+    """The loss of a step that draws numbers, as a training has it, and the threads that share its
+    rows, which the caller ends. `again`: every block is computed again."""
+    team = make_team(network, rows) if at_once else None
+    assert (team is not None) is (at_once and rows > 1)
+    loss = make_loss(split_head(network), at_once=at_once, random=True)
+    if again:
+        params = QLoRA(num_layers=-1, grad_checkpoint=True)
+        recompute([network, *(team.networks if team else ())], params, at_once=at_once)
+    if team is not None:
+        loss = divided_gradient(team, loss, None, random=True)
+    network.train()
+    return loss, team
 
 
 def network_of(

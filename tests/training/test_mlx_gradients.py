@@ -10,13 +10,9 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_map
 
-from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.mlx.batches import Batch, make_batch
 from oodatcaa.training.mlx.cpu import on_cpu
-from oodatcaa.training.mlx.loss import make_loss, split_head
-from oodatcaa.training.mlx.parallel import divided_gradient, make_team
-from oodatcaa.training.mlx.recompute import recompute
-from packed_models import drawn, network_of
+from packed_models import drawn, network_of, step_loss
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="layers evaluate at once on the CPU alone")
 
@@ -47,15 +43,8 @@ def made(
             layer.unfreeze()
     block = type(network.layers[0])
     stock = block.__call__
-    team = make_team(network, rows) if at_once and not full else None
-    assert (team is not None) is (at_once and not full and rows > 1)
-    loss = make_loss(split_head(network), at_once=at_once, random=True)
-    if again:
-        params = QLoRA(num_layers=-1, grad_checkpoint=True)
-        recompute([network, *(team.networks if team else ())], params, at_once=at_once)
-    if team is not None:
-        loss = divided_gradient(team, loss, None, random=True)
-    network.train()
+    # Full fine-tuning keeps a batch in one part.
+    loss, team = step_loss(network, 1 if full else rows, at_once=at_once, again=again)
     batch: Batch = make_batch(drawn([24] * rows), 32)
     value_and_grad = nn.value_and_grad(network, loss)
 

@@ -31,6 +31,7 @@ from oodatcaa.training.mlx.parallel import Team, divided_gradient, divided_loss,
 from oodatcaa.training.mlx.prefix import frozen_prefix
 from oodatcaa.training.mlx.randomness import draw, seeded
 from oodatcaa.training.mlx.recompute import recompute
+from packed_models import step_loss
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's CPU device")
@@ -176,13 +177,13 @@ import mlx.core as mx
 from oodatcaa.training.mlx import setup
 from oodatcaa.training.mlx.guard import walled
 from oodatcaa.training.mlx.parallel import make_team
-from oodatcaa.training.mlx.recompute import start_seconds
+from oodatcaa.training.mlx.recompute import start_threads_beside
 network, _ = setup.load_base({str(folder)!r})
 with walled(Path({str(tmp_path)!r}), 500_000_000):
     team = make_team(network, 16)
     assert team is not None
     if {again}:
-        start_seconds(network, team)
+        start_threads_beside(network, team)
     held = b"x" * 320_000_000
 """
     env = {**os.environ, "MKL_NUM_THREADS": "16", "MALLOC_ARENA_MAX": "1"}
@@ -320,15 +321,7 @@ def test_what_is_dropped_is_dropped_again_when_a_block_is_computed_again(
 ) -> None:
     def found(again: bool) -> dict[str, mx.array]:
         model = adapted(folder, -1, dropout=0.4, dora=dora)
-        made = make_team(model, rows)
-        assert (made is not None) is (rows > 1)
-        loss = make_loss(split_head(model), at_once=True, random=True)
-        if again:
-            params = QLoRA(num_layers=-1, grad_checkpoint=True)
-            recompute([model, *(made.networks if made else ())], params, at_once=True)
-        if made is not None:
-            loss = divided_gradient(made, loss, None, random=True)
-        model.train()
+        loss, made = step_loss(model, rows, at_once=True, again=again)
         mx.random.seed(4)
         try:
             # Two steps: the second has other masks, and must go on from the same random state.

@@ -232,8 +232,9 @@ def forecast(
     def found(size: Size) -> Terms:
         return step_terms(shape, params, size, device=device, fast_cpu=fast_cpu)
 
+    eager = at_once(device, fast_cpu)
+
     def growing(size: Size) -> tuple[int, int]:
-        eager = at_once(device, fast_cpu)
         return _growing(found(size), nothing, eager=eager, tiled=not shape.dense_logits)
 
     def features(size: Size) -> tuple[float, float]:
@@ -245,7 +246,7 @@ def forecast(
     points = {_size(point.size): point for point in probed.points}
     rows = [(features(size), point.mlx_bytes) for size, point in points.items()]
     known = not block_of(shape).unknown
-    trusted = known and at_once(device, fast_cpu)
+    trusted = known and eager
     prior = PRIOR_AT_ONCE if trusted else PRIOR if known else PRIOR_UNKNOWN
     scales = fit(rows, probed.loaded_mlx_bytes, prior)
     if _far(rows, scales, probed.loaded_mlx_bytes):
@@ -253,10 +254,8 @@ def forecast(
     near = min(points, key=lambda size: _distance(size, target))
     held = max(points[near].process_bytes, points[near].mlx_bytes)
     runtime = round(max(0, held - counted(near))) + probed.beside_bytes
-    apart = side_by_side(params, target.batch, device, fast_cpu) > 1
-    spread = SPREAD if apart or not at_once(device, fast_cpu) else 0.0
-    if shape.dense_logits and at_once(device, fast_cpu):
-        spread = SPREAD_LOGITS if apart else SPREAD
+    together = side_by_side(params, target.batch, device, fast_cpu)
+    spread = _spread(shape, together, eager=eager)
     margin = 1 + _margin(near, target, spread, trusted=trusted)
     constant = _constant(found(target), nothing, device)
     parts = _parts(constant, growing(target), runtime, scales, margin)
@@ -331,9 +330,17 @@ def _growing(found: Terms, nothing: Terms, *, eager: bool, tiled: bool) -> tuple
     return kept, max(0, moment - least)
 
 
+def _spread(shape: ModelShape, together: int, *, eager: bool) -> float:
+    """Relative: by how much a step's peak is another one in another process. `together`: parts of a
+    batch that are computed side by side."""
+    if eager and shape.dense_logits:
+        return SPREAD_LOGITS if together > 1 else SPREAD
+    return 0.0 if eager and together == 1 else SPREAD
+
+
 def _margin(near: Size, target: Size, spread: float, *, trusted: bool) -> float:
     """Relative; `near` is what was measured nearest to the target. `trusted`: the terms are known
-    to be near. `spread`: by how much a step's peak is another one in another process."""
+    to be near."""
     if near == target:
         return spread
     # Of tokens, or of rows that are longer: scores grow with the square.

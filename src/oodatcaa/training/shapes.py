@@ -20,7 +20,8 @@ DTYPE_BITS = {
     "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
     "F4": 4,
 }  # fmt: skip
-AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+SOFT_CAP = "final_logit_softcapping"
+AFTER_HEAD = (SOFT_CAP, "logit_scale", "logits_scaling", "lm_head_multiplier")
 """Options that change the logits: the worker then can not skip positions without a target."""
 MAX_HEADER = 100_000_000
 """The safetensors format's own bound on a header."""
@@ -213,7 +214,7 @@ def _shape(
             bits=quantization.get("bits") if quantised else None,
             group_size=quantization.get("group_size") if quantised else None,
             dense_logits=any(config.get(key) for key in AFTER_HEAD),
-            capped_logits=bool(config.get(AFTER_HEAD[0])),
+            capped_logits=bool(config.get(SOFT_CAP)),
             blocks=read_blocks(tensors, fields["num_layers"], _groups(tensors, quantization)),
         )
     except ValidationError as error:

@@ -44,7 +44,9 @@ def _apart(tensor: Any) -> Any:
     return other
 
 
-def total_of(logits: mx.array, rows: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+def total_of_logits(
+    logits: mx.array, rows: mx.array, targets: mx.array, weights: mx.array
+) -> mx.array:
     """Weighted sum of the cross entropies of some rows of float32 logits [..., vocabulary] that are
     there as a whole, in nats. For a step whose layers evaluate as they are met: its gradient is
     made now, some rows at a time, and nothing else is kept for the way back. Of rows that are named

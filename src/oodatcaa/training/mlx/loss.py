@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from oodatcaa.training.mlx import randomness, vector
 from oodatcaa.training.mlx.cpu import fast_cpu
-from oodatcaa.training.mlx.head import FrozenHead, frozen_head, total_of
+from oodatcaa.training.mlx.head import FrozenHead, frozen_head, total_of_logits
 from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
 
@@ -144,7 +144,7 @@ def make_loss(
                 total = split.frozen.total(picked, targets, weights)
             elif gradient and at_once and not split.sparse:
                 logits = split.body(model, inputs).astype(mx.float32)
-                total = total_of(logits, rows, targets, weights)
+                total = total_of_logits(logits, rows, targets, weights)
             else:
                 total = (token_losses(split, model, inputs, rows, targets) * weights).sum()
             return _shared(total / count, share), count

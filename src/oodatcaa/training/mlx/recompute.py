@@ -65,7 +65,7 @@ class _Second(threading.local):
 _second = _Second()
 
 
-def start_seconds(network: Any, team: Team | None) -> None:
+def start_threads_beside(network: Any, team: Team | None) -> None:
     """Start what computes blocks again beside each thread: a thread, and MLX's own for its stream.
     Now, while nothing else is going on: a kernel's limit counts their stacks."""
 

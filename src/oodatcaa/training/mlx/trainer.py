@@ -35,7 +35,7 @@ from oodatcaa.training.mlx.parallel import (
     make_team,
 )
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
-from oodatcaa.training.mlx.recompute import recompute, start_seconds
+from oodatcaa.training.mlx.recompute import recompute, start_threads_beside
 from oodatcaa.training.monitor import Monitor
 from oodatcaa.training.packing import Row, fullest, positions_of
 from oodatcaa.training.progress import DiskFullError, Enough, Stop
@@ -112,7 +112,7 @@ class Run(TrainingRun):
             every = [network, *(self.team.networks if self.team else ())]
             recompute(every, self.params, at_once=self._eager)
             if self._eager:
-                start_seconds(network, self.team)
+                start_threads_beside(network, self.team)
         wanted = fast_cpu() or self.params.cache_frozen
         self.prefix = frozen_prefix(network) if wanted else None
         if self.team is not None:
