@@ -15,8 +15,9 @@ from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx.cpu import on_cpu, speed_up
 from oodatcaa.training.mlx.loss import make_loss, split_head
-from oodatcaa.training.mlx.parallel import Team, divided_gradient, make_team
+from oodatcaa.training.mlx.parallel import divided_gradient
 from oodatcaa.training.mlx.recompute import recompute
+from oodatcaa.training.mlx.team import Team, make_team
 
 VOCABULARY = 200
 LONGEST = 96

@@ -34,8 +34,9 @@ from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.frozen_cache import FrozenCache
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.packed import route
-from oodatcaa.training.mlx.parallel import Team, divided_gradient, make_team
+from oodatcaa.training.mlx.parallel import divided_gradient
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
+from oodatcaa.training.mlx.team import Team, make_team
 from oodatcaa.training.packing import Row
 from oodatcaa.training.protocol import (
     ADAPTER_FILE,

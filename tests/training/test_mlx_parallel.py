@@ -27,10 +27,11 @@ from oodatcaa.training.mlx.batches import Batch, divide, make_batch
 from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.evaluate import example_losses
 from oodatcaa.training.mlx.loss import make_loss, split_head
-from oodatcaa.training.mlx.parallel import Team, divided_gradient, divided_loss, make_team
+from oodatcaa.training.mlx.parallel import divided_gradient, divided_loss
 from oodatcaa.training.mlx.prefix import frozen_prefix
 from oodatcaa.training.mlx.randomness import draw, seeded
 from oodatcaa.training.mlx.recompute import recompute
+from oodatcaa.training.mlx.team import Team, make_team
 from packed_models import step_loss
 from tiny_model import make_tiny_model
 
@@ -176,8 +177,8 @@ from pathlib import Path
 import mlx.core as mx
 from oodatcaa.training.mlx import setup
 from oodatcaa.training.mlx.guard import walled
-from oodatcaa.training.mlx.parallel import make_team
 from oodatcaa.training.mlx.recompute import start_threads_beside
+from oodatcaa.training.mlx.team import make_team
 network, _ = setup.load_base({str(folder)!r})
 with walled(Path({str(tmp_path)!r}), 500_000_000):
     team = make_team(network, 16)

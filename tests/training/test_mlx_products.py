@@ -24,7 +24,8 @@ from oodatcaa.training.mlx import blas, products
 from oodatcaa.training.mlx.batches import make_batch
 from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.loss import make_loss, split_head
-from oodatcaa.training.mlx.parallel import divided_gradient, make_team
+from oodatcaa.training.mlx.parallel import divided_gradient
+from oodatcaa.training.mlx.team import make_team
 from oodatcaa.training.protocol import SPEC_FILE
 from tiny_model import make_tiny_data, make_tiny_model
 

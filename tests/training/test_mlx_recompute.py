@@ -15,8 +15,9 @@ from oodatcaa.training.mlx.batches import make_batch, make_packed
 from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.packed import route
-from oodatcaa.training.mlx.parallel import divided_gradient, make_team
+from oodatcaa.training.mlx.parallel import divided_gradient
 from oodatcaa.training.mlx.recompute import recompute
+from oodatcaa.training.mlx.team import make_team
 from packed_models import drawn, network_of
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="layers evaluate so on the CPU alone")

@@ -72,7 +72,7 @@ def example_losses(
     from oodatcaa.training.mlx import vector
     from oodatcaa.training.mlx.batches import divide, make_batch
     from oodatcaa.training.mlx.loss import split_head, token_losses
-    from oodatcaa.training.mlx.parallel import make_team
+    from oodatcaa.training.mlx.team import make_team
 
     network.eval()
     split = split_head(network)

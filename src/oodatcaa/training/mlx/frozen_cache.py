@@ -24,8 +24,8 @@ import numpy as np
 from oodatcaa.kit.machine import in_memory
 from oodatcaa.training.examples import Example, arrange
 from oodatcaa.training.mlx.packed import counts_length
-from oodatcaa.training.mlx.parallel import Team
 from oodatcaa.training.mlx.prefix import FrozenPrefix
+from oodatcaa.training.mlx.team import Team
 from oodatcaa.training.packing import Row, positions_of, too_far
 from oodatcaa.training.progress import DISK_FULL
 

@@ -29,7 +29,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.mlx import randomness, vector
 from oodatcaa.training.mlx.packed import as_now, is_mask
-from oodatcaa.training.mlx.parallel import Team
+from oodatcaa.training.mlx.team import Team
 from oodatcaa.training.wall import untouched
 
 MARK, FROZEN = "_recomputed_by", "_frozen_arrays"

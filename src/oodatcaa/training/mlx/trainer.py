@@ -27,15 +27,10 @@ from oodatcaa.training.mlx.frozen_cache import FrozenCache
 from oodatcaa.training.mlx.guard import COUNTERS
 from oodatcaa.training.mlx.loss import Split, make_loss, split_head
 from oodatcaa.training.mlx.packed import must_pack, packed
-from oodatcaa.training.mlx.parallel import (
-    Loss,
-    Team,
-    divided_gradient,
-    divided_loss,
-    make_team,
-)
+from oodatcaa.training.mlx.parallel import Loss, divided_gradient, divided_loss
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
 from oodatcaa.training.mlx.recompute import recompute, start_threads_beside
+from oodatcaa.training.mlx.team import Team, make_team
 from oodatcaa.training.monitor import Monitor
 from oodatcaa.training.packing import Row, fullest, positions_of
 from oodatcaa.training.progress import DiskFullError, Enough, Stop
