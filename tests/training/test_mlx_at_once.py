@@ -18,6 +18,7 @@ from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.examples import Example
 from oodatcaa.training.identity import parameter_facts
 from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx.attention import additive, attention
 from oodatcaa.training.mlx.batches import make_batch
 from oodatcaa.training.mlx.cpu import hold_dense, on_cpu, speed_up
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head
@@ -94,7 +95,7 @@ def test_attention_and_its_gradients(mask: str | None, heads: tuple[int, int]) -
         return out
 
     def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return vector.attention(q, k, v, 0.3, vector.additive(given, 9, 9))
+        return attention(q, k, v, 0.3, additive(given, 9, 9))
 
     assert close(ours(q, k, v), stock(q, k, v))
     gradient = [
@@ -254,7 +255,7 @@ def test_a_step_that_starts_behind_the_frozen_blocks_is_the_same_step(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The tiny model's tensors would all be below the size from which it pays.
-    monkeypatch.setattr("oodatcaa.training.mlx.cpu.FEW", 1)
+    monkeypatch.setattr("oodatcaa.training.mlx.vector.FEW", 1)
     model = adapted(tiny, 1)
     split = split_head(model)
     assert split.frozen is not None

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from oodatcaa.training.examples import Example
-from oodatcaa.training.mlx import block_attention, cpu, vector
+from oodatcaa.training.mlx import block_attention, vector
+from oodatcaa.training.mlx.attention import additive, attention
 from oodatcaa.training.mlx.batches import make_packed
 from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.loss import split_head
@@ -33,7 +34,7 @@ def mask_of(owners: mx.array, window: int | None) -> mx.array:
     places = mx.arange(owners.shape[1])
     far = places[:, None] - places[None]
     seen = (far >= 0) & (far < (window or owners.shape[1]))
-    mask = vector.additive(
+    mask = additive(
         seen & (owners[:, None, :, None] == owners[:, None, None, :]), *[owners.shape[1]] * 2
     )
     assert mask is not None
@@ -69,7 +70,7 @@ def both(heads: int, groups: int, window: int | None) -> tuple[Found, Found]:
     with block_attention.known_masks():
         block_attention.stands_for(mask, blocks, window)
         meaning = block_attention.meaning_of(mask)
-        return found(vector.attention, mask), found(block_attention.attention, meaning)
+        return found(attention, mask), found(block_attention.attention, meaning)
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
@@ -90,7 +91,7 @@ def test_the_same_bits_every_time() -> None:
 @pytest.mark.parametrize("shape", ["llama", "llama half sliding", "gemma3"])
 def test_nothing_of_a_neighbour_is_computed(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under a mask a neighbour weighs 0, and 0 times NaN is NaN."""
-    monkeypatch.setattr(cpu, "FEW", 0)
+    monkeypatch.setattr(vector, "FEW", 0)
     network = network_of(*SHAPES[shape], trained=0)
     split = split_head(network)
     route(network)

@@ -88,7 +88,7 @@ def team(model: Any, prefix: FrozenPrefix, request: pytest.FixtureRequest) -> It
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MKL_NUM_THREADS", str(request.param))
         # The tiny model's tensors would all be below the size from which leaving the graph pays.
-        patch.setattr("oodatcaa.training.mlx.cpu.FEW", 1)
+        patch.setattr("oodatcaa.training.mlx.vector.FEW", 1)
         made = make_team(model, 8)
         assert (made is None) == (request.param == 1)
         if made is not None:
@@ -149,7 +149,7 @@ def make_once(
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MKL_NUM_THREADS", "3")
-        patch.setattr("oodatcaa.training.mlx.cpu.FEW", 1)
+        patch.setattr("oodatcaa.training.mlx.vector.FEW", 1)
         team = make_team(model, 8)
         assert team is not None
         team.adopt(prefix)

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import TrainSpec
 from oodatcaa.errors import OodatcaaError
-from oodatcaa.training.mlx import cpu, setup
+from oodatcaa.training.mlx import setup, vector
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, make_batch, make_packed
 from oodatcaa.training.mlx.cpu import on_cpu
 from oodatcaa.training.mlx.loss import make_loss, split_head, token_losses
@@ -54,7 +54,7 @@ def assert_close(ours: Gradients, theirs: Gradients, share: float = 1.0) -> None
 def test_loss_and_gradients_are_those_of_the_same_examples_unpacked(
     shape: str, eager: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "FEW", 0)
+    monkeypatch.setattr(vector, "FEW", 0)
     network = network_of(*SHAPES[shape])
     split = split_head(network)
     rows = two_rows()
@@ -84,7 +84,7 @@ def test_loss_and_gradients_are_those_of_the_same_examples_unpacked(
 def test_with_frozen_blocks_run_before_and_blocks_computed_again(
     shape: str, rows: list[Row], checkpointed: int, eager: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "FEW", 0)
+    monkeypatch.setattr(vector, "FEW", 0)
     network = network_of(*SHAPES[shape])
     kinds = {type(block): type(block).__call__ for block in network.layers}
     try:

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's
 def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_NUM_THREADS", "3")
     # The tiny model's tensors would all be below the size from which leaving the graph pays.
-    monkeypatch.setattr("oodatcaa.training.mlx.cpu.FEW", 1)
+    monkeypatch.setattr("oodatcaa.training.mlx.vector.FEW", 1)
 
 
 @pytest.fixture(scope="module")

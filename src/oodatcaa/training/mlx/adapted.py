@@ -68,13 +68,21 @@ def _bias(layer: nn.Module) -> mx.array | None:
 def _lora_product(layer: LoRALinear, stored: Stored, x: mx.array) -> mx.array:
     offset, drop, scale = _bias(layer), drop_of(layer.dropout), layer.scale
 
+    def forward(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+        if drop is not None:
+            x = vector.cut(x)
+        y, low = products.adapted(stored.times(x), _dropped(x, drop), a, b, scale)
+        if offset is not None:
+            whole = vector.view(y)
+            whole += vector.view(offset)
+        return y, low
+
+    if not vector.traced():
+        return forward(x, layer.lora_a, layer.lora_b)[0]
+
     @mx.custom_function
     def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-        x, a, b = vector.cut_all((x, a, b))
-        y, low = products.adapted(stored.times(x), _dropped(x, drop), a, b, scale)
-        y = y if offset is None else y + offset
-        mx.eval(y)
-        return y, low
+        return forward(x, a, b)
 
     @product.vjp
     def product_vjp(

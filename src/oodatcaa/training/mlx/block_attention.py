@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx import products, vector
+from oodatcaa.training.mlx.attention import additive, attention_vjp, grouped_scores
 from oodatcaa.training.packing import Block, Blocks
 
 Arrays = tuple[mx.array, ...]
@@ -60,7 +61,7 @@ def stands_for(mask: mx.array, blocks: Blocks, window: int | None) -> None:
     seen = places[:, None] >= places[None]
     if window is not None:
         seen = seen & (places[:, None] < places[None] + window)
-    added = vector.additive(seen, longest, longest)
+    added = additive(seen, longest, longest)
     assert added is not None
     mx.eval(added)
     _known.masks.append((mask, Meaning(blocks, added)))
@@ -74,19 +75,20 @@ def meaning_of(mask: Any) -> Meaning | None:
 def attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, meaning: Meaning
 ) -> mx.array:
-    """As `vector.attention` with the mask that `meaning` is of; shapes as there, with T = S."""
-    blocks = meaning.blocks
+    """As `attention.attention` with the mask that `meaning` is of; shapes as there, with T = S."""
+    blocks, added = meaning.blocks, vector.view(meaning.added)
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> Arrays:
-        q, k, v = vector.cut(q), vector.cut(k), vector.cut(v)
-        scores = [_scores(_cut(block, q, k), scale, meaning.added) for block in blocks]
-        mx.eval(scores)
-        found = [vector.softmax_of(one) for one in scores]
-        outs = [
-            (p @ _cut(block, v)[0]).reshape(1, q.shape[1], -1, v.shape[3])
-            for block, p in zip(blocks, found, strict=True)
-        ]
+        q, k, v = vector.cut_all((q, k, v))
+        found, outs = [], []
+        for block in blocks:
+            own_q, own_k, own_v = _cut(block, q, k, v)
+            scores = grouped_scores(own_q, own_k, scale)
+            size = block.end - block.first
+            found.append(vector.softmax_of(scores, added[:size, :size]))
+            out = products.stacked(found[-1], own_v)
+            outs.append(out.reshape(1, q.shape[1], -1, v.shape[3]))
         out = _together(blocks, outs)
         mx.eval(out, found)
         return out, *found
@@ -96,7 +98,7 @@ def attention(
         found = []
         for block, p in zip(blocks, outputs[1:], strict=True):
             out, d_out = _cut(block, outputs[0], cotangents[0])
-            found.append(vector.attention_vjp(_cut(block, *primals), scale, out, p, d_out))
+            found.append(attention_vjp(_cut(block, *primals), scale, out, p, d_out))
         return tuple(_together(blocks, list(parts)) for parts in zip(*found, strict=True))
 
     found: Any = attend(queries, keys, values)
@@ -106,16 +108,6 @@ def attention(
 
 def _cut(block: Block, *arrays: mx.array) -> Arrays:
     return tuple(a[block.row : block.row + 1, :, block.first : block.end] for a in arrays)
-
-
-def _scores(pair: Arrays, scale: float, added: mx.array) -> mx.array:
-    """Of queries and keys: [1, K, heads of a key head * positions, positions]."""
-    q, k = pair
-    _, heads, length, width = q.shape
-    groups = k.shape[1]
-    scores = (q * scale).reshape(1, groups, -1, width) @ k.swapaxes(-1, -2)
-    masked: mx.array = scores.reshape(1, heads, length, length) + added[:length, :length]
-    return masked.reshape(1, groups, -1, length)
 
 
 def _together(blocks: Blocks, parts: list[mx.array]) -> mx.array:

@@ -18,7 +18,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.models import activations, base
 
-from oodatcaa.training.mlx import adapted, block_attention, vector
+from oodatcaa.training.mlx import adapted, attention, block_attention, norms, rotary, vector
 from oodatcaa.training.mlx.stored import Stored
 from oodatcaa.training.protocol import fast_cpu_wanted
 
@@ -56,9 +56,12 @@ def dense_product(layer: nn.Module, x: mx.array) -> mx.array:
 
 
 def _product_at_once(stored: Stored, x: mx.array) -> mx.array:
+    if not vector.traced():
+        return stored.times(x)
+
     @mx.custom_function
     def product(x: mx.array) -> mx.array:
-        return stored.times(vector.cut(x))
+        return stored.times(x)
 
     @product.vjp
     def product_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
@@ -106,8 +109,6 @@ class DenseProductEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
         return dense_product(self, x)
 
 
-FEW = 1 << 15
-"""Below so many elements leaving MLX's graph costs more than its slow exponential."""
 _STOCK_ATTENTION = base.scaled_dot_product_attention
 
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {
@@ -154,6 +155,8 @@ def _route(model: nn.Module) -> None:
     only. A model that calls something else keeps it: slower, and just as right.
     """
     adapted.route()
+    norms.route()
+    rotary.route()
     for name in {type(module).__module__ for module in model.modules()}:
         home: Any = sys.modules[name]
         if getattr(home, "swiglu", None) is activations.swiglu:
@@ -163,11 +166,10 @@ def _route(model: nn.Module) -> None:
 
 
 def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    if not vector.active() or gate.size < FEW or gate.dtype != mx.float32:
+    if not vector.active() or gate.size < vector.FEW or gate.dtype != mx.float32:
         result: mx.array = activations.swiglu(gate, x)
     else:
-        at_once: Any = vector.swiglu(gate, x)
-        result = at_once
+        result = vector.swiglu(gate, x)
     return result
 
 
@@ -181,15 +183,15 @@ def _attention(
     sinks: mx.array | None = None,
 ) -> mx.array:
     length, span = queries.shape[2], keys.shape[2]
-    few = queries.shape[0] * queries.shape[1] * length * span < FEW
+    few = queries.shape[0] * queries.shape[1] * length * span < vector.FEW
     special = cache is not None or sinks is not None or queries.dtype != mx.float32
     if not vector.active() or few or special:
         result: mx.array = _STOCK_ATTENTION(queries, keys, values, cache, scale, mask, sinks)
     elif (meaning := block_attention.meaning_of(mask)) is not None:
         result = block_attention.attention(queries, keys, values, scale, meaning)
     else:
-        added = vector.additive(mask, length, span)
-        result = vector.attention(queries, keys, values, scale, added)
+        added = attention.additive(mask, length, span)
+        result = attention.attention(queries, keys, values, scale, added)
     return result
 
 

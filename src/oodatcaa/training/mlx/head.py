@@ -223,7 +223,7 @@ class FrozenHead:
         size = tile_columns(count)
         # Finite, so that a tile of nothing but -inf leaves no NaN.
         top, total, own = (np.full((count, 1), x, np.float32) for x in (LEAST, 0, 0))
-        spread = mx.zeros((1, 1) if weights is None else hidden.shape)
+        spread = np.zeros((0, 0) if weights is None else hidden.shape, np.float32)
         places = np.array(targets)
         for start in range(0, self.vocabulary, size):
             matrix = self.rows(slice(start, start + size))
@@ -242,13 +242,14 @@ class FrozenHead:
             e = vector.exp_of(logits)
             total = total * kept + np.einsum("ij->i", np.array(e, copy=False))[:, None]
             if weights is not None:
-                spread = products.added(spread * mx.array(kept), e, matrix)
-                mx.eval(spread)
+                spread *= kept
+                spread += products.numbers(e, matrix)
             top = highest
         loss = mx.array(np.log(total) + (top - own)).squeeze(-1)
         if weights is None:
             return loss, None
-        return loss, weights[:, None] * (spread / mx.array(total) - self.rows(targets))
+        spread /= total
+        return loss, weights[:, None] * (mx.array(spread) - self.rows(targets))
 
     def _chunk(
         self, matrix: mx.array | None, rows: mx.array, targets: mx.array, weights: mx.array | None

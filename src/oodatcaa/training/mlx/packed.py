@@ -20,6 +20,7 @@ import numpy as np
 from mlx_lm.models import base
 
 from oodatcaa.training.mlx import block_attention, vector
+from oodatcaa.training.mlx.attention import additive
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.packing import Blocks, Row, arrange_rows, blocks_in, not_packable, too_far
 
@@ -56,7 +57,7 @@ class _Mask:
             if window is not None:
                 seen = seen & base.create_causal_mask(self.length, window_size=window)
             if added:
-                scores = vector.additive(seen, self.length, self.length)
+                scores = additive(seen, self.length, self.length)
                 assert scores is not None
                 seen = scores
                 if self._blocks is not None:

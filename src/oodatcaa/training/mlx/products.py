@@ -1,9 +1,9 @@
-"""float32 products of evaluated matrices on the CPU, by the faster of two libraries.
+"""float32 products on the CPU, evaluated at once, by the faster of two libraries.
 
 MLX multiplies with the BLAS that was preloaded. On a Zen 4 MKL keeps to its AVX2 kernels, and the
 OpenBLAS that numpy brings is faster: for the shapes of a training step on one thread by 5 to 12 %;
 whole steps that took turns with MKL's took 6 % less time. It is asked for products that take one
-thread: that is how `blas.preload` made it ready.
+thread: that is how `blas.preload` made it ready. Results have no history in a trace.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from oodatcaa.training.mlx import blas
-
-LARGE_BYTES = 4 << 20
-"""From here on a product is written where it stays; a smaller one is copied there, which is faster
-than to have MLX fill the place with zeros."""
+from oodatcaa.training.mlx import blas, vector
 
 
 def by_numpy(x: mx.array, matrix: mx.array) -> bool:
@@ -27,50 +23,67 @@ def by_numpy(x: mx.array, matrix: mx.array) -> bool:
 
 
 def transposed(x: mx.array, matrix: mx.array) -> mx.array:
-    """`x @ matrix.T`, evaluated: [..., inputs] and [outputs, inputs] give [..., outputs]."""
+    """`x @ matrix.T`: [..., inputs] and [outputs, inputs] give [..., outputs]."""
     if not by_numpy(x, matrix):
-        y = x @ matrix.T
+        y = vector.cut(x) @ matrix.T
         mx.eval(y)
         return y
-    mx.eval(x, matrix)
-    return _product(_rows(x), np.array(matrix, copy=False).T, (*x.shape[:-1], matrix.shape[0]))
+    rows, outputs = _rows(x), vector.view(matrix).T
+    shape = (*x.shape[:-1], matrix.shape[0])
+
+    def fill(place: vector.Floats) -> None:
+        np.matmul(rows, outputs, out=place.reshape(len(rows), -1))
+
+    return vector.made(shape, fill)
 
 
-def added(to: mx.array, x: mx.array, matrix: mx.array) -> mx.array:
-    """`to + x @ matrix`, for two matrices: [rows, inputs] and [inputs, outputs]."""
+def stacked(x: mx.array, y: mx.array) -> mx.array:
+    """`x @ y` of stacks of matrices, [..., rows, inputs] and [..., inputs, columns]."""
+    if not by_numpy(x, y):
+        found = vector.cut(x) @ vector.cut(y)
+        mx.eval(found)
+        return found
+    return _stacked(vector.view(x), vector.view(y))
+
+
+def stacked_transposed(x: mx.array, y: mx.array, scale: float) -> mx.array:
+    """The same of `scale * x` and the matrices of `y` transposed."""
+    if not by_numpy(x, y):
+        found = (vector.cut(x) * scale) @ vector.cut(y).swapaxes(-1, -2)
+        mx.eval(found)
+        return found
+    return _stacked(vector.view(x) * np.float32(scale), vector.view(y).swapaxes(-1, -2))
+
+
+def _stacked(x: vector.Floats, y: vector.Floats) -> mx.array:
+    shape = (*x.shape[:-1], y.shape[-1])
+    return vector.made(shape, lambda place: np.matmul(x, y, out=place))
+
+
+def numbers(x: mx.array, matrix: mx.array) -> vector.Floats:
+    """`x @ matrix` of two matrices, for numpy, in memory of its own."""
     if not by_numpy(x, matrix):
-        return mx.addmm(to, x, matrix)
-    mx.eval(x, matrix)
-    return to + _product(_rows(x), np.array(matrix, copy=False), (x.shape[0], matrix.shape[1]))
+        return vector.view(vector.cut(x) @ vector.cut(matrix))
+    found: vector.Floats = np.matmul(vector.view(x), vector.view(matrix))
+    return found
 
 
 def adapted(
     y: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float
 ) -> tuple[mx.array, mx.array]:
-    """`y + low @ b` and `low`, which is `(x @ a) * scale`, evaluated. The caller has just computed
-    `y` and nobody else refers to it: it may be overwritten."""
+    """`y + low @ b` and `low`, which is `(x @ a) * scale`. The caller has just computed `y` and
+    nobody else refers to it: it may be overwritten."""
     if not by_numpy(x, a):
+        x, a, b = vector.cut_all((x, a, b))
         low = (x @ a) * scale
         y = mx.addmm(y, low, b)
         mx.eval(y, low)
         return y, low
-    mx.eval(y, x, a, b)
-    few = np.matmul(_rows(x), np.array(a, copy=False))
+    few = np.matmul(_rows(x), vector.view(a))
     few *= scale
-    np.array(y, copy=False)[...] += np.matmul(few, np.array(b, copy=False)).reshape(y.shape)
+    vector.view(y).reshape(len(few), -1)[...] += np.matmul(few, vector.view(b))
     return y, mx.array(few.reshape(*x.shape[:-1], -1))
 
 
 def _rows(x: mx.array) -> Any:
-    return np.array(x, copy=False).reshape(-1, x.shape[-1])
-
-
-def _product(rows: Any, matrix: Any, shape: tuple[int, ...]) -> mx.array:
-    size = (rows.shape[0], matrix.shape[1])
-    if 4 * size[0] * size[1] < LARGE_BYTES:
-        return mx.array(np.matmul(rows, matrix).reshape(shape))
-    place = mx.zeros(shape)
-    mx.eval(place)
-    # MLX's own buffer: nobody else refers to it yet.
-    np.matmul(rows, matrix, out=np.array(place, copy=False).reshape(size))
-    return place
+    return vector.view(x).reshape(-1, x.shape[-1])

@@ -1,15 +1,19 @@
-"""The exponentials of a transformer on MLX's CPU device, without MLX's own exponential.
+"""Element-wise work on MLX's CPU device, evaluated as it is met.
 
 MLX's CPU build computes `exp` one element at a time: 17 ns each, where MKL's vector mathematics
 or numpy's SIMD loop need one to three. Silu, softmax and cross entropy are made of them, and with
-a real BLAS underneath they were most of a training step. So the functions here evaluate their
-input at once and let the vector library work on MLX's own buffer. float32 only, CPU only, and
-only inside `at_once()`: whoever traces a gradient decides whether that is worth its memory.
+a real BLAS underneath they were most of a training step. And each of MLX's operations is handed to
+a thread of its stream, for which small ones wait longer than they take. So the functions here (and
+in attention.py, norms.py and rotary.py) evaluate their input at once and let numpy and the vector
+library work on the buffers, some rows at a time, that stay in the processor's cache. float32 only,
+CPU only, and only inside `at_once()`: whoever traces a gradient decides whether that is worth its
+memory.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,8 +32,13 @@ VML_MODE = 0x2 | 0x280000 | 0x2000
 error reports: with them every masked score, whose exponential underflows, costs 80 ns."""
 MOST_ELEMENTS = 1 << 30
 """MKL's LP64 interface counts in 32 bits."""
-MASKED = -1e9
-"""Added to masked scores: far below every score, and finite, so that no row becomes NaN."""
+FEW = 1 << 15
+"""Below so many elements leaving MLX's graph costs more than its slow exponential."""
+PIECE = 1 << 16
+"""Elements of a buffer that are worked on at a time: 256 KB, which stay in a core's own cache."""
+SMALL_BYTES = 4 << 20
+"""Below, a result is computed in numpy's memory and copied, which is faster than to have MLX fill
+a place with zeros."""
 
 
 class _Open(threading.local):
@@ -102,6 +111,32 @@ def exp_of(fresh: mx.array) -> mx.array:
     return fresh
 
 
+def view(x: mx.array) -> Floats:
+    """numpy's view of `x`, evaluated. What is computed from it has no history in a trace."""
+    mx.eval(x)
+    return np.array(x, copy=False)
+
+
+def made(shape: tuple[int, ...], fill: Callable[[Floats], object]) -> mx.array:
+    """A float32 array that `fill` has written into; it is given the place, with anything in it."""
+    return made_together(shape, 1, fill)[0]
+
+
+def made_together(
+    shape: tuple[int, ...], count: int, fill: Callable[..., object]
+) -> list[mx.array]:
+    """Several of one shape, of which `fill` is given the places."""
+    if 4 * math.prod(shape) < SMALL_BYTES:
+        places = [np.empty(shape, np.float32) for _ in range(count)]
+        fill(*places)
+        return [mx.array(place) for place in places]
+    whole = [mx.zeros(shape) for _ in range(count)]
+    mx.eval(whole)
+    # MLX's own buffers: nobody else refers to them yet.
+    fill(*map(view, whole))
+    return whole
+
+
 def cut(x: mx.array) -> mx.array:
     """The value of `x` without its history.
 
@@ -118,39 +153,88 @@ def cut_all(arrays: Iterable[mx.array]) -> list[mx.array]:
     mx.eval(whole)
     if not _open.traced:
         return whole
-    return [mx.array(np.array(x, copy=False)) for x in whole]
+    return [_copied(x) for x in whole]
 
 
-def sigmoid(x: mx.array) -> mx.array:
-    """1 / (1 + exp(-x)), elementwise."""
-    return 1.0 / (1.0 + exp_of(-x))
+def _copied(x: mx.array) -> mx.array:
+    if x.dtype == mx.bfloat16:  # numpy has none
+        return _copied(mx.view(x, mx.uint16)).view(mx.bfloat16)
+    return mx.array(np.array(x, copy=False))
+
+
+def pieces(rows: int, width: int) -> Iterator[slice]:
+    """Of so many rows, each time those with PIECE elements, one row at least."""
+    size = max(1, PIECE // max(1, width))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """`silu(gate) * x`, as mlx-lm's `activations.swiglu`, for two arrays of one shape."""
+    if not traced():
+        return _gated(gate, x)
+    found: Any = _swiglu(gate, x)
+    result: mx.array = found
+    return result
+
+
+def _gated(gate: mx.array, x: mx.array) -> mx.array:
+    width = gate.shape[-1]
+    gates, others = (view(a).reshape(-1, width) for a in (gate, x))
+
+    def fill(place: Floats) -> None:
+        rows = place.reshape(-1, width)
+        for piece in pieces(len(rows), width):
+            out, own = rows[piece], gates[piece]
+            _sigmoid_into(out, own)
+            out *= own
+            out *= others[piece]
+
+    return made(gate.shape, fill)
+
+
+def _sigmoid_into(place: Floats, values: Floats) -> None:
+    np.negative(values, out=place)
+    _exp_in_place()(place.reshape(-1))
+    place += 1.0
+    np.reciprocal(place, out=place)
 
 
 @mx.custom_function
-def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    """`silu(gate) * x`, as mlx-lm's `activations.swiglu`."""
-    gate, x = cut(gate), cut(x)
-    out = gate * sigmoid(gate) * x
-    mx.eval(out)
-    return out
+def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    return _gated(gate, x)
 
 
-@swiglu.vjp
+@_swiglu.vjp
 def _swiglu_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
 ) -> tuple[mx.array, mx.array]:
-    gate, x = (cut(a) for a in primals)
-    # The sigmoid is computed again: keeping it would cost a buffer of this size per layer.
-    s = sigmoid(gate)
-    inner = cotangent * s
-    return inner * x * (1.0 + gate * (1.0 - s)), inner * gate
+    # Computed again: keeping anything would cost a buffer of this size per layer.
+    gate, x = primals
+    by_gate, by_x = _slopes(gate, x)
+    return cotangent * by_gate, cotangent * by_x
 
 
-def maxima(values: mx.array) -> mx.array:
-    """Over the last axis, which stays with length 1. Evaluates its input. numpy's loop takes a
-    tenth of the time of MLX's for rows of 2,048 on the CPU, and about the same for rows of 127."""
-    mx.eval(values)
-    return mx.array(np.array(values, copy=False).max(axis=-1, keepdims=True))
+def _slopes(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    """Of `silu(gate) * x`: s = sigmoid(gate) makes them x * s * (1 + gate * (1 - s)) and
+    gate * s."""
+    width = gate.shape[-1]
+    gates, others = (view(a).reshape(-1, width) for a in (gate, x))
+
+    def fill(*places: Floats) -> None:
+        by_gate, by_x = (place.reshape(-1, width) for place in places)
+        for piece in pieces(len(gates), width):
+            out, own, silu = by_gate[piece], gates[piece], by_x[piece]
+            _sigmoid_into(out, own)
+            np.multiply(own, out, out=silu)
+            # x * (s + silu * (1 - s))
+            rest = 1.0 - out
+            rest *= silu
+            out += rest
+            out *= others[piece]
+
+    by_gate, by_x = made_together(gate.shape, 2, fill)
+    return by_gate, by_x
 
 
 def sums(values: mx.array) -> mx.array:
@@ -160,80 +244,22 @@ def sums(values: mx.array) -> mx.array:
     return total
 
 
-def softmax(scores: mx.array) -> mx.array:
-    """Over the last axis."""
-    e = exp_of(scores - maxima(scores))
-    return e / sums(e)
-
-
-def softmax_of(fresh: mx.array) -> mx.array:
-    """The same of an array as `exp_of` wants it. Small ones are quicker so: nothing waits for
-    MLX's thread."""
+def softmax_of(fresh: mx.array, mask: Floats | None = None) -> mx.array:
+    """Over the last axis, of a float32 array that the caller has just computed and nobody else
+    refers to: its buffer is overwritten. `mask` is added to it first: [rows, columns], for every
+    `rows` rows anew."""
     mx.eval(fresh)
-    view = np.array(fresh, copy=False)
-    view -= view.max(axis=-1, keepdims=True)
-    e = exp_of(fresh)
-    return e / sums(e)
-
-
-def attention(
-    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | None
-) -> mx.array:
-    """As `mx.fast.scaled_dot_product_attention`, for float32 and an additive `mask`.
-
-    Shapes [B, N, T, D], [B, K, S, D], [B, K, S, D] with N a multiple of K; `mask` is [T, S] or
-    broadcasts with [B, N, T, S].
-    """
-
-    @mx.custom_function
-    def attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-        q, k, v = cut(q), cut(k), cut(v)
-        batch, heads, length, _ = q.shape
-        groups, span = k.shape[1], k.shape[2]
-        # All query heads of one key head in one product: fewer and larger matrices.
-        scores = (q * scale).reshape(batch, groups, -1, q.shape[3]) @ k.swapaxes(-1, -2)
-        if mask is not None:
-            scores = scores.reshape(batch, heads, length, span) + mask
-            scores = scores.reshape(batch, groups, -1, span)
-        p = softmax(scores)
-        out = (p @ v).reshape(batch, heads, length, -1)
-        mx.eval(out, p)
-        return out, p
-
-    @attend.vjp
-    def attend_vjp(
-        primals: tuple[mx.array, ...],
-        cotangents: tuple[mx.array, mx.array],
-        outputs: tuple[mx.array, mx.array],
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        return attention_vjp(primals, scale, *outputs, cotangents[0])
-
-    found: Any = attend(queries, keys, values)
-    result: mx.array = found[0]
-    return result
-
-
-def attention_vjp(
-    primals: tuple[mx.array, ...], scale: float, out: mx.array, p: mx.array, d_out: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    """The gradients of queries, keys and values (`primals`) for that of `out`; `p` is softmax's."""
-    q, k, v = primals
-    rows = (*p.shape[:-1], v.shape[3])
-    d_rows = d_out.reshape(rows)
-    delta = sums(d_rows * out.reshape(rows))
-    d_scores = p * (d_rows @ v.swapaxes(-1, -2) - delta)
-    d_q = ((d_scores @ k) * scale).reshape(q.shape)
-    d_k = d_scores.swapaxes(-1, -2) @ (q.reshape(*p.shape[:-1], q.shape[3]) * scale)
-    return d_q, d_k, p.swapaxes(-1, -2) @ d_rows
-
-
-def additive(mask: mx.array | str | None, length: int, span: int) -> mx.array | None:
-    """mlx-lm's mask (None, "causal", boolean = may be seen, or additive) as something to add."""
-    if mask is None:
-        return None
-    if isinstance(mask, str):
-        rows = mx.arange(span - length, span)[:, None]
-        mask = rows >= mx.arange(span)[None]
-    if mask.dtype == mx.bool_:
-        return mx.where(mask, mx.array(0.0), mx.array(MASKED))
-    return mask
+    if not np.array(fresh, copy=False).flags.c_contiguous:
+        fresh = mx.contiguous(fresh)
+    width = fresh.shape[-1]
+    rows = view(fresh).reshape(-1, 1 if mask is None else mask.shape[-2], width)
+    for several in pieces(len(rows), rows.shape[1] * width):
+        # All rows of several matrices, or some of one: in both cases they are one piece of memory.
+        for piece in pieces(rows.shape[1], width * len(rows[several])):
+            some = rows[several, piece]
+            if mask is not None:
+                some += mask[piece]
+            some -= some.max(axis=-1, keepdims=True)
+            _exp_in_place()(some.reshape(-1))
+            some /= np.einsum("abc->ab", some)[..., None]
+    return fresh

@@ -1,0 +1,87 @@
+"""`mx.fast.rope` (Su et al. 2021, "RoFormer"), where layers evaluate as they are met.
+
+On the CPU MLX makes it of a dozen operations, the sines and cosines among them, one element at a
+time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from oodatcaa.training.mlx import vector
+
+_stock = mx.fast.rope
+
+
+def route() -> None:
+    """Have it computed here, in this process. mlx-lm's models and MLX's layers all ask it by this
+    name."""
+    fast: Any = mx.fast
+    fast.rope = _rope
+
+
+def _rope(
+    x: mx.array,
+    dims: int,
+    *,
+    traditional: bool,
+    base: float | None,
+    scale: float,
+    offset: Any,
+    freqs: mx.array | None = None,
+    **options: Any,
+) -> mx.array:
+    plain = x.dtype == mx.float32 and isinstance(offset, int) and not traditional and not options
+    if not vector.active() or not plain or x.size < vector.FEW:
+        result: mx.array = _stock(
+            x, dims, traditional=traditional, base=base, scale=scale, offset=offset, freqs=freqs,
+            **options,
+        )  # fmt: skip
+        return result
+    # The copy of what a module holds has no history.
+    rates = None if freqs is None else np.array(freqs)
+    if rates is None:
+        assert base is not None
+        rates = (float(base) ** (np.arange(dims // 2) * 2 / dims)).astype(np.float32)
+    places = (np.arange(x.shape[-2], dtype=np.float32) + np.float32(offset)) * np.float32(scale)
+    angles = places[:, None] / rates
+    if not vector.traced():
+        return _rotated(x, np.cos(angles), np.sin(angles))
+
+    @mx.custom_function
+    def rotate(x: mx.array) -> mx.array:
+        return _rotated(x, np.cos(angles), np.sin(angles))
+
+    @rotate.vjp
+    def rotate_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
+        # The transpose of a rotation is the one by as much the other way round.
+        back: mx.array = _stock(
+            cotangent, dims, traditional=False, base=None, scale=-scale, offset=offset,
+            freqs=mx.array(rates),
+        )  # fmt: skip
+        return back
+
+    found: Any = rotate(x)
+    turned: mx.array = found
+    return turned
+
+
+def _rotated(x: mx.array, cosines: vector.Floats, sines: vector.Floats) -> mx.array:
+    """[..., T, D] with [T, half of what is turned] each."""
+    half = cosines.shape[-1]
+    whole = vector.view(x)
+    first, second = whole[..., :half], whole[..., half : 2 * half]
+
+    def fill(place: vector.Floats) -> None:
+        for out, a, b, sign in (
+            (place[..., :half], first, second, -1),
+            (place[..., half : 2 * half], second, first, 1),
+        ):
+            np.multiply(a, cosines, out=out)
+            out += b * (sign * sines)
+        place[..., 2 * half :] = whole[..., 2 * half :]
+
+    return vector.made(x.shape, fill)
