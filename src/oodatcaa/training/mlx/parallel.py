@@ -10,6 +10,7 @@ same to the last bit each time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +18,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx.ahead import Ahead
 from oodatcaa.training.mlx.batches import Batch, divide
-from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
 from oodatcaa.training.mlx.randomness import draw, seeded
 from oodatcaa.training.mlx.team import Team
@@ -27,11 +28,17 @@ Loss = Callable[..., tuple[mx.array, mx.array]]
 
 
 def divided_gradient(
-    team: Team, loss: Loss, prefix: FrozenPrefix | None, *, random: bool = False
+    team: Team,
+    loss: Loss,
+    prefix: FrozenPrefix | None,
+    *,
+    ahead: Ahead | None = None,
+    random: bool = False,
 ) -> Loss:
     """mlx-lm's `loss` seam for the whole batch, from `loss` on its parts.
 
     The parts' gradients are computed in the forward pass; the backward pass scales their sum.
+    `ahead` may have begun with them, and begins with those of the next batch.
     `random`: each part has numbers of its own to draw (dropout), the same whenever the random state
     of the calling thread is.
     """
@@ -41,13 +48,16 @@ def divided_gradient(
         share, count = whole.share, vector.cut(whole.weights.sum())
         parts = divide(whole._replace(share=None), team.size)
         seeds = draw(len(parts)) if random else [None] * len(parts)
+        begun = ahead.take(parts) if ahead else [None] * len(parts)
+        begin = ahead.begin if ahead and len(parts) == team.size else None
         names, arrays = zip(*tree_flatten(model.trainable_parameters()), strict=True)
 
         @mx.custom_function
         def mean(*arrays: mx.array) -> tuple[mx.array, ...]:
             values = tree_unflatten(list(zip(names, vector.cut_all(arrays), strict=True)))
-            given = list(zip(parts, seeds, strict=True))
-            return _added(team.each(_Part(loss, prefix, values, count), given, values))
+            given = list(zip(parts, begun, seeds, strict=True))
+            work = _Part(loss, prefix, values, count)
+            return _added(team.each(work, given, values, meanwhile=begin))
 
         @mean.vjp
         def mean_vjp(
@@ -74,15 +84,18 @@ class _Part:
     def __init__(self, loss: Loss, prefix: FrozenPrefix | None, values: Any, count: mx.array):
         self.loss, self.prefix, self.values, self.count = loss, prefix, values, count
 
-    def __call__(self, network: Any, given: tuple[Batch, int | None]) -> list[mx.array]:
-        part, seed = given
+    def __call__(
+        self, network: Any, given: tuple[Batch, Future[Batch] | None, int | None]
+    ) -> list[mx.array]:
+        part, begun, seed = given
+        if begun is not None:
+            part = part._replace(hidden=begun.result().hidden)
+        elif self.prefix is not None:
+            part = self.prefix.filled(network, part)
         with nullcontext() if seed is None else seeded(seed):
             return self._found(network, part)
 
     def _found(self, network: Any, part: Batch) -> list[mx.array]:
-        if self.prefix is not None:
-            with packed(part.owners):
-                part = part._replace(hidden=self.prefix.run(network, part.inputs))
 
         def mean(values: Any) -> mx.array:
             network.update(values)

@@ -16,10 +16,16 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from oodatcaa.training.mlx import vector
+from oodatcaa.training.mlx.batches import Batch
+from oodatcaa.training.mlx.packed import packed
 
 
 class _Reached(Exception):
     """The input of the first trained block is known: the rest of the model need not run."""
+
+
+class Ended(Exception):
+    """Nobody wants it any more."""
 
 
 class _Now(threading.local):
@@ -35,6 +41,7 @@ class FrozenPrefix:
 
     def __init__(self, blocks: list[Any], first: int) -> None:
         self.first = first
+        self._ended = False
         self._place: dict[int, int] = {}
         self._now = _Now()
         self.adopt(blocks)
@@ -52,6 +59,8 @@ class FrozenPrefix:
             place, now = self._place.get(id(block)), self._now
             if place is None or not (now.capturing or now.given is not None):
                 return whole(block, x, *args, **options)
+            if now.capturing and self._ended:
+                raise Ended
             if now.capturing and place == self.first:
                 now.captured = x
                 raise _Reached
@@ -80,6 +89,15 @@ class FrozenPrefix:
         assert found is not None
         mx.eval(found)
         return found
+
+    def filled(self, model: Any, batch: Batch) -> Batch:
+        """`batch` with what the first trained block receives for it."""
+        with packed(batch.owners):
+            return batch._replace(hidden=self.run(model, batch.inputs))
+
+    def end(self) -> None:
+        """Whatever still runs, on any thread, raises Ended at the next block."""
+        self._ended = True
 
     @contextmanager
     def given(self, hidden: mx.array | None) -> Iterator[None]:

@@ -18,7 +18,7 @@ from mlx.utils import tree_map
 
 from oodatcaa.training.identity import cores
 from oodatcaa.training.mlx import vector
-from oodatcaa.training.mlx.blas import use_threads
+from oodatcaa.training.mlx.blas import threads, use_threads
 from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.prefix import FrozenPrefix
 from oodatcaa.training.wall import untouched
@@ -36,6 +36,7 @@ class Team:
         self._threads = [
             ThreadPoolExecutor(1, thread_name_prefix=f"rows-{place}") for place in range(size)
         ]
+        self._beside: list[Future[Any]] = []
 
     @property
     def networks(self) -> list[Any]:
@@ -49,9 +50,9 @@ class Team:
                 prefix.adopt(list(network.layers))
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads; what they have not begun is dropped."""
         for thread in self._threads:
-            thread.shutdown()
+            thread.shutdown(cancel_futures=True)
 
     def each(
         self,
@@ -60,9 +61,11 @@ class Team:
         trainable: Any,
         *,
         divided_by: int | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> list[T]:
         """`work(network, part)` for at most `size` parts, side by side; the results in order.
-        `divided_by`: how many share the cores, where that is not the number of parts.
+        `divided_by`: how many share the cores, where that is not the number of parts. `meanwhile`
+        is called when all have been given to their threads.
 
         While it works every copy has the arrays of `trainable`, which nobody traces, and the mode
         of the model that the team was made of. An error of a part is raised when all have ended.
@@ -81,11 +84,41 @@ class Team:
         mx.eval(trainable, none := mx.array(0.0))
         nothing = tree_map(lambda _: none, trainable)
         pending: list[Future[T]] = []
-        with _divided(divided_by or len(parts)):
+        with self._divided(divided_by or len(parts)):
             for network, thread, part in zip(self._copies, self._threads, parts, strict=False):
                 pending.append(thread.submit(one, network, part))
-            wait(pending)
+            before, self._beside = self._beside, []
+            if meanwhile is not None:
+                meanwhile()
+            wait([*before, *pending])
         return [future.result() for future in pending]
+
+    def beside(self, work: Callable[[Any, Any], T], parts: Sequence[Any]) -> list[Future[T]]:
+        """Begin `work(network, part)` for a part for each thread, behind what the threads are at;
+        nobody waits. Only from `meanwhile` of an `each` for as many parts: the products take as
+        many threads. The copies have their frozen arrays alone, and are in the mode of before.
+        """
+        assert len(parts) == self.size, "each thread has a part"
+        assert threads() == max(1, cores() // self.size), "products take a full team's threads"
+        self._beside = [
+            thread.submit(work, network, part)
+            for thread, network, part in zip(self._threads, self._copies, parts, strict=True)
+        ]
+        return self._beside
+
+    @contextmanager
+    def _divided(self, parts: int) -> Iterator[None]:
+        """The threads of a product, divided among `parts` that multiply at the same time. Their
+        number is the process's and shapes the last bits: it stays while anything works beside."""
+        wanted = max(1, cores() // max(1, parts))
+        if wanted != threads():
+            wait(self._beside)
+        use_threads(wanted)
+        try:
+            yield
+        finally:
+            if not self._beside:
+                use_threads(cores())
 
 
 def make_team(network: nn.Module, rows: int) -> Team | None:
@@ -121,16 +154,6 @@ def make_team(network: nn.Module, rows: int) -> Team | None:
     if team is not None and not good:
         team.close()
     return team if good else None
-
-
-@contextmanager
-def _divided(parts: int) -> Iterator[None]:
-    """The threads of a product, divided among `parts` that multiply at the same time."""
-    use_threads(max(1, cores() // max(1, parts)))
-    try:
-        yield
-    finally:
-        use_threads(cores())
 
 
 def _copy(network: nn.Module) -> Any:

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tuner.trainer import TrainingArgs, evaluate, train
 
-from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.qlora import Optimizer, QLoRA
 from oodatcaa.domain.training import Machine, TrainSpec
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.training.checkpoints import RunIdentity, verify
@@ -19,6 +19,7 @@ from oodatcaa.training.examples import Examples, segments
 from oodatcaa.training.formulas import at_once, parts
 from oodatcaa.training.identity import cores
 from oodatcaa.training.mlx import randomness, setup, vector
+from oodatcaa.training.mlx.ahead import Ahead, Batches
 from oodatcaa.training.mlx.batches import Batch, BatchIterator, Prepare, tokenize
 from oodatcaa.training.mlx.blas import Blas, accelerator, describe_machine, numpy_kernels
 from oodatcaa.training.mlx.checkpoints import State, not_finite, restore, save_tensors
@@ -26,7 +27,7 @@ from oodatcaa.training.mlx.cpu import fast_cpu, hold_dense
 from oodatcaa.training.mlx.frozen_cache import FrozenCache
 from oodatcaa.training.mlx.guard import COUNTERS
 from oodatcaa.training.mlx.loss import Split, make_loss, split_head
-from oodatcaa.training.mlx.packed import must_pack, packed
+from oodatcaa.training.mlx.packed import must_pack
 from oodatcaa.training.mlx.parallel import Loss, divided_gradient, divided_loss
 from oodatcaa.training.mlx.prefix import FrozenPrefix, frozen_prefix
 from oodatcaa.training.mlx.recompute import recompute, start_threads_beside
@@ -51,6 +52,7 @@ class Run(TrainingRun):
         self.cache_bytes: int | None = None
         """That the cache may take, of the disk; None = as much as it lets itself."""
         self.team: Team | None = None
+        self.ahead: Ahead | None = None
         self.loss_path = ""
 
     def machine(self) -> Machine:
@@ -78,6 +80,8 @@ class Run(TrainingRun):
         try:
             return self._fit(network, valid, identity)
         finally:
+            if self.ahead is not None:
+                self.ahead.close()
             if self.team is not None:
                 self.team.close()
             if self.cache is not None:
@@ -178,7 +182,10 @@ class Run(TrainingRun):
             # Without a cache the parts run the frozen blocks, each on its own thread.
             inside = self.prefix if self.cache is None else None
             self.prefix = None
-            loss = divided_gradient(self.team, loss, inside, random=random)
+            # Muon's own products between two steps would meet those of the next batch's blocks.
+            if inside is not None and self.params.optimizer is not Optimizer.MUON:
+                self.ahead = Ahead(self.team, inside)
+            loss = divided_gradient(self.team, loss, inside, ahead=self.ahead, random=random)
         return loss, divided_loss(self.team, validation)
 
     def _loop(self, network: Any, optimizer: Any, loss: Loss) -> None:
@@ -196,6 +203,11 @@ class Run(TrainingRun):
                 grad_accumulation_steps=window,
                 clear_cache_threshold=p.clear_cache_threshold,
             )
+            batches: Batches = BatchIterator(
+                p.seed, first, self._prepare(network), window, packing=p.packing
+            )
+            if self.ahead is not None:
+                batches = self.ahead.over(batches, count)
             self.progress.say("training", iteration=first)
             monitor.segment(first)
             try:
@@ -206,9 +218,7 @@ class Run(TrainingRun):
                     val_dataset=None,
                     args=args,
                     loss=loss,
-                    iterate_batches=BatchIterator(
-                        p.seed, first, self._prepare(network), window, packing=p.packing
-                    ),
+                    iterate_batches=batches,
                     training_callback=_Steps(monitor),
                 )
             finally:
@@ -220,8 +230,7 @@ class Run(TrainingRun):
             return self._from_cache
 
         def prepare(batch: Batch, _: Sequence[Row]) -> Batch:
-            with packed(batch.owners):
-                return batch._replace(hidden=prefix.run(network, batch.inputs))
+            return prefix.filled(network, batch)
 
         return prepare
 
@@ -324,4 +333,4 @@ def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA, *, random: 
     elif eager and not split.sparse:
         head = "plain head, some rows at a time"
     # The number counts the ways that fast products were computed in so far.
-    return f"{rows}, {head}, {'fast products 4' if fast_cpu() else 'stock products'}{together}"
+    return f"{rows}, {head}, {'fast products 5' if fast_cpu() else 'stock products'}{together}"
