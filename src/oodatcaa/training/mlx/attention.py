@@ -86,4 +86,4 @@ def additive(mask: mx.array | str | None, length: int, span: int) -> mx.array | 
         return mx.array(hidden)
     if mask.dtype == mx.bool_:
         return mx.where(mask, mx.array(0.0), mx.array(MASKED))
-    return mask
+    return mask.astype(mx.float32)

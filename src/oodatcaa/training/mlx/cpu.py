@@ -4,8 +4,9 @@ Measured on 2 cores with a 135M model: half precision is emulated and slower tha
 quantised product is the slowest of all. So weights are dequantised where they are used, inside
 `mx.checkpoint`: the backward pass dequantises again instead of keeping float32 copies alive, and
 memory stays that of the quantised model plus one layer's matrix. Only ever applied on the CPU.
-Inside `vector.at_once()` products, silu and softmax are evaluated as they are met, so that the
-exponentials can come from a vector library (see vector.py); outside they stay in MLX's graph.
+Inside `vector.at_once()` products, norms, rotations, silu and softmax are evaluated as they are
+met, so that numpy and a vector library can compute them (see vector.py); outside they stay in MLX's
+graph.
 """
 
 from __future__ import annotations
@@ -151,8 +152,9 @@ def hold_dense(model: nn.Module) -> None:
 def _route(model: nn.Module) -> None:
     """Let the modules of the model's own source call the functions below instead of mlx-lm's.
 
-    mlx-lm's models import both by name, so it is their names that are bound anew, in this process
-    only. A model that calls something else keeps it: slower, and just as right.
+    mlx-lm's models import attention and activations by name, so it is their names that are bound
+    anew; layers and `mx.fast` are changed themselves. In this process only. A model that calls
+    something else keeps it: slower, and just as right.
     """
     adapted.route()
     norms.route()
@@ -166,7 +168,8 @@ def _route(model: nn.Module) -> None:
 
 
 def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    if not vector.active() or gate.size < vector.FEW or gate.dtype != mx.float32:
+    alike = gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape
+    if not vector.active() or gate.size < vector.FEW or not alike:
         result: mx.array = activations.swiglu(gate, x)
     else:
         result = vector.swiglu(gate, x)

@@ -26,7 +26,8 @@ def route() -> None:
 
 def _rms_norm(x: mx.array, weight: mx.array | None, eps: float, **options: Any) -> mx.array:
     floats = x.dtype == mx.float32 and weight is not None and weight.dtype == mx.float32
-    if not vector.active() or not floats or options or x.size < vector.FEW:
+    plain = floats and weight is not None and weight.shape == x.shape[-1:] and not options
+    if not vector.active() or not plain or x.size < vector.FEW:
         result: mx.array = _stock(x, weight, eps, **options)
         return result
     assert weight is not None

@@ -88,11 +88,11 @@ class _Part:
         self, network: Any, given: tuple[Batch, Future[Batch] | None, int | None]
     ) -> list[mx.array]:
         part, begun, seed = given
-        if begun is not None:
-            part = part._replace(hidden=begun.result().hidden)
-        elif self.prefix is not None:
-            part = self.prefix.filled(network, part)
         with nullcontext() if seed is None else seeded(seed):
+            if begun is not None:
+                part = part._replace(hidden=begun.result().hidden)
+            elif self.prefix is not None:
+                part = self.prefix.filled(network, part)
             return self._found(network, part)
 
     def _found(self, network: Any, part: Batch) -> list[mx.array]:

@@ -2,7 +2,8 @@
 
 Nothing under the first trained block has a gradient, but mlx-lm's trainer hands the whole model
 to `value_and_grad`, and then MLX traces and keeps what those blocks compute. Here they run before
-the step; the step begins at the first trained block with their output.
+the step, or beside the one before (ahead.py); the step begins at the first trained block with their
+output.
 """
 
 from __future__ import annotations

@@ -34,8 +34,10 @@ def _rope(
     freqs: mx.array | None = None,
     **options: Any,
 ) -> mx.array:
-    plain = x.dtype == mx.float32 and isinstance(offset, int) and not traditional and not options
-    if not vector.active() or not plain or x.size < vector.FEW:
+    plain = x.dtype == mx.float32 and type(offset) is int and not traditional and not options
+    plain = plain and dims % 2 == 0 and 0 < dims <= x.shape[-1] and x.ndim > 2
+    known = freqs is None or (freqs.dtype == mx.float32 and freqs.shape == (dims // 2,))
+    if not vector.active() or not plain or not known or x.size < vector.FEW:
         result: mx.array = _stock(
             x, dims, traditional=traditional, base=base, scale=scale, offset=offset, freqs=freqs,
             **options,
@@ -48,21 +50,22 @@ def _rope(
         rates = (float(base) ** (np.arange(dims // 2) * 2 / dims)).astype(np.float32)
     places = (np.arange(x.shape[-2], dtype=np.float32) + np.float32(offset)) * np.float32(scale)
     angles = places[:, None] / rates
+    cosines, sines = np.cos(angles), np.sin(angles)
     if not vector.traced():
-        return _rotated(x, np.cos(angles), np.sin(angles))
+        return _rotated(x, cosines, sines)
 
     @mx.custom_function
     def rotate(x: mx.array) -> mx.array:
-        return _rotated(x, np.cos(angles), np.sin(angles))
+        return _rotated(x, cosines, sines)
 
     @rotate.vjp
     def rotate_vjp(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
         # The transpose of a rotation is the one by as much the other way round.
-        back: mx.array = _stock(
-            cotangent, dims, traditional=False, base=None, scale=-scale, offset=offset,
-            freqs=mx.array(rates),
-        )  # fmt: skip
-        return back
+        half, by, across = dims // 2, mx.array(cosines), mx.array(sines)
+        first, second = cotangent[..., :half], cotangent[..., half:dims]
+        back = [first * by + second * across, second * by - first * across]
+        whole: mx.array = mx.concatenate([*back, cotangent[..., dims:]], axis=-1)
+        return whole
 
     found: Any = rotate(x)
     turned: mx.array = found

@@ -77,7 +77,8 @@ class Stored:
             yield wanted, self.rows(wanted, x.dtype)
 
     def times(self, x: mx.array) -> mx.array:
-        """`x @ W.T`, evaluated."""
+        """`x @ W.T`, evaluated, without the history of `x`."""
+        x = products.untraced(x)
         return _joined([products.transposed(x, rows) for _, rows in self.pieces(x)])
 
     def times_and_norms(

@@ -50,9 +50,13 @@ class Team:
                 prefix.adopt(list(network.layers))
 
     def close(self) -> None:
-        """End the threads; what they have not begun is dropped."""
+        """End the threads, when what they are at is done; what they have not begun is dropped."""
         for thread in self._threads:
-            thread.shutdown(cancel_futures=True)
+            thread.shutdown(wait=False, cancel_futures=True)
+        for thread in self._threads:
+            thread.shutdown()
+        self._beside = []
+        use_threads(cores())
 
     def each(
         self,
@@ -88,9 +92,11 @@ class Team:
             for network, thread, part in zip(self._copies, self._threads, parts, strict=False):
                 pending.append(thread.submit(one, network, part))
             before, self._beside = self._beside, []
-            if meanwhile is not None:
-                meanwhile()
-            wait([*before, *pending])
+            try:
+                if meanwhile is not None:
+                    meanwhile()
+            finally:
+                wait([*before, *pending])
         return [future.result() for future in pending]
 
     def beside(self, work: Callable[[Any, Any], T], parts: Sequence[Any]) -> list[Future[T]]:

@@ -118,7 +118,7 @@ class Run(TrainingRun):
             self.team.adopt(self.prefix)
         if self.params.cache_frozen:
             self.cache = self._frozen_cache(network)
-        loss, validation = self._losses(split, random=random)
+        loss, validation = self._losses(network, split, random=random)
         self.monitor = Monitor(
             self.folder,
             self.spec,
@@ -172,7 +172,7 @@ class Run(TrainingRun):
         print(f"cache_frozen: this model trains without it: {why}", flush=True)
         return None
 
-    def _losses(self, split: Split, *, random: bool) -> tuple[Loss, Loss]:
+    def _losses(self, network: Any, split: Split, *, random: bool) -> tuple[Loss, Loss]:
         """For the gradient, and for a validation."""
         loss = make_loss(split, prefix=self.prefix, at_once=self._eager, random=random)
         validation = make_loss(split, prefix=self.prefix, gradient=False)
@@ -182,11 +182,16 @@ class Run(TrainingRun):
             # Without a cache the parts run the frozen blocks, each on its own thread.
             inside = self.prefix if self.cache is None else None
             self.prefix = None
-            # Muon's own products between two steps would meet those of the next batch's blocks.
-            if inside is not None and self.params.optimizer is not Optimizer.MUON:
+            if inside is not None and self._may_begin(network, inside):
                 self.ahead = Ahead(self.team, inside)
             loss = divided_gradient(self.team, loss, inside, ahead=self.ahead, random=random)
         return loss, divided_loss(self.team, validation)
+
+    def _may_begin(self, network: Any, prefix: FrozenPrefix) -> bool:
+        """Whether the frozen blocks of the next batch may run beside a step. Muon's own products
+        between two steps would meet theirs, and what draws numbers belongs into its own step."""
+        drawn = any(map(randomness.draws, network.layers[: prefix.first]))
+        return self.params.optimizer is not Optimizer.MUON and not drawn
 
     def _loop(self, network: Any, optimizer: Any, loss: Loss) -> None:
         p, monitor = self.params, self.monitor

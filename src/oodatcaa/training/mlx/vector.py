@@ -5,9 +5,9 @@ or numpy's SIMD loop need one to three. Silu, softmax and cross entropy are made
 a real BLAS underneath they were most of a training step. And each of MLX's operations is handed to
 a thread of its stream, for which small ones wait longer than they take. So the functions here (and
 in attention.py, norms.py and rotary.py) evaluate their input at once and let numpy and the vector
-library work on the buffers, some rows at a time, that stay in the processor's cache. float32 only,
-CPU only, and only inside `at_once()`: whoever traces a gradient decides whether that is worth its
-memory.
+library work on the buffers, most of them some rows at a time, which stay in the processor's cache.
+float32 only, CPU only, and only inside `at_once()`: whoever traces a gradient decides whether that
+is worth its memory.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def at_once(*, traced: bool = True) -> Iterator[None]:
     _open.depth += 1
     _open.traced = traced
     try:
-        yield
+        # A model that diverges has infinite numbers: its loss is NaN, and the step's check tells.
+        with np.errstate(all="ignore"):
+            yield
     finally:
         _open.depth -= 1
         _open.traced = before
@@ -215,6 +217,7 @@ def _swiglu_vjp(
     return cotangent * by_gate, cotangent * by_x
 
 
+@np.errstate(all="ignore")  # on the way back nothing is open
 def _slopes(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
     """Of `silu(gate) * x`: s = sigmoid(gate) makes them x * s * (1 + gate * (1 - s)) and
     gate * s."""
