@@ -233,7 +233,7 @@ def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
 
 
 def test_gradients_of_all_weights_do_not_pass_for_growth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peaks that were measured on 2 cores; a run of 4 x 128 took 864 MB."""
+    """Peaks that were measured on 2 cores; a run of 4 x 128 took 783 MB."""
     monkeypatch.setenv("MKL_NUM_THREADS", "2")
     shape = ModelShape(
         model_type="llama", hidden_size=512, intermediate_size=1408, num_layers=8, num_heads=8,
@@ -241,7 +241,7 @@ def test_gradients_of_all_weights_do_not_pass_for_growth(monkeypatch: pytest.Mon
         weight_bytes=79971328, parameters=39985664, bits=None, tokenizer_bytes=7600,
     )  # fmt: skip
     params = QLoRA(fine_tune_type=FineTune.FULL, num_layers=-1, mask_prompt=False, batch_size=4)
-    measured = [(1, 32, 571, 423), (1, 64, 587, 436), (2, 32, 605, 433)]
+    measured = [(1, 32, 582, 428), (1, 64, 584, 433), (2, 32, 601, 434)]
     probed = Probed(
         family=SAME,
         points=in_megabytes(measured),
@@ -250,11 +250,11 @@ def test_gradients_of_all_weights_do_not_pass_for_growth(monkeypatch: pytest.Mon
         beside_bytes=13 * 10**6,
     )
     found = forecast(probed, shape, params, Size(4, 128, 512), "cpu")
-    assert 0.98 < found.total_bytes / 864e6 < 1.05
+    assert 0.98 < found.total_bytes / 783e6 < 1.05
 
 
 def test_steps_that_needed_less_than_loading_say_nothing_of_how_fast_they_grow() -> None:
-    """Peaks that were measured on 2 cores; a probe of 4 x 256 itself took 527 MB."""
+    """Peaks that were measured on 2 cores; a run of 4 x 256 itself took 484 MB."""
     shape = ModelShape(
         model_type="llama", hidden_size=512, intermediate_size=1408, num_layers=8, num_heads=8,
         num_kv_heads=4, head_dim=64, vocab_size=32000, tied_embeddings=True,
@@ -266,22 +266,23 @@ def test_steps_that_needed_less_than_loading_say_nothing_of_how_fast_they_grow()
         return Probed(
             family=SAME,
             points=in_megabytes(measured),
-            loaded_process_bytes=303 * 10**6,
+            loaded_process_bytes=305 * 10**6,
             loaded_mlx_bytes=143 * 10**6,
+            beside_bytes=13 * 10**6,
         )
 
-    loading = [(1, 32, 303, 143), (1, 64, 303, 143)]
-    steps = [(2, 128, 346, 190), (2, 192, 387, 226), (2, 256, 414, 255)]
+    loading = [(1, 32, 303, 131), (1, 64, 303, 141)]
+    steps = [(2, 128, 324, 173), (2, 192, 352, 195), (2, 256, 370, 214)]
     target = Size(4, 256, 1024)
     found = forecast(probed(*loading, *steps), shape, params, target, "cpu")
-    assert 527e6 < found.total_bytes < 527e6 * 1.06
+    assert 484e6 < found.total_bytes < 484e6 * 1.06
     assert found == forecast(probed(*steps), shape, params, target, "cpu").evolve(
         method=found.method
     )
     small = forecast(probed(*loading, *steps), shape, params, Size(1, 32, 32), "cpu")
-    assert small.total_bytes >= 303e6, "it is loaded all the same"
+    assert small.total_bytes >= 305e6, "it is loaded all the same"
     unseen = forecast(probed(*loading), shape, params, target, "cpu")
-    assert unseen.total_bytes > 527e6, "better over than under"
+    assert unseen.total_bytes > 484e6, "better over than under"
 
 
 SOFT_CAPPED = ModelShape(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from adapted_model import adapted
+from oodatcaa.domain.training import TrainSpec
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import blas
 from oodatcaa.training.mlx.ahead import Ahead
@@ -25,6 +27,7 @@ from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.parallel import divided_gradient
 from oodatcaa.training.mlx.prefix import Ended, FrozenPrefix, frozen_prefix
 from oodatcaa.training.mlx.team import Team, make_team
+from oodatcaa.training.mlx.trainer import Run
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's CPU device")
@@ -169,10 +172,80 @@ def test_who_wants_other_threads_for_a_product_waits_for_what_works_beside(parts
     assert parts.team.each(lambda *_: blas.threads(), [0], values) == [3]
     assert [future.result(timeout=0) for future in begun] == [(1, 1)] * 3
     assert blas.threads() == 3
+    parts.team.each(lambda *_: None, [0, 1, 2], values)
+    assert blas.threads() == 3
 
 
-def test_closing_ends_what_is_under_way(parts: Parts) -> None:
+def test_closing_ends_what_is_under_way_and_gives_the_cores_back(parts: Parts) -> None:
+    running, go = threading.Semaphore(0), threading.Event()
+    mlp = type(parts.model.layers[0].mlp)
+
+    class Slow(mlp):  # type: ignore[misc,valid-type]
+        def __call__(self, x: mx.array) -> mx.array:
+            running.release()
+            assert go.wait(20)
+            found: mx.array = super().__call__(x)
+            return found
+
+    for network in parts.team.networks:
+        network.layers[0].mlp.__class__ = Slow
     ahead = Ahead(parts.team, parts.prefix)
+    row = batches(1)[0]
+    begun: list[Any] = []
+
+    def begin() -> None:
+        begun.extend(parts.team.beside(parts.prefix.filled, [row] * 3))
+
+    values = parts.model.trainable_parameters()
+    parts.team.each(lambda *_: None, [0, 1, 2], values, meanwhile=begin)
+    assert all(running.acquire(timeout=20) for _ in range(3))
     ahead.close()
-    with pytest.raises(Ended):
-        parts.prefix.filled(parts.model, batches(3)[0])
+    go.set()
+    parts.team.close()
+    assert all(isinstance(future.exception(timeout=0), Ended) for future in begun)
+    assert blas.threads() == 3
+
+
+def test_an_error_beside_is_raised_by_the_step_it_was_for(parts: Parts) -> None:
+    first, second = batches(3)[0], make_batch([Example(tuple(range(3, 120)), 1)] * 3, 128)
+    assert first.inputs.shape[1] < second.inputs.shape[1]
+    run = parts.prefix.run
+
+    def failing(model: Any, tokens: mx.array) -> mx.array:
+        if tokens.shape[1] == second.inputs.shape[1]:
+            raise ValueError("these rows can not be run")
+        return run(model, tokens)
+
+    parts.prefix.run = failing  # type: ignore[method-assign]
+    ahead = Ahead(parts.team, parts.prefix)
+    steps = iter(ahead.over(lambda: iter([first, second]), 2)())
+    parts.step(next(steps), ahead)
+    with pytest.raises(ValueError, match="can not be run"):
+        parts.step(next(steps), ahead)
+    assert blas.threads() == 3
+
+
+def test_a_run_that_stops_early_gives_the_cores_back(folder: Path, tmp_path: Path) -> None:
+    """And Muon, which multiplies between two steps, has nothing beside it."""
+    lines = [json.dumps({"text": f"number {n} " * 9}) for n in range(8)]
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    found = {}
+    for optimizer in ("adamw", "muon"):
+        params = {
+            **{"iters": 6, "batch_size": 4, "num_layers": 1, "rank": 4, "optimizer": optimizer},
+            **{"mask_prompt": False, "val_batches": 1, "max_seq_length": 64},
+        }
+        spec = TrainSpec.model_validate(
+            {"model": str(folder), "data_dir": str(tmp_path), "params": params}
+        )
+        place = tmp_path / optimizer
+        place.mkdir()
+        run = Run(place, spec, None)
+        run.enough = lambda iteration, _: "enough" if iteration == 3 else ""
+        run.train()
+        found[optimizer] = run
+        assert run.stopped_early == "enough"
+        assert blas.threads() == 3
+    assert found["adamw"].ahead is not None
+    assert found["muon"].ahead is None

@@ -74,28 +74,40 @@ def test_swiglu_and_its_gradients() -> None:
         assert close(ours, theirs)
 
 
-@pytest.mark.parametrize("mask", [None, "causal", "boolean", "additive"])
+@pytest.mark.parametrize("mask", [None, "causal", "boolean", "additive", "of each row"])
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1)])
-def test_attention_and_its_gradients(mask: str | None, heads: tuple[int, int]) -> None:
+@pytest.mark.parametrize("length", [9, 5])
+@pytest.mark.parametrize("piece", [None, 25, 200], ids=["whole", "some rows", "some heads"])
+def test_attention_and_its_gradients(
+    mask: str | None,
+    heads: tuple[int, int],
+    length: int,
+    piece: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if piece is not None:
+        monkeypatch.setattr(vector, "PIECE", piece)
     q, k, v = (
-        normal(2, heads[0], 9, 8),
+        normal(2, heads[0], length, 8),
         normal(2, heads[1], 9, 8, seed=1),
-        normal(2, heads[1], 9, 8),
+        normal(2, heads[1], 9, 4),
     )
-    seen = mx.tril(mx.ones((9, 9), mx.bool_), k=2)
+    seen = mx.tril(mx.ones((length, 9), mx.bool_), k=2)
     given: Any = mask
     if mask == "boolean":
         given = seen
     elif mask == "additive":
         given = mx.where(seen, mx.array(0.0), mx.array(-1e9))
-    weight = normal(*q.shape, seed=3)
+    elif mask == "of each row":
+        given = normal(2, 1, length, 9, seed=4)
+    weight = normal(*q.shape[:-1], 4, seed=3)
 
     def stock(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         out: mx.array = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=given)
         return out
 
     def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return attention(q, k, v, 0.3, additive(given, 9, 9))
+        return attention(q, k, v, 0.3, additive(given, length, 9))
 
     assert close(ours(q, k, v), stock(q, k, v))
     gradient = [

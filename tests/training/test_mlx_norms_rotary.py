@@ -74,6 +74,18 @@ def test_rms_norm_of_zeros_and_of_numbers_that_are_none() -> None:
     assert mx.isnan(bad).tolist() == [[True] * 4, [False] * 4]
 
 
+def test_turning_back_is_the_transpose_of_turning() -> None:
+    """To the last digits that float32 has, also where angles have lost theirs."""
+    x = random(1, 1, 5000, 32)
+
+    def turned(x: mx.array) -> mx.array:
+        return mx.fast.rope(x, 32, traditional=False, base=5e5, scale=1.0, offset=0)
+
+    with vector.at_once():
+        _, (back,) = mx.vjp(turned, [x], [turned(x)])
+    assert mx.abs(back - x).max().item() < 1e-5  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("half", [True, False])
 def test_what_is_left_to_mlx(half: bool) -> None:
     """Half precision, and norms without a weight."""
@@ -87,6 +99,24 @@ def test_what_is_left_to_mlx(half: bool) -> None:
         assert mx.array_equal(found, wanted)
         other = mx.fast.rope(x, 16, traditional=True, base=1e4, scale=1.0, offset=0)
         assert mx.array_equal(other, turned)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"offset": mx.array(3)},
+        {"freqs": mx.array([1, 2, 3, 4, 5, 6, 7, 8], mx.bfloat16), "base": None},
+        {"traditional": True},
+        {"stream": mx.cpu},
+    ],
+    ids=lambda how: next(iter(how)),
+)
+def test_rotations_that_are_left_to_mlx(how: dict[str, Any]) -> None:
+    options = {"traditional": False, "base": 1e4, "scale": 1.0, "offset": 0, **how}
+    x = random(1, 2, 5, 16)
+    wanted = mx.fast.rope(x, 16, **options)
+    with vector.at_once():
+        assert mx.array_equal(mx.fast.rope(x, 16, **options), wanted)
 
 
 @pytest.mark.parametrize("offset", [0, 11])
@@ -123,7 +153,7 @@ def test_rope_far_from_the_start() -> None:
     assert np.abs(found - wanted).max() < 2e-3
 
 
-def test_frequencies_that_are_traced_keep_nothing() -> None:
+def test_frequencies_that_are_traced_have_no_gradient() -> None:
     """mlx-lm hands the whole model to a transformation, private arrays too."""
 
     def loss(values: dict[str, mx.array]) -> mx.array:

@@ -35,7 +35,6 @@ class Ahead:
         """The first `count` of `batches`; while one is trained on, the next is known here."""
 
         def looking(*args: Any, **options: Any) -> Iterator[Batch]:
-            self._begun = []
             every = islice(batches(*args, **options), count)
             for batch, following in pairwise(chain(every, [None])):
                 self._parts = [] if following is None else self._divided(following)

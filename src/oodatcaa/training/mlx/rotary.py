@@ -43,8 +43,7 @@ def _rope(
             **options,
         )  # fmt: skip
         return result
-    # The copy of what a module holds has no history.
-    rates = None if freqs is None else np.array(freqs)
+    rates = None if freqs is None else vector.view(freqs)
     if rates is None:
         assert base is not None
         rates = (float(base) ** (np.arange(dims // 2) * 2 / dims)).astype(np.float32)
