@@ -60,6 +60,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "qwen2 8 bit": config("qwen2", 320, 5, 5, 5, 1152, 18000, tied=False, bits=8),
     "llama tall": config("llama", 256, 16, 8, 2, 640, 15000, tied=False),
+    "qwen2 narrow": config("qwen2", 192, 10, 3, 1, 1024, 30000, tied=True),
+    "llama mid": config("llama", 448, 5, 7, 7, 1280, 7000, tied=False),
 }
 ITERS = 40
 """A process's peak was seen to rise for many steps where rows are on several threads."""
@@ -144,8 +146,14 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llama tall", {"batch_size": 3, "max_seq_length": 288, "grad_checkpoint": True,
                     "grad_checkpoint_layers": 8, "num_layers": -1}),
     ("llama tall", {"batch_size": 5, "max_seq_length": 128, "rank": 32, "optimizer": "adam"}),
+    ("qwen2 narrow", {"batch_size": 4, "max_seq_length": 224}),
+    ("qwen2 narrow", {"batch_size": 1, "max_seq_length": 640, "num_layers": -1}),
+    ("llama mid", {"batch_size": 2, "max_seq_length": 320, "grad_checkpoint": True,
+                   "num_layers": -1}),
+    ("llama mid", {"batch_size": 6, "max_seq_length": 112, "num_layers": 4}),
+    ("llama mid", {"batch_size": 1, "max_seq_length": 512, "fine_tune_type": "dora"}),
 )  # fmt: skip
-TUNED = 49
+TUNED = 53
 """The forecast was made while looking at the first so many, not at the others."""
 
 

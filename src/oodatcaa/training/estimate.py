@@ -130,7 +130,8 @@ def _step_parts(
         parts.append(MemoryPart(name=SCRATCH, bytes=found.head, formula=dense))
     else:
         scores = f"{size.batch} x {shape.num_heads} heads x {size.length}^2, one block at a time"
-        parts.append(MemoryPart(name=BLOCK, bytes=found.block, formula=f"one block, {batch}"))
+        if found.block:
+            parts.append(MemoryPart(name=BLOCK, bytes=found.block, formula=f"one block, {batch}"))
         parts.append(MemoryPart(name=SCORES, bytes=found.scores, formula=scores))
     return tuple(parts)
 

@@ -258,7 +258,7 @@ def softmax_of(fresh: mx.array, mask: Floats | None = None) -> mx.array:
     rows = view(fresh).reshape(-1, 1 if mask is None else mask.shape[-2], width)
     for several in pieces(len(rows), rows.shape[1] * width):
         # All rows of several matrices, or some of one: in both cases they are one piece of memory.
-        for piece in pieces(rows.shape[1], width * len(rows[several])):
+        for piece in pieces(rows.shape[1], width):
             some = rows[several, piece]
             if mask is not None:
                 some += mask[piece]
