@@ -6,11 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import pytest
 from mlx_lm import load
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from oodatcaa.training.mlx.adapted import prepare
 from oodatcaa.training.mlx.cpu import speed_up
+
+
+def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a team of three. The tiny model's tensors would all be below the size from which leaving
+    MLX's graph pays."""
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    monkeypatch.setattr("oodatcaa.training.mlx.vector.FEW", 1)
 
 
 def adapted(folder: Path, layers: int, *, dropout: float = 0.0, dora: bool = False) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from adapted_model import adapted
+from adapted_model import adapted, three_cores
 from oodatcaa.domain.training import TrainSpec
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx import blas
@@ -34,9 +34,8 @@ pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's
 
 
 @pytest.fixture(autouse=True)
-def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MKL_NUM_THREADS", "3")
-    monkeypatch.setattr("oodatcaa.training.mlx.vector.FEW", 1)
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    three_cores(monkeypatch)
 
 
 @pytest.fixture(scope="module")

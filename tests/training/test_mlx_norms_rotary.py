@@ -167,3 +167,11 @@ def test_frequencies_that_are_traced_have_no_gradient() -> None:
     gradient = mx.grad(loss)(values)
     assert gradient["x"].any().item()
     assert not gradient["freqs"].any().item()
+
+
+@pytest.mark.parametrize("how", [{"base": None}, {"base": 1e4, "freqs": mx.ones(8)}])
+def test_what_mlx_refuses_is_refused(how: dict[str, Any]) -> None:
+    with vector.at_once(), pytest.raises(ValueError, match="base"):
+        mx.eval(
+            mx.fast.rope(random(1, 2, 5, 16), 16, traditional=False, scale=1.0, offset=0, **how)
+        )

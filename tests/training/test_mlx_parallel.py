@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
 
-from adapted_model import adapted
+from adapted_model import adapted, three_cores
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx.batches import Batch, divide, make_batch
@@ -39,10 +39,8 @@ pytestmark = pytest.mark.skipif(not on_cpu(), reason="the measures are for MLX's
 
 
 @pytest.fixture(autouse=True)
-def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MKL_NUM_THREADS", "3")
-    # The tiny model's tensors would all be below the size from which leaving the graph pays.
-    monkeypatch.setattr("oodatcaa.training.mlx.vector.FEW", 1)
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    three_cores(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -25,12 +25,9 @@ def route() -> None:
 
 
 def _rms_norm(x: mx.array, weight: mx.array | None, eps: float, **options: Any) -> mx.array:
-    floats = x.dtype == mx.float32 and weight is not None and weight.dtype == mx.float32
-    plain = floats and weight is not None and weight.shape == x.shape[-1:] and not options
-    if not vector.active() or not plain or x.size < vector.FEW:
+    if weight is None or not _here(x, weight) or options:
         result: mx.array = _stock(x, weight, eps, **options)
         return result
-    assert weight is not None
     if not vector.traced():
         return _normed(x, weight, eps)[0]
 
@@ -53,6 +50,12 @@ def _rms_norm(x: mx.array, weight: mx.array | None, eps: float, **options: Any) 
     found: Any = norm(x, weight)
     whole: mx.array = found[0]
     return whole
+
+
+def _here(x: mx.array, weight: mx.array) -> bool:
+    """Whether that is computed here, and worth it. MLX takes more types, and refuses shapes."""
+    floats = x.dtype == weight.dtype == mx.float32 and weight.shape == x.shape[-1:]
+    return vector.active() and floats and x.size >= vector.FEW
 
 
 def _normed(x: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:

@@ -96,7 +96,6 @@ class _Part:
             return self._found(network, part)
 
     def _found(self, network: Any, part: Batch) -> list[mx.array]:
-
         def mean(values: Any) -> mx.array:
             network.update(values)
             value, own = self.loss(network, *part)

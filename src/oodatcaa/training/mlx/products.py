@@ -9,8 +9,6 @@ given has none or numpy multiplies.
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 
@@ -46,7 +44,7 @@ def transposed(x: mx.array, matrix: mx.array) -> mx.array:
 def stacked(x: mx.array, y: mx.array) -> mx.array:
     """`x @ y` of stacks of matrices, [..., rows, inputs] and [..., inputs, columns]."""
     if not by_numpy(x, y):
-        found = untraced(x) @ untraced(y)
+        found = vector.cut(x) @ vector.cut(y)
         mx.eval(found)
         return found
     return _stacked(vector.view(x), vector.view(y))
@@ -55,7 +53,7 @@ def stacked(x: mx.array, y: mx.array) -> mx.array:
 def stacked_transposed(x: mx.array, y: mx.array, scale: float) -> mx.array:
     """The same of `scale * x` and the matrices of `y` transposed."""
     if not by_numpy(x, y):
-        found = (untraced(x) * scale) @ untraced(y).swapaxes(-1, -2)
+        found = (vector.cut(x) * scale) @ vector.cut(y).swapaxes(-1, -2)
         mx.eval(found)
         return found
     return _stacked(vector.view(x) * np.float32(scale), vector.view(y).swapaxes(-1, -2))
@@ -91,5 +89,5 @@ def adapted(
     return y, mx.array(few.reshape(*x.shape[:-1], -1))
 
 
-def _rows(x: mx.array) -> Any:
+def _rows(x: mx.array) -> vector.Floats:
     return vector.view(x).reshape(-1, x.shape[-1])

@@ -36,15 +36,18 @@ def _rope(
 ) -> mx.array:
     plain = x.dtype == mx.float32 and type(offset) is int and not traditional and not options
     plain = plain and dims % 2 == 0 and 0 < dims <= x.shape[-1] and x.ndim > 2
-    known = freqs is None or (freqs.dtype == mx.float32 and freqs.shape == (dims // 2,))
+    known = (freqs is None) != (base is None)
+    if freqs is not None:
+        known = known and freqs.dtype == mx.float32 and freqs.shape == (dims // 2,)
     if not vector.active() or not plain or not known or x.size < vector.FEW:
         result: mx.array = _stock(
             x, dims, traditional=traditional, base=base, scale=scale, offset=offset, freqs=freqs,
             **options,
         )  # fmt: skip
         return result
-    rates = None if freqs is None else vector.view(freqs)
-    if rates is None:
+    if freqs is not None:
+        rates = vector.view(freqs)
+    else:
         assert base is not None
         rates = (float(base) ** (np.arange(dims // 2) * 2 / dims)).astype(np.float32)
     places = (np.arange(x.shape[-2], dtype=np.float32) + np.float32(offset)) * np.float32(scale)

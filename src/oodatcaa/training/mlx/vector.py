@@ -103,14 +103,14 @@ def exp_of(fresh: mx.array) -> mx.array:
 
     Evaluates it and overwrites its buffer; returns the array.
     """
-    mx.eval(fresh)
-    view = np.array(fresh, copy=False)
-    if not view.flags.c_contiguous:
-        fresh = mx.contiguous(fresh)
-        mx.eval(fresh)
-        view = np.array(fresh, copy=False)
-    _exp_in_place()(view.reshape(-1))
+    fresh = _in_order(fresh)
+    _exp_in_place()(view(fresh).reshape(-1))
     return fresh
+
+
+def _in_order(fresh: mx.array) -> mx.array:
+    """Row by row in one piece of memory: only then writing into a reshaped view reaches it."""
+    return fresh if view(fresh).flags.c_contiguous else mx.contiguous(fresh)
 
 
 def view(x: mx.array) -> Floats:
@@ -251,9 +251,7 @@ def softmax_of(fresh: mx.array, mask: Floats | None = None) -> mx.array:
     """Over the last axis, of a float32 array that the caller has just computed and nobody else
     refers to: its buffer is overwritten. `mask` is added to it first: [rows, columns], for every
     `rows` rows anew."""
-    mx.eval(fresh)
-    if not np.array(fresh, copy=False).flags.c_contiguous:
-        fresh = mx.contiguous(fresh)
+    fresh = _in_order(fresh)
     width = fresh.shape[-1]
     rows = view(fresh).reshape(-1, 1 if mask is None else mask.shape[-2], width)
     for several in pieces(len(rows), rows.shape[1] * width):
