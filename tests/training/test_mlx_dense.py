@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from oodatcaa.training.mlx.dense import dequantise, dequantised
@@ -51,23 +52,26 @@ def test_a_mode_without_biases_is_left_to_mlx() -> None:
     assert mx.array_equal(ours, mx.dequantize(packed, scales, None, **how))
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_matrix_that_is_kept_is_made_in_pieces_of_rows(
-    bits: int, monkeypatch: pytest.MonkeyPatch
+    bits: int, by_columns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("oodatcaa.training.mlx.dense.PIECE_BYTES", 7 * 128 * 4)
     quantised: Any = mx.quantize(mx.random.normal((50, 128)), group_size=64, bits=bits)
     how: dict[str, Any] = {"group_size": 64, "bits": bits, "mode": "affine"}
-    found = dequantised(*quantised, **how)
+    found = dequantised(*quantised, **how, by_columns=by_columns)
     assert found.dtype == mx.float32
     assert mx.array_equal(found, dequantise(*quantised, **how)).item()
+    assert np.array(found, copy=False).flags.f_contiguous == by_columns
 
 
-def test_making_a_matrix_that_is_kept_takes_little_more_than_it_is() -> None:
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_making_a_matrix_that_is_kept_takes_little_more_than_it_is(by_columns: bool) -> None:
     quantised: Any = mx.quantize(mx.random.normal((20_000, 512)), group_size=64, bits=4)
     mx.eval(quantised)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    found = dequantised(*quantised, group_size=64, bits=4, mode="affine")
+    found = dequantised(*quantised, group_size=64, bits=4, mode="affine", by_columns=by_columns)
     assert mx.get_peak_memory() - before < 1.3 * found.nbytes

@@ -50,11 +50,15 @@ def dequantised(
     group_size: int,
     bits: int,
     mode: str,
+    by_columns: bool = False,
 ) -> mx.array:
     """`dequantise` to float32, evaluated, for a matrix that is kept: a few rows at a time, so that
-    making it takes no more than it is, and the same each time."""
+    making it takes no more than it is, and the same each time. `by_columns`: it lies in memory
+    column after column, not row after row."""
     width = weight.shape[-1] * 32 // bits
-    found = mx.zeros((weight.shape[0], width))
+    shape = (weight.shape[0], width)
+    found = mx.zeros(shape[::-1] if by_columns else shape)
+    found = found.T if by_columns else found
     mx.eval(found)
     # MLX's own buffer: nobody else refers to it yet.
     view = np.array(found, copy=False)

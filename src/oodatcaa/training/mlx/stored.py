@@ -42,7 +42,10 @@ class Stored:
         """With a float32 copy: the same values, in 4 bytes for each."""
         if self.held is not None:
             return self
-        return replace(self, held=dequantised(*self._packed(slice(None)), **self.how))
+        # A product with the transpose reads it in order then, and is up to 5 % faster with numpy's
+        # OpenBLAS; MKL is as fast either way.
+        held = dequantised(*self._packed(slice(None)), **self.how, by_columns=True)
+        return replace(self, held=held)
 
     def dense(self, dtype: mx.Dtype) -> mx.array:
         """The whole matrix."""

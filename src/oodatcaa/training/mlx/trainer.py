@@ -338,4 +338,4 @@ def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA, *, random: 
     elif eager and not split.sparse:
         head = "plain head, some rows at a time"
     # The number counts the ways that fast products were computed in so far.
-    return f"{rows}, {head}, {'fast products 5' if fast_cpu() else 'stock products'}{together}"
+    return f"{rows}, {head}, {'fast products 6' if fast_cpu() else 'stock products'}{together}"
