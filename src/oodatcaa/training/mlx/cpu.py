@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.models import activations, base
 
-from oodatcaa.training.mlx import adapted, attention, block_attention, norms, rotary, vector
+from oodatcaa.training.mlx import adapted, attention, block_attention, gelu, norms, rotary, vector
 from oodatcaa.training.mlx.stored import Stored
 from oodatcaa.training.protocol import fast_cpu_wanted
 
@@ -157,6 +157,7 @@ def _route(model: nn.Module) -> None:
     something else keeps it: slower, and just as right.
     """
     adapted.route()
+    gelu.route()
     norms.route()
     rotary.route()
     for name in {type(module).__module__ for module in model.modules()}:

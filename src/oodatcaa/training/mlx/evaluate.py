@@ -48,6 +48,7 @@ JUDGE = tuple(
         "blas.py",
         "team.py",
         "attention.py",
+        "gelu.py",
         "norms.py",
         "rotary.py",
         "../examples.py",

@@ -100,13 +100,18 @@ def _numpy_exp(values: Floats) -> None:
     np.exp(values, out=values)
 
 
+def exp_in_place(values: Floats) -> None:
+    """Of a contiguous buffer."""
+    _exp_in_place()(values.reshape(-1))
+
+
 def exp_of(fresh: mx.array) -> mx.array:
     """exp of a float32 array that the caller has just computed and nobody else refers to.
 
     Evaluates it and overwrites its buffer; returns the array.
     """
     fresh = _in_order(fresh)
-    _exp_in_place()(view(fresh).reshape(-1))
+    exp_in_place(view(fresh))
     return fresh
 
 
@@ -199,7 +204,7 @@ def _gated(gate: mx.array, x: mx.array) -> mx.array:
 
 def _sigmoid_into(place: Floats, values: Floats) -> None:
     np.negative(values, out=place)
-    _exp_in_place()(place.reshape(-1))
+    exp_in_place(place)
     place += 1.0
     np.reciprocal(place, out=place)
 
@@ -263,6 +268,6 @@ def softmax_of(fresh: mx.array, mask: Floats | None = None) -> mx.array:
             if mask is not None:
                 some += mask[piece]
             some -= some.max(axis=-1, keepdims=True)
-            _exp_in_place()(some.reshape(-1))
+            exp_in_place(some)
             some /= np.einsum("abc->ab", some)[..., None]
     return fresh
