@@ -22,17 +22,19 @@ def drawn(seed: int, count: int) -> list[Case]:
 
 
 def _case(dice: random.Random) -> Case:
+    tokens = round(2 ** dice.uniform(8, 12))
+    long = tokens > 1024  # narrower and less deep, for the time that 40 iterations take
     kind = dice.choice(("qwen2", "llama", "gemma"))
     head_dim = dice.choice((32, 64, 128))
-    heads = dice.randint(max(2, 192 // head_dim), 640 // head_dim)
+    heads = dice.randint(max(2, 192 // head_dim), (320 if long else 640) // head_dim)
     if heads * head_dim % 64:
         heads += 1  # whole groups of 64 quantised weights
     kv_heads = dice.choice([one for one in range(1, heads + 1) if heads % one == 0])
     # Gemma's heads together are wider or narrower than the model.
-    hidden = 64 * dice.randint(3, 9) if kind == "gemma" else heads * head_dim
+    hidden = 64 * dice.randint(3, 5 if long else 9) if kind == "gemma" else heads * head_dim
     wide = 64 * round(hidden * dice.uniform(2, 5) / 64)
     vocabulary = 64 * dice.randint(50, 500)
-    layers = dice.randint(3, 14)
+    layers = dice.randint(3, 6 if long else 14)
     tied = dice.random() < 0.5 or kind == "gemma"  # mlx-lm's has no head of its own
     bits = dice.choice((4, 4, 4, 8, 2, None, None))
     model = config(
@@ -51,14 +53,14 @@ def _case(dice: random.Random) -> Case:
         f"{kind} {hidden} x {layers}, {heads} heads of {head_dim}, {kv_heads} of keys, MLP {wide}, "
         f"vocabulary {vocabulary}{' tied' if tied else ''}, {f'{bits} bit' if bits else 'f16'}"
     )
-    return name, model, _training(dice, layers, quantised=bits is not None)
+    return name, model, _training(dice, tokens, layers, quantised=bits is not None)
 
 
-def _training(dice: random.Random, layers: int, *, quantised: bool) -> dict[str, Any]:
+def _training(dice: random.Random, tokens: int, layers: int, *, quantised: bool) -> dict[str, Any]:
     batch = dice.randint(1, 8)
     made: dict[str, Any] = {
         "batch_size": batch,
-        "max_seq_length": max(64, dice.randint(256, 1024) // batch),
+        "max_seq_length": max(64, tokens // batch),
         "num_layers": dice.choice((-1, dice.randint(1, layers))),
         "rank": dice.choice((4, 8, 16, 16, 32, 64)),
         "optimizer": dice.choice(("adamw", "adamw", "adam", "sgd", "adafactor", "muon")),

@@ -26,6 +26,7 @@ from oodatcaa.training.forecast import (
     SPREAD_BEYOND,
     ProbeCache,
     Probed,
+    Step,
     answers,
     calibrate,
     family,
@@ -62,11 +63,21 @@ def test_measurements_that_are_all_off_by_one_factor_are_met(
     rows: list[tuple[float, float]], factor: float
 ) -> None:
     peaks = [round(sum(row) * factor) for row in rows]
-    scales = calibrate(rows, peaks)
+    scales = calibrate([Step(row, peak) for row, peak in zip(rows, peaks, strict=True)])
     assert all(scale >= 0 for scale in scales)
     for row, peak in zip(rows, peaks, strict=True):
         found = sum(f * s for f, s in zip(row, scales, strict=True))
         assert found == pytest.approx(peak, rel=0.02)
+
+
+def test_small_steps_say_less_about_a_large_one() -> None:
+    """They peak at another moment: in what a large step has freed when it comes to its own."""
+    large, odd = Step((100e6, 900e6), 1_000_000_000), 300_000_000
+    equal, less = (
+        calibrate([large, Step((100e6, 100e6), odd, noise)]) for noise in (large.noise, 0.2)
+    )
+    assert abs(large.off(less)) < abs(large.off(equal))
+    assert less[1] > equal[1]
 
 
 def test_a_probe_on_fewer_cores_does_not_answer_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
