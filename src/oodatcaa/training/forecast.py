@@ -45,11 +45,12 @@ PRIOR_AT_ONCE = (0.1, 0.05)
 that were tried on 37 probes of half a batch these gave one of the smallest standard deviations
 (1.8 %), and the most evenly spread."""
 NOISE = 0.02
-"""Of the largest step's counted peak, relative: the CPU scheduler runs ahead by a few tensors more
-or less. Of a step of half its tokens twice as much, and so on: what a small one holds at its peak
-is not what makes the large one's."""
+"""Of a counted peak, relative, for the step nearest in size to what is asked for: the CPU scheduler
+runs ahead by a few tensors more or less. Twice as much for one that is twice as far, and so on:
+what a small step holds at its peak is not what makes a large one's."""
 FAR = 5
-"""Of NOISE: measured peaks that are further from a fit contradict its prior."""
+"""Of NOISE, up to four times that for steps that are far in size: measured peaks that are further
+from a fit contradict its prior."""
 HIDDEN = 0.01
 """A step whose peak is no more than this above that of loading may have needed much less."""
 SPREAD = 0.02
@@ -63,8 +64,9 @@ its logits. They are there as a whole, and those of two threads together now and
 batch of a small model took 315 to 349 MB. On one thread 440 and 465 MB were seen."""
 SPREAD_BEYOND = 0.03
 """For a batch that was not measured itself; where layers evaluate as they are met once for each
-doubling beyond what was. With 0.02 forecasts from half of the tokens were from -1.8 % to +4.4 % for
-51 models that the terms were fitted to, and from -5.1 % to +2.6 % for the first 13 that were not;
+doubling beyond what was. With 0.02 forecasts from half of the tokens were from -1.8 % to +4.4 % in
+51 trainings that the terms were fitted to (without changed logits), and from -5.1 % to +2.6 % in
+the first 13 that they were not;
 what process and heap hold beside the tensors grew by 3 to 8 MB from one to the other. What is
 further away was not measured: a growth that is slightly wrong adds up."""
 MARGIN = 0.05
@@ -249,9 +251,9 @@ def forecast(
         return sum(f * s for f, s in zip(features(size), scales, strict=True))
 
     points = {_size(point.size): point for point in probed.points}
-    most = max(size.tokens for size in points)
+    nearest = min(_times(size, target) for size in points)
     rows = [
-        Step(features(size), point.mlx_bytes, NOISE * most / size.tokens)
+        Step(features(size), point.mlx_bytes, NOISE * _times(size, target) / nearest)
         for size, point in points.items()
     ]
     known = not block_of(shape).unknown
@@ -295,6 +297,12 @@ def _method(points: Collection[Size], target: Size) -> str:
 
 def _size(size: ProbeSize) -> Size:
     return Size(size.batch, size.length, size.targets)
+
+
+def _times(size: Size, target: Size) -> float:
+    """How many times larger or smaller, at least 1."""
+    ratio = size.tokens / target.tokens
+    return max(ratio, 1 / ratio)
 
 
 def _distance(size: Size, target: Size) -> tuple[float, int, int]:
@@ -415,7 +423,7 @@ def fit(rows: Sequence[Step], loaded: int, prior: Sequence[float] = PRIOR) -> li
 def _far(rows: Sequence[Step], scales: Sequence[float], loaded: int) -> bool:
     """Whether what was measured contradicts the factors: the terms are not those of this model."""
     seen = (row for row in rows if row.peak > loaded * (1 + HIDDEN))
-    return any(abs(row.off(scales)) > FAR * row.noise * row.peak for row in seen)
+    return any(abs(row.off(scales)) > FAR * min(row.noise, 4 * NOISE) * row.peak for row in seen)
 
 
 def calibrate(rows: Sequence[Step], prior: Sequence[float] = PRIOR) -> list[float]:

@@ -75,12 +75,11 @@ for the processor's cache, large enough for an efficient product (1, 2 and 4 MB 
 AHEAD, MOST_AHEAD = 10, 70
 """Of a chunk's logits, so many buffers were seen at once in a graph of MLX's CPU device, which
 allocates ahead; as long as a GPU is not measured, seven times as many are counted there."""
-BACK = 1.0
+BACK = {FineTune.LORA: 1.0, FineTune.DORA: 1.6, FineTune.FULL: 1.35}
 """Of what a block keeps, what is there while it goes back alone, where layers evaluate as they are
-met and it is computed again; with a buffer of the scores, and a thread for it. The same fit."""
-BACK_DORA = 1.6
-"""The same with DoRA, whose gradients need each product with and without its scale; as one model
-grew from 8 x 119 to 8 x 238 tokens."""
+met and it is computed again; with a buffer of the scores, and a thread for it. LoRA's by the same
+fit; the others as one model each grew to twice its tokens: gradients of DoRA need each product with
+and without its scale."""
 THREAD_BYTES = 12_000_000
 """Stacks and buffers of each thread that computes blocks again."""
 HELD_HEAD_BYTES = 256_000_000
@@ -307,8 +306,7 @@ def terms(
         # Parts of a batch come to the same block at different times.
         at_a_moment = -(-size.batch // together) / max(1, size.batch)
         # The trace holds what other blocks have kept until it ends.
-        factor = BACK_DORA if params.fine_tune_type is FineTune.DORA else BACK
-        back = round(factor * one) + kind.itemsize * scores
+        back = round(BACK[params.fine_tune_type] * one) + kind.itemsize * scores
         block = (back if again else 0) + dense
         threads = THREAD_BYTES * together if again else 0
     else:

@@ -32,8 +32,9 @@ TANH_SCALE, CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
 def route() -> None:
-    """Have them computed here, in this process. mlx-lm's models ask for them by these names of
-    `mlx.nn`, the layer `nn.GELU` by those of its own module."""
+    """Have them computed here, in this process. Most of mlx-lm's models ask for them by these
+    names of `mlx.nn`, the layer `nn.GELU` by those of its own module. Who keeps the functions
+    themselves (nemotron-nas) goes on with MLX's."""
     for home in (nn, activations):
         place: Any = home
         place.gelu, place.gelu_approx = _gelu, _gelu_approx
@@ -89,18 +90,18 @@ def _slopes(x: mx.array, piece: Piece) -> mx.array:
         out = place.reshape(-1, width)
         for some in vector.pieces(len(rows), width):
             own = rows[some]
-            piece(np.empty_like(own), own, out[some])
+            piece(np.empty(own.shape, np.float32), own, out[some])
 
     return vector.made(x.shape, fill)
 
 
 def _exact(out: vector.Floats, x: vector.Floats, slope: Slope) -> None:
     """x F(x) with the normal distribution F, whose slope is F(x) + x f(x)."""
-    density = np.square(x)
+    density = np.square(x, order="C")
     density *= -0.5
     vector.exp_in_place(density)
     # 1 / (1 + p |x| / sqrt 2)
-    share = np.abs(x)
+    share = np.abs(x, order="C")
     share *= ERF_P / math.sqrt(2)
     share += 1.0
     np.reciprocal(share, out=share)
@@ -122,7 +123,7 @@ def _exact(out: vector.Floats, x: vector.Floats, slope: Slope) -> None:
 
 def _by_tanh(out: vector.Floats, x: vector.Floats, slope: Slope) -> None:
     """x (1 + tanh u) / 2 is x sigmoid(2u); u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    square = np.square(x)
+    square = np.square(x, order="C")
     np.multiply(square, -2 * TANH_SCALE * CUBE, out=out)
     out -= 2 * TANH_SCALE
     out *= x
@@ -133,9 +134,10 @@ def _by_tanh(out: vector.Floats, x: vector.Floats, slope: Slope) -> None:
         # s + x s (1 - s) 2u'
         square *= 6 * TANH_SCALE * CUBE
         square += 2 * TANH_SCALE
-        square *= x
         np.subtract(1.0, out, out=slope)
-        slope *= square
         slope *= out
+        # Where s (1 - s) is nothing, x may be anything.
+        slope *= square
+        slope *= x
         slope += out
     out *= x

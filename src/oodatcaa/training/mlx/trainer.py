@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tuner.trainer import TrainingArgs, evaluate, train
 
-from oodatcaa.domain.qlora import Optimizer, QLoRA
+from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
 from oodatcaa.domain.training import Machine, TrainSpec
 from oodatcaa.kit.files import write_atomic
 from oodatcaa.training.checkpoints import RunIdentity, verify
@@ -75,7 +75,10 @@ class Run(TrainingRun):
         end, a probe does.
         """
         if self.params.dense_weights and fast_cpu():
-            hold_dense(network)
+            parts = min(self.params.batch_size, cores())
+            # DoRA adds to the matrix for its norms, which is MLX's work.
+            dora = self.params.fine_tune_type is FineTune.DORA
+            hold_dense(network, by_columns=_by_numpy(parts) is not None and not dora)
         self.team = make_team(network, self.params.batch_size)
         try:
             return self._fit(network, valid, identity)
@@ -323,13 +326,18 @@ class _Steps:
         )
 
 
+def _by_numpy(parts: int) -> str | None:
+    """The kernels of numpy's OpenBLAS where it multiplies in a step of so many parts."""
+    return numpy_kernels() if fast_cpu() and cores() // parts == 1 else None
+
+
 def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA, *, random: bool) -> str:
     """Two ways to the same loss differ in the last bits: no switch in mid-run."""
     together = f", the rows in {parts} parts" if parts > 1 else ""
     together += ", packed rows in blocks" if eager and params.packing else ""
     together += ", blocks again one at a time" if eager and params.grad_checkpoint else ""
     together += ", numbers of each step" if random else ""
-    if fast_cpu() and cores() // parts == 1 and (kernels := numpy_kernels()):
+    if kernels := _by_numpy(parts):
         together += f", products of numpy's OpenBLAS ({kernels})"
     rows = "targets only" if split.sparse else "every position"
     head = "plain head"
