@@ -4,8 +4,8 @@ Measured on 2 cores with a 135M model: half precision is emulated and slower tha
 quantised product is the slowest of all. So weights are dequantised where they are used, inside
 `mx.checkpoint`: the backward pass dequantises again instead of keeping float32 copies alive, and
 memory stays that of the quantised model plus one layer's matrix. Only ever applied on the CPU.
-Inside `vector.at_once()` products, norms, rotations, silu and softmax are evaluated as they are
-met, so that numpy and a vector library can compute them (see vector.py); outside they stay in MLX's
+Inside `vector.at_once()` products, norms, rotations, silu, gelu and softmax are evaluated as they
+are met, so that numpy and a vector library can compute them (see vector.py); outside they stay in MLX's
 graph.
 """
 
