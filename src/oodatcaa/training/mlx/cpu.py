@@ -5,8 +5,8 @@ quantised product is the slowest of all. So weights are dequantised where they a
 `mx.checkpoint`: the backward pass dequantises again instead of keeping float32 copies alive, and
 memory stays that of the quantised model plus one layer's matrix. Only ever applied on the CPU.
 Inside `vector.at_once()` products, norms, rotations, silu, gelu and softmax are evaluated as they
-are met, so that numpy and a vector library can compute them (see vector.py); outside they stay in MLX's
-graph.
+are met, so that numpy and a vector library can compute them (see vector.py); outside they stay in
+MLX's graph.
 """
 
 from __future__ import annotations
