@@ -155,6 +155,11 @@ def threads() -> int:
     return _threads or cores()
 
 
+def numpy_is_faster() -> bool:
+    """Whether numpy is preferred now: where its library is, and a product takes one thread."""
+    return threads() == 1 and numpy_kernels() is not None
+
+
 def describe_cpu() -> CpuSpeed:
     """What a worker would use here. Does not load anything into the calling process."""
     device = accelerator()

@@ -69,28 +69,28 @@ def _activated(x: mx.array, name: str, piece: Piece) -> mx.array:
 
 
 def _values(x: mx.array, piece: Piece) -> mx.array:
-    width = x.shape[-1]
-    rows = vector.view(x).reshape(-1, width)
-
-    def fill(place: vector.Floats) -> None:
-        out = place.reshape(-1, width)
-        for some in vector.pieces(len(rows), width):
-            piece(out[some], rows[some], None)
-
-    return vector.made(x.shape, fill)
+    return _some_rows_at_a_time(x, lambda out, own: piece(out, own, None))
 
 
 @np.errstate(all="ignore")  # on the way back nothing is open
 def _slopes(x: mx.array, piece: Piece) -> mx.array:
     """Computed again: keeping them would cost a buffer of this size per layer."""
+    return _some_rows_at_a_time(
+        x, lambda out, own: piece(np.empty(own.shape, np.float32), own, out)
+    )
+
+
+def _some_rows_at_a_time(
+    x: mx.array, work: Callable[[vector.Floats, vector.Floats], None]
+) -> mx.array:
+    """`work` writes into its first argument what becomes of the rows in its second."""
     width = x.shape[-1]
     rows = vector.view(x).reshape(-1, width)
 
     def fill(place: vector.Floats) -> None:
         out = place.reshape(-1, width)
         for some in vector.pieces(len(rows), width):
-            own = rows[some]
-            piece(np.empty(own.shape, np.float32), own, out[some])
+            work(out[some], rows[some])
 
     return vector.made(x.shape, fill)
 

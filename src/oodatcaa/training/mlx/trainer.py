@@ -78,7 +78,7 @@ class Run(TrainingRun):
             parts = min(self.params.batch_size, cores())
             # DoRA adds to the matrix for its norms, which is MLX's work.
             dora = self.params.fine_tune_type is FineTune.DORA
-            hold_dense(network, by_columns=_by_numpy(parts) is not None and not dora)
+            hold_dense(network, by_columns=_numpys_kernels(parts) is not None and not dora)
         self.team = make_team(network, self.params.batch_size)
         try:
             return self._fit(network, valid, identity)
@@ -326,7 +326,7 @@ class _Steps:
         )
 
 
-def _by_numpy(parts: int) -> str | None:
+def _numpys_kernels(parts: int) -> str | None:
     """The kernels of numpy's OpenBLAS where it multiplies in a step of so many parts."""
     return numpy_kernels() if fast_cpu() and cores() // parts == 1 else None
 
@@ -337,7 +337,7 @@ def _loss_path(split: Split, parts: int, eager: bool, params: QLoRA, *, random: 
     together += ", packed rows in blocks" if eager and params.packing else ""
     together += ", blocks again one at a time" if eager and params.grad_checkpoint else ""
     together += ", numbers of each step" if random else ""
-    if kernels := _by_numpy(parts):
+    if kernels := _numpys_kernels(parts):
         together += f", products of numpy's OpenBLAS ({kernels})"
     rows = "targets only" if split.sparse else "every position"
     head = "plain head"
