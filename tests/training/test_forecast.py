@@ -163,9 +163,13 @@ def test_a_straight_line_is_found_beyond_what_was_measured(
         fixed = found.weights + found.trained
         return round(constant * fixed + growth * (found.kept + found.block + found.scores))
 
+    def held(size: Size | ProbeSize) -> int:
+        at = Size(size.batch, size.length, size.targets)
+        return counted(size) + step_terms(shape, params, at, device="cpu").runtime
+
     target = Size(batch, length, batch * length)
     points = tuple(
-        point(size.batch, size.length, counted(size) + RUNTIME, counted(size))
+        point(size.batch, size.length, held(size), counted(size))
         for size in probe_sizes(target, batch * length // 2)
     )
     found = forecast(Probed(family=SAME, points=points), shape, params, target, "cpu")
@@ -175,7 +179,7 @@ def test_a_straight_line_is_found_beyond_what_was_measured(
     doublings = math.log2(max(target.tokens / most, target.length / near))
     known = SPREAD_BEYOND * max(1, doublings)
     margin = known if abs(growth - 1) < 0.1 else max(known, SPREAD + MARGIN * doublings)
-    assert 0.98 < found.total_bytes / (counted(target) + RUNTIME) < 1 + margin + 0.01
+    assert 0.98 < found.total_bytes / held(target) < 1 + margin + 0.015
 
 
 @settings(deadline=None, max_examples=60)
@@ -213,7 +217,7 @@ def test_what_was_measured_is_met_whatever_the_terms_make_of_it(
 def test_what_a_process_holds_beside_the_count_is_taken_along(more: int, tiny: Path) -> None:
     """Libraries, threads and the heap's holes: none of that tells how fast a step grows."""
     shape, params = read_shape(tiny), QLoRA(rank=4, num_layers=2)
-    measured = {64: 6_000_000, 96: 7_500_000, 128: 9_000_000}
+    measured = {64: 60_000_000, 96: 75_000_000, 128: 90_000_000}
 
     def total(runtime: int) -> int:
         points = tuple(point(1, size, count + runtime, count) for size, count in measured.items())
@@ -246,8 +250,8 @@ def test_what_dora_holds_for_any_batch_does_not_pass_for_growth() -> None:
 def test_what_small_steps_hold_besides_is_not_taken_for_constant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Peaks that were measured on 2 cores; a run of 1 x 961 took 568 MB. By MLX's count its tokens
-    took 374 KB each beyond 480, and 214 to 290 KB below: small steps peak at another moment."""
+    """Peaks that were measured on 2 cores; a run of 1 x 961 took 543 MB. By MLX's count its tokens
+    took 340 KB each beyond 480, and 228 KB below: small steps peak at another moment."""
     monkeypatch.setenv("MKL_NUM_THREADS", "2")
     shape = ModelShape(
         model_type="llama", hidden_size=192, intermediate_size=832, num_layers=10, num_heads=3,
@@ -257,13 +261,13 @@ def test_what_small_steps_hold_besides_is_not_taken_for_constant(
     params = QLoRA(fine_tune_type=FineTune.FULL, num_layers=7, mask_prompt=False, batch_size=1)
     probed = Probed(
         family=SAME,
-        points=in_megabytes([(1, 224, 291, 147), (1, 352, 326, 174), (1, 480, 363, 211)]),
-        loaded_process_bytes=198 * 10**6,
+        points=in_megabytes([(1, 224, 292, 147), (1, 352, 326, 176), (1, 480, 359, 206)]),
+        loaded_process_bytes=199 * 10**6,
         loaded_mlx_bytes=73 * 10**6,
         beside_bytes=12 * 10**6,
     )
     found = forecast(probed, shape, params, Size(1, 961, 961), "cpu")
-    assert 0.98 < found.total_bytes / 568e6 < 1.05
+    assert 0.98 < found.total_bytes / 543e6 < 1.05
 
 
 def test_gradients_of_all_weights_do_not_pass_for_growth(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,24 @@ def test_a_large_quantised_head_is_never_dense_as_a_whole(monkeypatch: pytest.Mo
     assert mx.get_peak_memory() - before < 0.4 * 40_000 * 512 * 4
 
 
+def test_a_trace_keeps_one_mask_for_all_its_blocks() -> None:
+    length, peaks = 1024, []
+    batch = make_batch([Example(tuple(n % 180 + 3 for n in range(length)), 1)], length)
+    for blocks in (2, 8):
+        network = network_of("llama", {"num_hidden_layers": blocks}, trained=blocks)
+        step = nn.value_and_grad(network, make_loss(split_head(network), at_once=True))
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(step(network, *batch))
+        peaks.append(mx.get_peak_memory() - before)
+
+    scores = 4 * 4 * length * length  # of one block's four heads
+    # Six blocks' scores, and of what is 64 to 96 wide 40 copies; not six masks of a quarter.
+    assert peaks[1] - peaks[0] < 6 * (scores + 40 * 64 * length * 4)
+    assert additive("causal", 8, 8) is not additive("causal", 9, 9)
+
+
 def test_a_trained_or_unknown_output_layer_has_no_shortcut() -> None:
     class Capped(nn.Linear):  # type: ignore[misc]
         pass

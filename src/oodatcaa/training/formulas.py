@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oodatcaa.domain.memory import BlockShape, Matrix, ModelShape
 from oodatcaa.domain.qlora import FineTune, Optimizer, QLoRA
@@ -45,7 +45,10 @@ class Kind:
 
     itemsize: int
     hidden: float
+    attention: float
+    """Of the queries, keys, values and what attention makes of them, together."""
     width: float
+    """Of what else a block's matrices make."""
     kept_scores: float
     scores: float
     head_copies: int
@@ -53,15 +56,41 @@ class Kind:
     mask: int = 2
     mask_each: int = 0
     """Of a score of packed rows' mask, once and in every block."""
+    dora: float = 0
+    """Of the matrices' sides, for the products before DoRA scales them."""
+    scratch: int = 0
+    """For each part of a batch, however small."""
 
 
-AT_ONCE = Kind(itemsize=4, hidden=3, width=8.8, kept_scores=4, scores=5, head_copies=1, mask=6)
+AT_ONCE = Kind(
+    itemsize=4,
+    hidden=20,
+    attention=7.6,
+    width=5.9,
+    kept_scores=4,
+    scores=9,
+    head_copies=1,
+    mask=6,
+    dora=1.65,
+    scratch=9_000_000,
+)
 """float32 where layers evaluate as they are met: everything is kept, so nothing comes on top but
-a block that is computed again, and what the gradient of one block's scores takes.
-Fitted to 30 of the 53 peaks of docs/benchmarks.md, all of which it meets within 13 %."""
-HOLES, MOST_HOLES = 0.45, 33_000_000
-"""Of the heap where layers evaluate as they are met, as a share of what they keep; the same fit."""
-HALF = Kind(itemsize=2, hidden=14.9, width=4.13, kept_scores=1.73, scores=12, head_copies=0)
+a block that is computed again, what the gradient of one block's scores takes, and buffers.
+Fitted to MLX's own count of 220 steps of the 56 trainings of docs/benchmarks.md that leave their
+logits as they are (Llama, Qwen2, Gemma)."""
+LOADED_HOLES, STEP_HOLES, MOST_HOLES = 0.14, (0.02, 0.11), 45_000_000
+"""Of the heap where layers evaluate as they are met: as a share of what is loaded and trained, and
+of the rest, with one part of a batch and with several side by side. With these what the processes
+of those trainings held beside MLX's count is met with a standard deviation of 6 MB."""
+HALF = Kind(
+    itemsize=2,
+    hidden=14.9,
+    attention=4.13,
+    width=4.13,
+    kept_scores=1.73,
+    scores=12,
+    head_copies=0,
+)
 """HALF was fitted on the CPU build in bfloat16; on Metal it is not measured."""
 
 
@@ -75,13 +104,10 @@ for the processor's cache, large enough for an efficient product (1, 2 and 4 MB 
 AHEAD, MOST_AHEAD = 10, 70
 """Of a chunk's logits, so many buffers were seen at once in a graph of MLX's CPU device, which
 allocates ahead; as long as a GPU is not measured, seven times as many are counted there."""
-BACK = {FineTune.LORA: 1.0, FineTune.DORA: 1.6, FineTune.FULL: 1.35}
+BACK = {FineTune.LORA: 1.3, FineTune.DORA: 1.8, FineTune.FULL: 2.0}
 """Of what a block keeps, what is there while it goes back alone, where layers evaluate as they are
-met and it is computed again; with a buffer of the scores, and a thread for it. LoRA's by the same
-fit; the others as one model each grew to twice its tokens: gradients of DoRA need each product with
-and without its scale."""
-THREAD_BYTES = 12_000_000
-"""Stacks and buffers of each thread that computes blocks again."""
+met and it is computed again; by the same fit. Gradients of DoRA need each product with and without
+its scale."""
 HELD_HEAD_BYTES = 256_000_000
 """On the CPU an output layer up to this size is held in float32: dequantising it every step takes
 as long as multiplying with it."""
@@ -145,7 +171,15 @@ within 8 %; the soft cap to MLX's own count of four steps."""
 
 
 TORCH = Kind(
-    itemsize=4, hidden=30, width=6, kept_scores=0, scores=0, head_copies=0, mask=10, mask_each=4
+    itemsize=4,
+    hidden=30,
+    attention=6,
+    width=6,
+    kept_scores=0,
+    scores=0,
+    head_copies=0,
+    mask=10,
+    mask_each=4,
 )
 """PyTorch with attention fused (scaled_dot_product_attention) and PEFT's layers, in float32.
 Fitted to 12 peaks on the CPU (Llama, Qwen2, Gemma; with and without checkpointing), which it meets
@@ -168,6 +202,22 @@ def parts(params: QLoRA, rows: int, device: str, fast_cpu: bool) -> int:
     if not at_once(device, fast_cpu) or params.fine_tune_type is FineTune.FULL:
         return 1
     return max(1, min(rows, cores()))
+
+
+MISSED = 0.75
+"""Of the share by which a part of a batch is shorter than the longest one, what of its memory is
+gone again when that one needs most; the same fit."""
+
+
+def at_once_share(rows: int, together: int) -> float:
+    """Of a batch's `rows`, dealt to `together` parts as evenly as can be, how many are in memory at
+    the largest moment: a shorter part is on its way back by then."""
+    shorter, longer_parts = divmod(max(1, rows), together)
+    if not longer_parts:
+        return 1.0
+    longer = shorter + 1
+    there = shorter * (1 - MISSED * (1 - shorter / longer))
+    return (longer_parts * longer + (together - longer_parts) * there) / rows
 
 
 def kind_for(device: str, fast_cpu: bool) -> Kind:
@@ -284,7 +334,12 @@ def terms(
     kind = kind_for(device, fast_cpu)
     blocks = trained_blocks(shape, params)
     quantised = shape.bits is not None or params.quantize_bits is not None
-    layer = round(size.tokens * (kind.hidden * shape.hidden_size + kind.width * inner_width(shape)))
+    inner = inner_width(shape)
+    attention = min(inner, 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim)
+    sides = kind.attention * attention + kind.width * (inner - attention)
+    if params.fine_tune_type is FineTune.DORA:
+        sides += kind.dora * inner
+    layer = round(size.tokens * (kind.hidden * shape.hidden_size + sides))
     scores = size.batch * shape.num_heads * size.length**2
     mask = size.batch * size.length**2 if params.packing else 0
     one = layer + round(kind.kept_scores * scores) + _dora(shape, params, kind)
@@ -297,35 +352,37 @@ def terms(
     dense_blocks = held_blocks(shape, params, device, fast_cpu)
     matrix = kind.itemsize * largest if quantised and kind.head_copies and not dense_blocks else 0
     together = parts(params, size.batch, device, fast_cpu)
-    dense = 2 * matrix * together
-    threads = 0
+    dense = (2 * matrix + kind.scratch) * together
     head = _head(shape, size, kind, together)
     held = held_head(shape, params, device, fast_cpu)
-    at_a_moment = 1.0
+    at_a_moment = there = 1.0
     if kind is AT_ONCE:
+        there = at_once_share(size.batch, together)
         # Parts of a batch come to the same block at different times.
         at_a_moment = -(-size.batch // together) / max(1, size.batch)
         # The trace holds what other blocks have kept until it ends.
-        back = round(BACK[params.fine_tune_type] * one) + kind.itemsize * scores
+        back = round(BACK[params.fine_tune_type] * there * one)
         block = (back if again else 0) + dense
-        threads = THREAD_BYTES * together if again else 0
     else:
         # What blocks above have kept is gone again when the first one is computed a second time.
         block = (2 * one if again == blocks else one) + dense
-    kept = inputs + (blocks - again) * one + kind.mask * mask
-    holes = min(round(HOLES * kept), MOST_HOLES) if kind is AT_ONCE else 0
-    return Terms(
+    found = Terms(
         weights=weights + held + dense_blocks,
         # Every part has a gradient before they are added up.
         trained=round(4 * trained * (_copies(params, kind) + together - 1)),
-        kept=kept,
+        kept=inputs + round((blocks - again) * there * one) + kind.mask * mask,
         loss=_loss(shape, params, size, device, fast_cpu),
         block=block,
         scores=round(kind.scores * scores * at_a_moment),
         head=head if quantised and not held else 0,
-        runtime=runtime_bytes(shape, device) + holes + threads,
+        runtime=runtime_bytes(shape, device),
         after=_after(trained, params, device, fast_cpu),
     )
+    if kind is not AT_ONCE:
+        return found
+    holes = LOADED_HOLES * (found.weights + found.trained)
+    holes += STEP_HOLES[together > 1] * (found.kept + found.moment)
+    return replace(found, runtime=found.runtime + min(round(holes), MOST_HOLES))
 
 
 def _after(trained: int, params: QLoRA, device: str, fast_cpu: bool) -> int:

@@ -21,8 +21,21 @@ DTYPE_BITS = {
     "F4": 4,
 }  # fmt: skip
 SOFT_CAP = "final_logit_softcapping"
-AFTER_HEAD = (SOFT_CAP, "logit_scale", "logits_scaling", "lm_head_multiplier")
+AFTER_HEAD = (SOFT_CAP, "logit_scale", "logits_scaling", "lm_head_multiplier", "dim_model_base")
 """Options that change the logits: the worker then can not skip positions without a target."""
+WRAPPERS = {"model.language_model.": "model.", "language_model.": ""}
+"""What stands before the names in a language model that pictures or sound can be given to, and
+what without them."""
+BODIES = ("model", "transformer")
+HEADS = ("lm_head", "output")
+EMBEDDINGS = ("embed_tokens", "tok_embeddings", "wte", "word_embeddings", "embedding", "embeddings")
+"""mlx-lm's names of what the output layer comes after, of that layer, and in its body of what takes
+its place where it is tied. The loss applies these to some positions alone (`mlx/loss.py`)."""
+OTHER_SENSES = frozenset({
+    "vision_tower", "vision_model", "vision_embedder", "vision_embed_tokens", "visual",
+    "multi_modal_projector", "mm_projector", "audio_tower", "embed_audio", "embed_vision",
+})  # fmt: skip
+"""Parts for pictures and sound, which mlx-lm does not load."""
 MAX_HEADER = 100_000_000
 """The safetensors format's own bound on a header."""
 
@@ -59,7 +72,7 @@ def read_shape(model_path: Path | str) -> ModelShape:
             size = tokenizer.stat().st_size if tokenizer.is_file() else 0
             return shape.evolve(tokenizer_bytes=size)
     elif config is not None:
-        _fields(config, problems)
+        _fields(config, tensors, problems)
     raise OodatcaaError(
         "model.unreadable",
         f"{folder} is not a complete mlx-lm model folder: {problems[0]}"
@@ -94,6 +107,8 @@ def _read_tensors(folder: Path, problems: list[str]) -> dict[str, _Tensor]:
         problems.append("no model*.safetensors")
     for shard in shards:
         for name, tensor in _header(shard, problems):
+            if not OTHER_SENSES.isdisjoint(name.split(".")):
+                continue
             if name in tensors:
                 problems.append(f"{shard.name}: {name} is in another shard too")
             tensors[name] = tensor
@@ -146,16 +161,29 @@ def _header(path: Path, problems: list[str]) -> Iterator[tuple[str, _Tensor]]:
 
 
 _REQUIRED = {
-    "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "num_layers": ("num_hidden_layers", "n_layer", "n_layers"),
-    "num_heads": ("num_attention_heads", "n_head", "n_heads"),
-    "vocab_size": ("vocab_size",),
-}
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim"),
+    "num_layers": (
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers",
+    ),
+}  # fmt: skip
+_OPTIONAL = {
+    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads"),
+    "num_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads"),
+    "head_dim": ("head_dim",),
+    "vocab_size": ("vocab_size", "num_vocab"),
+    "intermediate_size": (
+        "intermediate_size", "ffn_dim", "n_inner", "mlp_hidden_size", "ffn_hidden_size",
+    ),
+}  # fmt: skip
+"""Read from the tensors, or reckoned, where the configuration leaves them to mlx-lm's defaults."""
+_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk")
+_EXPERT_WIDTHS = ("moe_intermediate_size", "expert_ffn_hidden_size")
 
 
-def _fields(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    inner = config.get("text_config")
-    text = {**config, **inner} if isinstance(inner, dict) else config
+def _fields(
+    config: dict[str, Any], tensors: dict[str, _Tensor], problems: list[str]
+) -> dict[str, Any]:
+    text = _text(config)
     found: dict[str, Any] = {}
     if not isinstance(text.get("model_type"), str):
         problems.append("config.json: model_type is missing")
@@ -165,34 +193,86 @@ def _fields(config: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         if value is None:
             problems.append(f"config.json: {keys[0]} is missing")
         found[name] = value
-    keys = ("intermediate_size", "ffn_dim", "n_inner")
-    found["intermediate_size"] = _positive(text, keys, problems)
-    found["num_kv_heads"] = _positive(text, ("num_key_value_heads",), problems)
-    found["head_dim"] = _positive(text, ("head_dim",), problems)
-    experts = _positive(text, ("num_experts_per_tok", "num_experts_per_token"), problems)
-    width = _positive(text, ("moe_intermediate_size",), problems)
+    for name, keys in _OPTIONAL.items():
+        found[name] = _positive(text, keys, problems)
+    found["vocab_size"] = found["vocab_size"] or _rows(tensors, (*HEADS, *EMBEDDINGS)) or None
+    if found["vocab_size"] is None:
+        problems.append("config.json: vocab_size is missing")
+    experts = _positive(text, _EXPERTS, problems)
+    width = _positive(text, _EXPERT_WIDTHS, problems)
     if experts and (width or found["intermediate_size"]):
         # What a token passes through, not what is stored.
         found["intermediate_size"] = experts * (width or found["intermediate_size"])
     return found
 
 
+def _text(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of the language model, of one that is wrapped as well."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
+
+
 def _positive(config: dict[str, Any], keys: tuple[str, ...], problems: list[str]) -> int | None:
+    """The first of `keys` that is there; of a list with a number for each block the largest."""
     for key in keys:
         value = config.get(key)
-        if value is None:
+        if value is None or value == []:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        each = value if isinstance(value, list) else [value]
+        if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in each):
             problems.append(f"config.json: {key} is {value!r}, not a positive whole number")
             return 1  # reported already; go on to find the other problems
-        return value
+        return max(each)
     return None
+
+
+def _from_tensors(fields: dict[str, Any], tensors: dict[str, _Tensor]) -> None:
+    """Fill in what the configuration does not say."""
+    hidden = fields["hidden_size"]
+    queries, keys, normed = (_rows(tensors, (name,)) for name in ("q_proj", "k_proj", "q_norm"))
+    size = fields["head_dim"] or (normed if normed and queries % normed == 0 else None)
+    # A model without attention counts as one with one head, which is a little more.
+    heads = fields["num_heads"] or (max(1, (queries or hidden) // size) if size else 1)
+    size = size or max(1, (queries or hidden) // heads)
+    fields["num_kv_heads"] = fields["num_kv_heads"] or (max(1, keys // size) if keys else heads)
+    fields["num_heads"], fields["head_dim"] = heads, size
+    fields["intermediate_size"] = fields["intermediate_size"] or 4 * hidden
+
+
+def _rows(tensors: dict[str, _Tensor], layers: tuple[str, ...]) -> int:
+    """Of the largest weight of a layer with one of these names; 0 without one."""
+    found = (
+        tensor.shape[0]
+        for name, tensor in tensors.items()
+        if tensor.shape and name.endswith(".weight") and name.split(".")[-2] in layers
+    )
+    return max(found, default=0)
+
+
+def _plain(tensors: dict[str, _Tensor]) -> set[str]:
+    """The layers' names as in a model that is not wrapped."""
+    found = set()
+    for name in tensors:
+        before = next((one for one in WRAPPERS if name.startswith(one)), "")
+        inner = WRAPPERS.get(before, "") + name.removeprefix(before)
+        found.add(inner.rpartition(".")[0])
+    return found
+
+
+def _splits(config: dict[str, Any], layers: set[str]) -> bool:
+    """Whether the worker can apply the output layer to some positions alone."""
+    text = _text(config)
+    if any(text.get(key) for key in AFTER_HEAD):
+        return False
+    tied = {f"{body}.{name}" for name in EMBEDDINGS for body in BODIES}
+    bodies = {layer.partition(".")[0] for layer in layers}
+    return not bodies.isdisjoint(BODIES) and not layers.isdisjoint({*HEADS, *tied})
 
 
 def _shape(
     config: dict[str, Any], tensors: dict[str, _Tensor], problems: list[str]
 ) -> ModelShape | None:
-    fields = _fields(config, problems)
+    fields = _fields(config, tensors, problems)
     quantization = config.get("quantization") or config.get("quantization_config") or {}
     if not isinstance(quantization, dict):
         problems.append("config.json: quantization is no JSON object")
@@ -200,21 +280,19 @@ def _shape(
     parameters = _parameters(tensors, quantization, problems)
     if problems:
         return None
-    hidden, heads = fields["hidden_size"], fields["num_heads"]
-    fields["head_dim"] = fields["head_dim"] or max(1, hidden // heads)
-    fields["num_kv_heads"] = fields["num_kv_heads"] or heads
-    fields["intermediate_size"] = fields["intermediate_size"] or 4 * hidden
+    _from_tensors(fields, tensors)
     quantised = any(name.endswith(".scales") for name in tensors)
+    layers = _plain(tensors)
     try:
         return ModelShape(
             **fields,
-            tied_embeddings=not any(name.endswith("lm_head.weight") for name in tensors),
+            tied_embeddings=layers.isdisjoint(HEADS),
             weight_bytes=sum(tensor.bytes for tensor in tensors.values()),
             parameters=parameters,
             bits=quantization.get("bits") if quantised else None,
             group_size=quantization.get("group_size") if quantised else None,
-            dense_logits=any(config.get(key) for key in AFTER_HEAD),
-            capped_logits=bool(config.get(SOFT_CAP)),
+            dense_logits=not _splits(config, layers),
+            capped_logits=bool(_text(config).get(SOFT_CAP)),
             blocks=read_blocks(tensors, fields["num_layers"], _groups(tensors, quantization)),
         )
     except ValidationError as error:

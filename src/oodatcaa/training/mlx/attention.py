@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -77,13 +78,19 @@ def attention_vjp(
     return d_q, d_k, p.swapaxes(-1, -2) @ d_rows
 
 
+@lru_cache(maxsize=1)
+def _causal(length: int, span: int) -> mx.array:
+    """One for all blocks of a batch: a trace keeps each that it meets until it ends."""
+    hidden = np.triu(np.full((length, span), MASKED, np.float32), span - length + 1)
+    return mx.array(hidden)
+
+
 def additive(mask: mx.array | str | None, length: int, span: int) -> mx.array | None:
     """mlx-lm's mask (None, "causal", boolean = may be seen, or additive) as something to add."""
     if mask is None:
         return None
     if isinstance(mask, str):
-        hidden = np.triu(np.full((length, span), MASKED, np.float32), span - length + 1)
-        return mx.array(hidden)
+        return _causal(length, span)
     if mask.dtype == mx.bool_:
         return mx.where(mask, mx.array(0.0), mx.array(MASKED))
     return mask.astype(mx.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +21,7 @@ from oodatcaa.training.mlx.cpu import fast_cpu
 from oodatcaa.training.mlx.head import FrozenHead, frozen_head, total_of_logits
 from oodatcaa.training.mlx.packed import packed
 from oodatcaa.training.mlx.prefix import FrozenPrefix
+from oodatcaa.training.shapes import BODIES, EMBEDDINGS, HEADS
 
 Apply = Callable[[mx.array], mx.array]
 
@@ -35,19 +36,34 @@ class Split:
     frozen: FrozenHead | None = None
 
 
+def _text(model: Any) -> Any:
+    """The language model alone, of one that is wrapped for pictures or sound as well."""
+    return model.language_model if "language_model" in model else model
+
+
 def _inner(model: Any, tokens: mx.array) -> mx.array:
-    hidden: mx.array = model.model(tokens)
+    hidden: mx.array = _body(_text(model))(tokens)
     return hidden
 
 
-def _tied_head(model: Any, hidden: mx.array) -> mx.array:
-    logits: mx.array = model.model.embed_tokens.as_linear(hidden)
-    return logits
+def _body(text: Any) -> Any:
+    """What the output layer comes after; None where nothing has a name that is known."""
+    return next((text[name] for name in BODIES if name in text), None)
 
 
-def _own_head(model: Any, hidden: mx.array) -> mx.array:
-    logits: mx.array = model.lm_head(hidden)
-    return logits
+def _layer(model: Any, name: str) -> Any:
+    """The output layer of that name, or the embedding."""
+    text = _text(model)
+    return text[name] if name in HEADS else _body(text)[name]
+
+
+def _head(name: str) -> Callable[[Any, mx.array], mx.array]:
+    def head(model: Any, hidden: mx.array) -> mx.array:
+        layer = _layer(model, name)
+        logits: mx.array = layer(hidden) if name in HEADS else layer.as_linear(hidden)
+        return logits
+
+    return head
 
 
 WHOLE = Split(body=lambda model, tokens: model(tokens), head=lambda _, logits: logits, sparse=False)
@@ -61,10 +77,10 @@ def split_head(model: Any) -> Split:
     the split is used only when it reproduces the model's own logits on a few tokens. Leaves the
     model in eval mode.
     """
-    if not hasattr(model, "model"):
+    name = _head_name(model)
+    if name is None:
         return WHOLE
-    head = _own_head if "lm_head" in model else _tied_head
-    candidate = Split(body=_inner, head=head, sparse=True)
+    head = _head(name)
     tokens = mx.arange(8)[None]
     # Fresh adapter layers are in training mode: dropout would spoil the comparison, and move the
     # random state that a resumed run has just restored.
@@ -78,8 +94,19 @@ def split_head(model: Any) -> Split:
         theirs = model(tokens)
     if ours.shape != theirs.shape or not mx.allclose(ours, theirs, rtol=1e-3, atol=1e-3).item():
         return WHOLE
-    layer = model.lm_head if "lm_head" in model else model.model.embed_tokens
-    return replace(candidate, frozen=frozen_head(layer, dense=fast_cpu()))
+    frozen = frozen_head(_layer(model, name), dense=fast_cpu())
+    return Split(body=_inner, head=head, sparse=True, frozen=frozen)
+
+
+def _head_name(model: Any) -> str | None:
+    """Of what could be the output layer: one of its own before a tied embedding."""
+    text = _text(model)
+    body = _body(text)
+    if body is None:
+        return None
+    own = (name for name in HEADS if name in text)
+    tied = (name for name in EMBEDDINGS if name in body)
+    return next(iter((*own, *tied)), None)
 
 
 def token_losses(
