@@ -15,11 +15,13 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from ledger_holders import end, holder
 from oodatcaa.domain.memory import MemoryLayer
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import EvalRequest, FailureKind, RunStatus, TrainProgress, TrainSpec
-from oodatcaa.errors import OodatcaaError
+from oodatcaa.errors import OodatcaaError, RefusedError
+from oodatcaa.kit.memory import read_samples
 from oodatcaa.kit.process import is_alive
 from oodatcaa.training.backend import MlxBackend
 from oodatcaa.training.backends import BACKENDS, make_backend
@@ -28,9 +30,11 @@ from oodatcaa.training.estimate import estimate_evaluation, read_shape
 from oodatcaa.training.forecast import ProbeCache
 from oodatcaa.training.formulas import EVALUATED
 from oodatcaa.training.protocol import WorkerResult
-from oodatcaa.training.reservation import Reservations
+from oodatcaa.training.question import Question
+from oodatcaa.training.reservation import Reservation, Reservations
 from oodatcaa.training.runs import Owner, RunStore
 from oodatcaa.training.verdict import judge
+from oodatcaa.training.watching import PLOT_FILE
 from tiny_model import make_tiny_data, make_tiny_model
 
 MB = 1_000_000
@@ -124,7 +128,8 @@ def test_a_run_ends_with_a_whole_record_a_plot_and_latest(
     names = {path.name for path in folder.iterdir()}
     assert {"spec.json", "memory.jsonl", "metrics.jsonl", "train.log", "lora_config.yaml"} <= names
     assert (folder / "adapters" / "adapters.safetensors").is_file()
-    assert (folder / "loss_and_memory.png").stat().st_size > 10_000
+    assert (folder / PLOT_FILE).stat().st_size > 10_000
+    assert 0 < (run.longest_unwatched_seconds or 0) < 10
     assert backend.runs.latest("mlx") == run
     assert {progress.run_id for progress in told} == {run.run_id}
     assert backend.reservations.holders() == ()
@@ -255,6 +260,72 @@ def test_what_is_asked_to_stop_leaves_no_child_and_no_reservation(
     assert not list((backend.probes.folder).glob("*.json"))
 
 
+OUTGROWING: dict[str, Callable[[MlxBackend, TrainSpec], object]] = {
+    "a probe": lambda backend, spec: backend.forecast(spec).source,
+    "an evaluation": lambda backend, spec: backend.evaluate(
+        EvalRequest(
+            model=spec.model, adapter_dir=None, data_dir=spec.data_dir,
+            memory_limit_bytes=spec.memory_limit_bytes,
+        )
+    ).split,
+    "an answer": lambda backend, spec: len(
+        backend.infer(
+            spec.model, None, ["Write add_1(x)."], 4, memory_limit_bytes=spec.memory_limit_bytes
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "answer"), [*zip(OUTGROWING, ["probe", "test", 1], strict=True)])
+def test_what_outgrows_its_share_is_stopped_and_waits_for_the_whole_limit(
+    backend: MlxBackend,
+    spec: TrainSpec,
+    spoiled: pytest.MonkeyPatch,
+    what: str,
+    answer: object,
+) -> None:
+    limit = 2_000 * MB
+    told: list[list[str]] = []
+    with holder(backend.reservations.folder, 1_200 * MB, limit) as other:
+
+        def on_wait(others: tuple[Reservation, ...]) -> None:
+            told.append([one.label for one in others])
+            end(other)
+
+        backend.on_wait = on_wait
+        spoiled.setenv("EAT_MEMORY", str(1_000 * MB))  # no estimate knows of it
+        found = OUTGROWING[what](backend, spec.evolve(memory_limit_bytes=limit))
+    assert told == [["somebody"]], "it had what was left first, and that was not enough"
+    assert found == answer
+    assert backend.reservations.holders() == ()
+
+
+def test_a_probe_over_its_share_says_nothing_of_the_limit(
+    backend: MlxBackend, spec: TrainSpec
+) -> None:
+    asked = Question(spec, Path(spec.model), backend.probes)
+    with pytest.raises(RefusedError, match=r"reservation\.outgrown") as caught:
+        asked.measure(64, allowance=lambda: 50 * MB)
+    assert "others on this machine hold the rest of 16.00 GB" in caught.value.message
+    assert not asked.known
+
+
+def test_a_run_stopped_at_the_limit_has_its_memory_plotted(
+    backend: MlxBackend, spec: TrainSpec, spoiled: pytest.MonkeyPatch
+) -> None:
+    spoiled.setenv("EAT_MEMORY", str(1_500 * MB))
+    run = backend.train(spec.evolve(memory_limit_bytes=1_000 * MB))
+    assert run.failure is not None
+    assert (run.failure.kind, run.failure.layer) == (FailureKind.MEMORY_GATE, MemoryLayer.DURING)
+    assert run.train_losses == ()
+    folder = backend.runs.folder(run)
+    series = [sample.tree_bytes for sample in read_samples(folder / "memory.jsonl")]
+    assert max(series) > 50 * MB
+    assert (folder / PLOT_FILE).stat().st_size > 10_000
+    assert run.longest_unwatched_seconds
+    assert backend.runs.read("mlx", run.run_id) == run
+
+
 BUILDER = """
 import sys
 from pathlib import Path
@@ -300,6 +371,7 @@ def test_kill_9_of_the_builder_leaves_no_child_and_another_goes_on(
     assert dead.failure is not None
     assert dead.failure.kind is FailureKind.KILLED
     assert dead.iterations_done >= 2
+    assert (backend.runs.folder(dead) / PLOT_FILE).stat().st_size > 10_000
     found = backend.find_resumable(spec.evolve(params=params))
     assert found is not None
     again = backend.train(found.apply(spec.evolve(params=params)))
@@ -359,6 +431,26 @@ def test_a_packed_run_answers_for_no_other(backend: MlxBackend, spec: TrainSpec)
     teacher = taught_by_runs(backend)
     assert teacher.train(packed).status is RunStatus.FINISHED
     assert not teacher._ask(packed, Path(backend.models.resolve(spec.model))).known
+
+
+def test_a_smaller_probe_does_not_answer_for_a_batch_that_can_be_measured(
+    backend: MlxBackend, spec: TrainSpec, tmp_path: Path
+) -> None:
+    backend = MlxBackend(
+        backend.runs,
+        backend.models,
+        reservations=backend.reservations,
+        probes=ProbeCache(tmp_path / "probes"),
+    )
+    asked = Question(spec, Path(backend.models.resolve(spec.model)), backend.probes).size
+    half = backend.forecast(spec, budget=asked.tokens // 2)
+    assert "terms fitted to probes" in half.method
+    assert backend.forecast(spec, budget=asked.tokens // 2) == half  # nothing is measured again
+
+    found = backend.forecast(spec)
+
+    assert f"measured in a probe of a few steps at {asked.batch} x {asked.length}" in found.method
+    assert backend.forecast(spec) == found
 
 
 @pytest.mark.slow

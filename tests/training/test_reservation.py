@@ -5,11 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
+from ledger_holders import end, holder
+from memory_eaters import MB, growing
 from oodatcaa.errors import OodatcaaError, RefusedError, StateError
+from oodatcaa.training.children import run_child
 from oodatcaa.training.reservation import LEDGER_FILE, Reservation, Reservations
 
 GB = 10**9
@@ -99,30 +105,45 @@ def test_a_small_one_does_not_overtake_a_large_one_that_waits(tmp_path: Path) ->
             pass
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from oodatcaa.training.reservation import Reservations
-with Reservations(Path(sys.argv[1])).reserve(10, 10):
-    print("held", flush=True)
-    time.sleep(100)
-"""
-
-
 def test_the_entry_of_a_killed_process_dies_with_it(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
     ledger = Reservations(tmp_path)
-    with pytest.raises(RefusedError), ledger.reserve(10, 10, wait=False):
-        pass
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
-    with ledger.reserve(10, 10, wait=False):
-        pass
+    with holder(tmp_path, 10, 10) as other:
+        with pytest.raises(RefusedError), ledger.reserve(10, 10, wait=False):
+            pass
+        end(other)
+        with ledger.reserve(10, 10, wait=False):
+            pass
+
+
+def test_a_second_child_is_held_to_what_the_first_left_and_then_waits_for_it_all(
+    tmp_path: Path,
+) -> None:
+    ledger = Reservations(tmp_path / "ledger")
+    limit, seen, told = 300 * MB, [], []
+
+    def grow(allowance: Callable[[], int]) -> str:
+        argv = [sys.executable, "-c", growing(4 * MB)]
+        ended = run_child(
+            argv, folder=tmp_path, log=tmp_path / "log", limit=limit, allowance=allowance
+        )
+        seen.append((ended.over_limit, ended.over_share(limit)))
+        if ended.over_share(limit):
+            assert ended.peak_bytes < 200 * MB, "not a second whole limit"
+            raise RefusedError("reservation.outgrown", "more than its share", hint="-")
+        return "ended"
+
+    with holder(ledger.folder, 200 * MB, limit) as first:
+
+        def on_wait(others: tuple[Reservation, ...]) -> None:
+            told.append([other.pid for other in others])
+            end(first)
+
+        found = ledger.within(50 * MB, limit, grow, label="second", on_wait=on_wait)
+    assert found == "ended"
+    # What it reserved and half of what both left, from its first moment; then everything.
+    assert seen == [(75 * MB, True), (limit, False)]
+    assert told == [[first.pid]]
+    assert ledger.holders() == ()
 
 
 COUNT = """
@@ -150,6 +171,29 @@ def test_sixteen_processes_never_exceed_the_limit_and_all_get_through(tmp_path: 
     assert [process.returncode for process in processes] == [0] * 16
     assert max(seen) <= 2
     assert Reservations(tmp_path).holders() == ()
+
+
+def test_a_share_holds_from_the_first_moment(tmp_path: Path) -> None:
+    started: list[int] = []
+
+    def allowance() -> int:
+        # Once it runs nobody hears of its share any more, until it is gone.
+        deadline = time.monotonic() + 6
+        while started and psutil.pid_exists(started[0]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return 50 * MB
+
+    code = "held = b'x' * 100_000_000; import time; time.sleep(3)"
+    ended = run_child(
+        [sys.executable, "-c", code],
+        folder=tmp_path,
+        log=tmp_path / "log",
+        limit=300 * MB,
+        allowance=allowance,
+        on_start=started.append,
+    )
+    assert ended.over_limit == 50 * MB
+    assert ended.over_share(300 * MB)
 
 
 def test_an_unreadable_ledger_is_never_an_empty_one(tmp_path: Path) -> None:

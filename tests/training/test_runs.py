@@ -17,6 +17,7 @@ from oodatcaa.domain.training import FailureKind, RunFailure, RunRecord, RunStat
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.training.checkpoints import CheckpointNote, RunIdentity, refused, write_checkpoint
 from oodatcaa.training.runs import OWNER_FILE, RUN_FILE, Owner, RunStore
+from oodatcaa.training.watching import PLOT_FILE
 
 NOW = datetime(2026, 1, 30, 12, 0, 0, tzinfo=UTC)
 SPEC = TrainSpec(model="/models/tiny", data_dir="/data", params=QLoRA(rank=8, alpha=16))
@@ -189,7 +190,25 @@ def test_a_dead_owners_run_becomes_failed_with_what_it_measured(tmp_path: Path) 
     assert run_id in run.failure.hint
     assert (run.iterations_done, run.mlx_peak_bytes, run.peak_memory_bytes) == (7, 70, 90)
     assert store.read("mlx", run_id) == run
+    assert (folder / PLOT_FILE).stat().st_size > 10_000
     assert store.recover() == ()
+
+
+def test_a_dead_owners_run_that_measured_nothing_has_no_plot(tmp_path: Path) -> None:
+    run_id = dead_run(tmp_path, SPEC)
+    assert [run.run_id for run in RunStore(tmp_path).recover()] == [run_id]
+    assert not (tmp_path / "mlx" / run_id / PLOT_FILE).exists()
+
+
+def test_a_run_that_is_over_is_not_drawn_anew(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    run = store.create(SPEC)
+    store.finish(ended(run))
+    folder = store.folder(run)
+    (folder / "memory.jsonl").write_text('{"at":"2026-01-30T12:00:00Z","tree_bytes":90}\n')
+    with pytest.raises(StateError):
+        store.finish(ended(run))
+    assert not (folder / PLOT_FILE).exists()
 
 
 def test_a_run_with_a_living_child_is_not_recovered_yet(tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ class RunRecord(Record):
     control_group: bool = Field(
         default=False, description="whether the kernel held the run at exactly its limit"
     )
+    longest_unwatched_seconds: float | None = Field(
+        default=None, description="the longest time between two looks of the memory watcher"
+    )
     trained_tokens: int | None = None
     tokens_per_second: float | None = None
     iterations_done: int = 0
@@ -193,6 +196,30 @@ class DatasetRecord(Record):
         )
 
 
+class DataFindings(Record):
+    """Each is `file:line: reason`. Problems make data unfit for training; warnings are for a person
+    to look at; `not_checked` says what nothing was found out about, and why."""
+
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+
+    @property
+    def fit(self) -> bool:
+        return not self.problems
+
+    def to_look_at(self, most: int = 20) -> tuple[str, ...]:
+        """Everything but the problems, a line each; of the warnings at most so many."""
+        lines = [f"warning: {text}" for text in self.warnings[:most]]
+        if (more := len(self.warnings) - most) > 0:
+            lines.append(f"{more} more warnings: oodatcaa data check shows them all")
+        return (*lines, *(f"not checked: {text}" for text in self.not_checked))
+
+
+JUDGED_LENGTH = 2048
+"""Tokens that a judge reads of an example at least, however short the training's are cut."""
+
+
 class EvalRequest(Record):
     """Compare a base model with an adapter on one split, example by example."""
 
@@ -201,7 +228,7 @@ class EvalRequest(Record):
     data_dir: NonEmpty
     split: Literal["valid", "test"] = "test"
     max_examples: PositiveInt | None = None
-    max_seq_length: PositiveInt = 2048
+    max_seq_length: PositiveInt = JUDGED_LENGTH
     mask_prompt: bool = True
     quantize_bits: Literal[2, 3, 4, 6, 8] | None = None
     bootstrap_samples: PositiveInt = 2000
@@ -219,6 +246,10 @@ class EvalResult(Record):
     split: str
     examples: int
     target_tokens: int
+    dropped_examples: int = Field(
+        default=0, description="asked for, but their prompt fills max_seq_length"
+    )
+    lost_tokens: int = Field(default=0, description="beyond max_seq_length, of all asked for")
     base_loss: float | None
     adapter_loss: float | None
     drop: float | None
@@ -232,6 +263,16 @@ class EvalResult(Record):
     adapter_sha256: str | None = None
     peak_memory_bytes: int | None = None
     seconds: float
+
+    @property
+    def unseen(self) -> str:
+        """What the losses say nothing about, in words; "" when that is nothing."""
+        found = []
+        if count := self.dropped_examples:
+            found.append(f"{count} example{'s' * (count > 1)} whose prompt fills max_seq_length")
+        if count := self.lost_tokens:
+            found.append(f"{count} token{'s' * (count > 1)} beyond max_seq_length")
+        return "; ".join(found)
 
 
 class Generation(Record):

@@ -172,7 +172,7 @@ class TrainingConfig(Record):
         "effect",
     )
     profile_tokens: PositiveInt = Field(
-        default=1024, description="tokens per step of the measured memory probe on a CPU"
+        default=1024, description="tokens per step of the framework story's measured run on a CPU"
     )
     fast_cpu: bool = Field(default=True, description="the CPU speed path; losses are the same")
     control_group: bool = Field(

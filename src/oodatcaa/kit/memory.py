@@ -257,8 +257,8 @@ class MemoryWatch:
         self.current_bytes = 0
         self.samples = 0
         self.longest_gap = 0.0
-        """Seconds between two looks; more than `interval` and what a look takes means that this
-        process itself was kept from running."""
+        """Seconds between two looks, until it was over; more than `interval` and what a look takes
+        means that this process itself was kept from running."""
         self.over: TreeMemory | None = None
         """The look that exceeded the limit."""
         self.over_limit: int | None = None
@@ -266,6 +266,7 @@ class MemoryWatch:
         self.error: BaseException | None = None
         self.write_error: OSError | None = None
         self._finder = TreeFinder(pid)
+        self._looked_at: float | None = None
         self._on_over = on_over
         self._path = path
         self._every = every
@@ -302,9 +303,7 @@ class MemoryWatch:
         try:
             # A look takes time itself: the pause is what is left of the interval.
             while not self._stop.wait(max(0.001, self.interval - (time.monotonic() - last))):
-                now = time.monotonic()
-                self.longest_gap = max(self.longest_gap, now - last)
-                last = now
+                last = time.monotonic()
                 self._look()
         except BaseException as error:  # noqa: BLE001 - kept, and treated like being over
             self.error = error
@@ -313,6 +312,10 @@ class MemoryWatch:
 
     def _look(self) -> None:
         look = tree_memory(self.pid, self._finder.find())
+        now = time.monotonic()
+        if self._looked_at is not None and self.over is None:
+            self.longest_gap = max(self.longest_gap, now - self._looked_at)
+        self._looked_at = now
         self.samples += 1
         self.current_bytes = look.tree_bytes
         self.peak_bytes = max(self.peak_bytes, look.peak_bytes)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 from oodatcaa.domain.auto_fit import Filling
 from oodatcaa.domain.memory import MemoryEstimate
@@ -66,7 +65,7 @@ from oodatcaa.training.reservation import Reservation, Reservations, default_res
 from oodatcaa.training.runs import RunStore
 from oodatcaa.training.tracking import FOLDER, track
 from oodatcaa.training.verdict import judge
-from oodatcaa.training.watching import ProgressTeller, draw
+from oodatcaa.training.watching import ProgressTeller
 
 PROBE_TOKENS = 4096
 """Batches of at most this many tokens are measured as they are: that is exact, and up to here takes
@@ -74,6 +73,7 @@ less time than three smaller ones of half the tokens."""
 HOPELESS = 1.3
 """An analytic estimate this many times the limit needs no measuring to be believed."""
 GATE_FILE = "estimate.json"
+R = TypeVar("R")
 
 
 class Models(Protocol):
@@ -161,15 +161,17 @@ class ChildBackend:
     ) -> MemoryEstimate:
         """What a probe says about the worst batch that the data allow.
 
-        Measures it when it has at most `budget` tokens, else smaller ones; measures nothing when
-        an earlier probe of the same family answers, or the analytic estimate is hopeless. A probe
+        Measures it when it has at most `budget` tokens, else smaller ones unless an earlier probe
+        of the same family answers; nothing when that very batch was measured before, or when the
+        analytic estimate is hopeless. A probe
         that itself ends at the memory gate makes the estimate one that does not fit. Raises
         OodatcaaError for an unknown model or a probe that fails for another reason, `child.stopped`
         or `reservation.stopped` when `should_stop` said so.
         """
         asked = self._ask(spec, Path(self.models.resolve(spec.model)).resolve())
         self.framework.must_be_installed()
-        if asked.known or asked.analytic.total_bytes > HOPELESS * asked.limit:
+        enough = asked.timed or (asked.known and asked.size.tokens > budget)
+        if enough or asked.analytic.total_bytes > HOPELESS * asked.limit:
             return asked.answer()
         return self._measured(asked, budget, should_stop)
 
@@ -199,15 +201,30 @@ class ChildBackend:
     def _measured(
         self, asked: Question, budget: int, should_stop: Callable[[], bool] | None
     ) -> MemoryEstimate:
-        need = max(1, min(asked.analytic.total_bytes, asked.limit))
-        with self._held(need, asked.limit, "memory probe", should_stop):
-            return asked.measure(budget, should_stop)
+        need = max(1, asked.analytic.total_bytes)
+        return self._within(
+            need,
+            asked.limit,
+            "memory probe",
+            should_stop,
+            lambda allowance: asked.measure(budget, should_stop, allowance),
+        )
 
-    def _held(
-        self, need: int, limit: int, label: str, should_stop: Callable[[], bool] | None
-    ) -> AbstractContextManager[Reservation]:
-        return self.reservations.reserve(
-            need, limit, label=label, should_stop=should_stop, on_wait=self.on_wait
+    def _within(
+        self,
+        need: int,
+        limit: int,
+        label: str,
+        should_stop: Callable[[], bool] | None,
+        work: Callable[[Callable[[], int]], R],
+    ) -> R:
+        return self.reservations.within(
+            min(need, limit),
+            limit,
+            work,
+            label=label,
+            should_stop=should_stop,
+            on_wait=self.on_wait,
         )
 
     def find_resumable(
@@ -222,7 +239,7 @@ class ChildBackend:
         facts = {
             **data_facts(Path(ready.spec.data_dir)),
             **machine_facts(machine.processor, machine.blas),
-            **thread_facts(pinned(os.environ)),
+            **thread_facts({**os.environ, **pinned(os.environ)}),
             "model": ModelStore().model_sha256(ready.model_path),
         }
         return self.runs.find_resumable(ready.spec, facts, say)
@@ -247,7 +264,9 @@ class ChildBackend:
             return self._finish(run, RunStatus.FAILED, refused)
         need = max(1, request.estimate.total_bytes)
         label = f"training {spec.story or spec.model_name or Path(spec.model).name}"
-        with self._held(need, request.limit, label, should_stop) as held:
+        with self.reservations.reserve(
+            need, request.limit, label=label, should_stop=should_stop, on_wait=self.on_wait
+        ) as held:
             run = self._create(request)
             try:
                 done = self._run(run, request, held, on_progress, should_stop)
@@ -301,10 +320,16 @@ class ChildBackend:
             estimate_evaluation, path, request.max_seq_length, EVALUATED, request.quantize_bits
         )
         asked = request.evolve(model=str(path))
-        with self._held(min(need, limit), limit, "evaluation", should_stop):
-            result, ended = ask_child(
-                self.child("evaluate"), asked, EvalResult, limit, self.settings, should_stop
-            )
+        child = self.child("evaluate")
+        result, ended = self._within(
+            need,
+            limit,
+            "evaluation",
+            should_stop,
+            lambda allowance: ask_child(
+                child, asked, EvalResult, limit, self.settings, should_stop, allowance
+            ),
+        )
         return result.evolve(peak_memory_bytes=peak(result.peak_memory_bytes, ended.peak_bytes))
 
     def infer(
@@ -334,10 +359,16 @@ class ChildBackend:
             max_tokens=max_tokens,
             memory_limit_bytes=limit,
         )
-        with self._held(min(need, limit), limit, "answers", should_stop):
-            result, _ = ask_child(
-                self.child("infer"), request, InferResult, limit, self.settings, should_stop
-            )
+        child = self.child("infer")
+        result, _ = self._within(
+            need,
+            limit,
+            "answers",
+            should_stop,
+            lambda allowance: ask_child(
+                child, request, InferResult, limit, self.settings, should_stop, allowance
+            ),
+        )
         return result.probes
 
     def _forward_bytes(
@@ -419,6 +450,7 @@ class ChildBackend:
         measured = measured.evolve(
             process_peak_bytes=peak(measured.process_peak_bytes, ended.peak_bytes),
             control_group=ended.grouped,
+            longest_unwatched_seconds=round(ended.longest_gap, 4),
             peak_memory_bytes=peak(
                 measured.peak_memory_bytes, ended.peak_bytes, *self._earlier_peaks(run)
             ),
@@ -439,7 +471,6 @@ class ChildBackend:
 
     def _finish(self, run: RunRecord, status: RunStatus, failure: RunFailure | None) -> RunRecord:
         final = run.evolve(status=status, failure=failure, finished_at=datetime.now(UTC))
-        draw(final, self.runs.folder(final))
         try:
             self.runs.finish(final)
         except OSError as error:

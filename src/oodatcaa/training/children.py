@@ -24,6 +24,7 @@ from oodatcaa.kit.files import write_atomic
 from oodatcaa.kit.memory import MemoryWatch
 from oodatcaa.kit.process import Child, Limits
 from oodatcaa.training.endings import Ended, crash_failure, log_tail, memory_stop
+from oodatcaa.training.estimate import gb
 from oodatcaa.training.identity import pinned
 from oodatcaa.training.protocol import (
     CHILD_LOG,
@@ -95,9 +96,10 @@ def run_child(
     backend: str = "mlx",
 ) -> Ended:
     """Run `argv` to its end under the watch. `on_tick` gets the tree's memory, several times a
-    second. `allowance` may lower the limit while it runs, when others need their share. When
-    `should_stop` says so the child gets SIGTERM and `grace` seconds. An exception from any
-    callback, Ctrl-C included, ends the whole tree before it travels on.
+    second. `allowance`, asked before the start and every POLL_SECONDS, may lower the watch's limit
+    when others need their share. When `should_stop` says so the child gets SIGTERM and `grace`
+    seconds. An exception from any callback, Ctrl-C included, ends the whole tree before it travels
+    on.
     """
     with contextlib.ExitStack() as stack:
         group = make_group(limit) if settings.control_group else None
@@ -125,6 +127,7 @@ def _watched(
     backend: str,
 ) -> Ended:
     started = time.monotonic()
+    allowed = limit if allowance is None else min(limit, allowance())
     child = Child.start(
         argv,
         cwd=folder,
@@ -135,7 +138,7 @@ def _watched(
     )
     watch = MemoryWatch(
         child.pid,
-        limit,
+        allowed,
         interval=settings.sample_interval_ms / 1000,
         on_over=lambda _: _kill(child),
         path=samples,
@@ -160,6 +163,7 @@ def _watched(
     return Ended(
         exit_code=code,
         peak_bytes=watch.peak_bytes,
+        longest_gap=watch.longest_gap,
         seconds=time.monotonic() - started,
         over_bytes=None if watch.over is None else watch.over.peak_bytes,
         over_limit=watch.over_limit,
@@ -239,12 +243,15 @@ def ask_child(
     limit: int,
     settings: ChildSettings = DEFAULTS,
     should_stop: Callable[[], bool] | None = None,
+    allowance: Callable[[], int] | None = None,
 ) -> tuple[R, Ended]:
-    """One request to a short-lived child, under the memory limit.
+    """One request to a short-lived child, under the memory limit, or under `allowance` where that
+    is less (as in `run_child`).
 
     Raises OodatcaaError: what the child said, `child.crashed` with the log's tail,
-    `child.stopped` when `should_stop` said so, or RefusedError `child.memory_gate`. The child is
-    gone by then.
+    `child.stopped` when `should_stop` said so, or RefusedError: `child.memory_gate`, and
+    `reservation.outgrown` when it was within the limit but over its allowance. The child is gone
+    by then.
     """
     with _work_folder() as folder:
         write_atomic(folder / REQUEST_FILE, request.model_dump_json(indent=1) + "\n")
@@ -255,17 +262,12 @@ def ask_child(
             log=log,
             limit=limit,
             settings=settings,
+            allowance=allowance,
             should_stop=should_stop,
             grace=ASK_GRACE,
             backend=name.partition(".")[0],
         )
-        stopped = memory_stop(ended, log, limit)
-        if stopped is not None:
-            raise RefusedError(
-                "child.memory_gate",
-                f"{name}: {stopped.message}",
-                hint="a smaller model, shorter max_seq_length, or a higher memory_limit",
-            )
+        _must_fit(name, ended, log, limit)
         result = read_result(folder, kind)
         if isinstance(result, ChildError) and ended.exit_code == EXIT_DESCRIBED:
             raise OodatcaaError(
@@ -285,3 +287,20 @@ def ask_child(
                 details=log_tail(log),
             )
         return result, ended
+
+
+def _must_fit(name: str, ended: Ended, log: Path, limit: int) -> None:
+    stopped = memory_stop(ended, log, limit)
+    if stopped is None:
+        return
+    if ended.over_share(limit):
+        raise RefusedError(
+            "reservation.outgrown",
+            f"{name}: {stopped.message}; others on this machine hold the rest of {gb(limit)}",
+            hint="run the same command again when they have ended",
+        )
+    raise RefusedError(
+        "child.memory_gate",
+        f"{name}: {stopped.message}",
+        hint="a smaller model, shorter max_seq_length, or a higher memory_limit",
+    )

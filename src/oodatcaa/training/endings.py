@@ -32,11 +32,13 @@ HINT = "smaller batch_size with grad_accumulation_steps, grad_checkpoint, fewer 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended. `over_bytes` is set when the watcher stopped it at `over_limit`."""
+    """How a child ended. `over_bytes` is set when the watcher stopped it at `over_limit`;
+    `longest_gap` is the watch's, in seconds."""
 
     exit_code: int
     peak_bytes: int
     seconds: float
+    longest_gap: float = 0.0
     over_bytes: int | None = None
     over_limit: int | None = None
     stop_note: StopNote | None = None
@@ -47,6 +49,10 @@ class Ended:
     """Whether the tree was seen in a control group of its own."""
     group_kills: int = 0
     """Processes that the kernel killed at the limit of the tree's control group."""
+
+    def over_share(self, limit: int) -> bool:
+        """Whether the watcher stopped it although it was within `limit`: others held the rest."""
+        return self.over_bytes is not None and self.over_bytes <= limit
 
     @property
     def died_of(self) -> signal.Signals | None:

@@ -97,6 +97,7 @@ class StopNote(Record):
     mlx_bytes: int = Field(description="the framework's memory with its allocator's cache")
     process_bytes: int
     limit_bytes: int
+    longest_gap: float = Field(default=0.0, description="seconds between two of its looks")
 
 
 class ProbeSize(Record):

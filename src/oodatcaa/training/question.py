@@ -156,11 +156,17 @@ class Question:
         sizes = {(point.size.batch, point.size.length) for point in self.probed.points}
         return (self.size.batch, self.size.length) in sizes
 
-    def measure(self, budget: int, should_stop: Callable[[], bool] | None = None) -> MemoryEstimate:
+    def measure(
+        self,
+        budget: int,
+        should_stop: Callable[[], bool] | None = None,
+        allowance: Callable[[], int] | None = None,
+    ) -> MemoryEstimate:
         """The forecast from a probe run now, of batches of at most `budget` tokens.
 
         A probe that itself ends at the memory gate makes the estimate one that does not fit; any
-        other failure of the probe is raised.
+        other failure of the probe is raised. So is RefusedError `reservation.outgrown`: that the
+        probe was over its `allowance` says nothing of the limit.
         """
         ready = self.spec.evolve(
             model=str(self.path),
@@ -179,6 +185,7 @@ class Question:
                     self.limit,
                     settings=self._settings,
                     should_stop=should_stop,
+                    allowance=allowance,
                 )
             except OodatcaaError as error:
                 if error.code != "child.memory_gate":

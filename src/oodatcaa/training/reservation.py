@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 from pydantic import PositiveInt, ValidationError
@@ -27,6 +28,7 @@ from oodatcaa.kit.process import is_alive, process_identity
 
 POLL_SECONDS = 0.25
 LEDGER_FILE = "reservations.json"
+R = TypeVar("R")
 
 
 class Reservation(Record):
@@ -109,6 +111,35 @@ class Reservations:
             yield self._wait(mine, wait, should_stop, on_wait)
         finally:
             self._drop(mine)
+
+    def within(
+        self,
+        size: int,
+        limit: int,
+        work: Callable[[Callable[[], int]], R],
+        *,
+        label: str,
+        should_stop: Callable[[], bool] | None = None,
+        on_wait: Callable[[tuple[Reservation, ...]], None] | None = None,
+    ) -> R:
+        """What `work` returns, done while `size` bytes are held; it is given its `allowance`.
+
+        Work that raises RefusedError `reservation.outgrown` is done once more with the whole
+        limit held, when all others have ended. Raises like `reserve`, and what `work` raises.
+        """
+
+        def held(bytes_: int) -> R:
+            with self.reserve(
+                bytes_, limit, label=label, should_stop=should_stop, on_wait=on_wait
+            ) as mine:
+                return work(lambda: self.allowance(mine))
+
+        try:
+            return held(size)
+        except RefusedError as error:
+            if error.code != "reservation.outgrown":
+                raise
+        return held(limit)
 
     def _ask(self, size: int, limit: int, label: str) -> Reservation:
         pid, start = process_identity()

@@ -39,6 +39,7 @@ from oodatcaa.training.checkpoints import (
 from oodatcaa.training.identity import parameter_facts
 from oodatcaa.training.metrics import merge_measured
 from oodatcaa.training.protocol import CHECKPOINTS_DIR, SPEC_FILE
+from oodatcaa.training.watching import draw
 
 RUN_FILE = "run.json"
 OWNER_FILE = "owner.json"
@@ -192,7 +193,7 @@ class RunStore:
         write_atomic(path, Owner.of(pid).model_dump_json() + "\n")
 
     def finish(self, run: RunRecord) -> None:
-        """Write the final record and seal the folder: its files become read-only.
+        """Draw the run, write the final record and seal the folder: its files become read-only.
 
         `latest` moves when the status is finished and no newer run finished before. Raises
         StateError when the run was over already.
@@ -203,6 +204,7 @@ class RunStore:
             self._must_run(run)
             folder = self.folder(run)
             sweep(folder / CHECKPOINTS_DIR)
+            draw(run, folder)
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and not path.is_symlink() and path.name != RUN_FILE:
                     path.chmod(0o444)
@@ -300,7 +302,7 @@ class RunStore:
     def recover(self, *, now: datetime | None = None) -> tuple[RunRecord, ...]:
         """Turn runs whose owner died on this machine into failed ones; those that changed.
 
-        What was measured until then (losses, memory, iterations) is kept in the record.
+        What was measured until then (losses, memory, iterations) is kept in record and plot.
         """
         recovered = []
         for run in self.abandoned():

@@ -100,6 +100,9 @@ class Guard:
         self.counters = counters
         self.folder, self.limit, self.interval = folder, limit, interval
         self.samples = 0
+        self.longest_gap = 0.0
+        """Seconds between two looks; more than `interval` and what a look takes means that what
+        computes kept this thread from running."""
         self._framework_high = self._own_high = 0
         self._exact = False
         self._stop = threading.Event()
@@ -147,9 +150,13 @@ class Guard:
             os._exit(EXIT_BLIND)
 
     def _look(self) -> None:
+        last = time.monotonic()
         while not self._stop.wait(self.interval):
             held = self.counters.held()
             own = own_memory()
+            now = time.monotonic()
+            self.longest_gap = max(self.longest_gap, now - last)
+            last = now
             self._framework_high = max(self._framework_high, held)
             self._own_high = max(self._own_high, own)
             self.samples += 1
@@ -158,7 +165,11 @@ class Guard:
 
     def _end(self, held: int, own: int) -> None:
         note = StopNote(
-            stop=MemoryStop.STEP, mlx_bytes=held, process_bytes=own, limit_bytes=self.limit
+            stop=MemoryStop.STEP,
+            mlx_bytes=held,
+            process_bytes=own,
+            limit_bytes=self.limit,
+            longest_gap=self.longest_gap,
         )
         try:
             write_atomic(self.folder / STOP_FILE, note.model_dump_json() + "\n")
@@ -219,13 +230,3 @@ def _kilobytes(status: str, key: str) -> int:
         if row.startswith(key):
             return int(row.split()[1]) * 1024
     return 0
-
-
-def pace(seconds: float = 0.2) -> float:
-    """Bytes per second that one thread of this machine can bring into memory, measured."""
-    size, done, started = 1 << 24, 0, time.monotonic()
-    while time.monotonic() - started < seconds:
-        block = bytearray(size)
-        block[:: resource.getpagesize()] = b"\x01" * len(range(0, size, resource.getpagesize()))
-        done += size
-    return done / (time.monotonic() - started)

@@ -28,8 +28,8 @@ def draw(run: RunRecord, folder: Path) -> None:
         if plot_run(run, metrics, samples, folder / PLOT_FILE):
             return
         note = "no plot: matplotlib is not installed (pip install 'oodatcaa[demo]')"
-    except OSError as error:
-        note = f"no plot: {error}"
+    except Exception as error:  # noqa: BLE001 - whatever it was: a run without a picture is over too
+        note = f"no plot: {error!r}"
     with contextlib.suppress(OSError), (folder / TRAIN_LOG).open("a", encoding="utf-8") as log:
         log.write(f"{note}\n")
 

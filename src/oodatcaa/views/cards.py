@@ -207,6 +207,9 @@ def memory_table(run: RunRecord) -> str:
          memory(None) if run.trained_tokens is None else number(run.trained_tokens)),
         ("wall time", duration(wall_seconds(run))),
     ]  # fmt: skip
+    if run.longest_unwatched_seconds is not None:
+        gap = f"{1000 * run.longest_unwatched_seconds:.0f} ms"
+        rows.insert(1, ("longest time between two looks at it", gap))
     return table(("What", "Value"), rows, "lr")
 
 

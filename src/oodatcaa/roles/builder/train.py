@@ -15,7 +15,9 @@ from oodatcaa.roles.builder.data import dataset_facts
 from oodatcaa.roles.desk import Desk, StepOutcome
 from oodatcaa.views import training_docs as docs
 
-GPU_PROBE_TOKENS = 8192
+CPU_PROBE_TOKENS, GPU_PROBE_TOKENS = 4096, 8192
+"""Batches of at most this many tokens are measured as they are: ten steps of a whole training, or
+two that take a minute together."""
 
 
 def story_of_kind(bench: Bench, kind: StoryKind) -> str:
@@ -80,8 +82,9 @@ def train(bench: Bench) -> StepOutcome:
 
 
 def probe_budget(desk: Desk) -> int:
-    """Tokens of a batch that a probe may measure as it is: on a CPU a few seconds' worth."""
-    return desk.profile_tokens if desk.machine.accelerator == "cpu" else GPU_PROBE_TOKENS
+    """Tokens of a batch that a probe may measure as it is."""
+    on_cpu = desk.machine.accelerator == "cpu"
+    return max(desk.profile_tokens, CPU_PROBE_TOKENS) if on_cpu else GPU_PROBE_TOKENS
 
 
 def _does_not_fit(bench: Bench, estimate: MemoryEstimate, limit: int) -> Failure:
