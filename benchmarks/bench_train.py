@@ -269,7 +269,7 @@ median step, **{epochs / peft.rate:.2f}x** its speed ({epochs:.1f} tokens a seco
 Over a bare `mlx_lm.tuner.trainer.train` with the same mathematics: what we do after a
 step takes {100 * bare["inside"]:.2f} % of a step (median, timed inside; goal: 1 %). The same
 trainer with and without it, in turn: {bare["ratio"]:.3f}x the time (median of {bare["pairs"]}
-pairs; the noise is that of the machine)."""
+pairs of {bare["lowest"]:.3f}x to {bare["highest"]:.3f}x)."""
 
 
 def _row(name: str, side: Side, peft: Side) -> str:

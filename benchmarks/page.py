@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: every benchmark writes its own section between markers, nothing by hand."""
+"""docs/benchmarks.md: every benchmark writes its own section between markers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 _HEAD = """\
 # Benchmarks
 
-Every section below is written by the command that it names, on the machine that it names. To
-measure on yours, run the command again: it replaces its section and leaves the others alone.
+The figures of every section below were measured by the command that it names, on the machine that
+it names. To measure on yours, run the command again: it replaces its section, with whatever a
+person explained there since, and leaves the others alone.
 """
 
 

@@ -154,15 +154,16 @@ def bare(folder: Path, work: dict[str, Any]) -> None:
     if result.failure is not None:
         raise SystemExit(result.failure.message)
     step = statistics.median(without)
+    ratios = [a / b for a, b in zip(with_us[1:], without[1:], strict=True)]
     answer(
         folder,
         {
             "step": step,
             "inside": statistics.median(inside[1:]) / step,
-            "ratio": statistics.median(
-                a / b for a, b in zip(with_us[1:], without[1:], strict=True)
-            ),
-            "pairs": len(without) - 1,
+            "ratio": statistics.median(ratios),
+            "lowest": min(ratios),
+            "highest": max(ratios),
+            "pairs": len(ratios),
         },
     )
 

@@ -28,6 +28,7 @@ from oodatcaa.training.runs import RunStore
 from oodatcaa.views import training_docs
 from pool_places import Folders as Places
 from tiny_model import make_tiny_data, make_tiny_model
+from typing_in import type_in
 from views import samples
 
 torch = pytest.importorskip("torch")
@@ -141,6 +142,19 @@ def test_a_checkpointed_step_needs_what_is_estimated(backend: HfBackend, spec: T
     measured = backend.forecast(large, budget=8 * 1024)
     assert measured.source == "probe"
     assert 0.85 < estimated / measured.total_bytes < 1.15
+
+
+def test_an_estimate_by_hand_is_measured_with_this_backend(tmp_path: Path, spec: TrainSpec) -> None:
+    words = ["--backend", "hf", "--model", spec.model, "--data", spec.data_dir, "--limit", "4GB"]
+    words += ["--batch-size", "2", "--num-layers", "1", "--rank", "2", "--probe", "--json"]
+    place = tmp_path / "place"
+    place.mkdir()
+    answer = type_in(place, "estimate", *words, OODATCAA_PROBES=str(tmp_path / "probes"))
+    assert answer.code == 0, answer.text
+    found = json.loads(answer.out)
+    assert found["backend"] == "hf"
+    assert (found["estimate"]["source"], found["fits"]) == ("probe", True)
+    assert found["estimate"]["device"].startswith("torch-")
 
 
 @pytest.mark.parametrize("quantised", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,13 +26,19 @@ def register(app: typer.Typer) -> None:
 
 def estimate(
     model: Annotated[str | None, typer.Option(help="folder or name; the objective's")] = None,
-    data: Annotated[Path | None, typer.Option(help="folder that bounds the lengths")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="bounds the lengths; the objective's, if here")
+    ] = None,
     limit: Annotated[str | None, typer.Option(help="for example 16GB; the objective's")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="mlx, hf or axolotl; the objective's first, or mlx")
+    ] = None,
     fine_tune_type: Annotated[str | None, typer.Option(help="lora, dora or full")] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="adam, adamw, sgd, adafactor or muon")
     ] = None,
     rank: Annotated[int | None, typer.Option(help="of the adapter")] = None,
+    dropout: Annotated[float | None, typer.Option(help="on the input of the adapter")] = None,
     num_layers: Annotated[int | None, typer.Option(help="last N blocks; -1 = all")] = None,
     keys: Annotated[str | None, typer.Option(help="adapted layers, separated by commas")] = None,
     batch_size: Annotated[int | None, typer.Option(help="rows of a batch")] = None,
@@ -52,6 +59,9 @@ def estimate(
     dense_weights: Annotated[
         bool | None, typer.Option(help="quantised weights held as float32 on a CPU")
     ] = None,
+    cache_frozen: Annotated[
+        bool | None, typer.Option(help="what frozen blocks make of an example kept on disk")
+    ] = None,
     quantize_bits: Annotated[int | None, typer.Option(help="2, 3, 4, 6 or 8")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="measure a few real steps first")] = False,
     json: AsJson = False,
@@ -63,6 +73,7 @@ def estimate(
         "fine_tune_type": fine_tune_type,
         "optimizer": optimizer,
         "rank": rank,
+        "dropout": dropout,
         "num_layers": num_layers,
         "keys": keys.split(",") if keys else None,
         "batch_size": batch_size,
@@ -73,13 +84,15 @@ def estimate(
         "mask_prompt": mask_prompt,
         "packing": packing,
         "dense_weights": dense_weights,
+        "cache_frozen": cache_frozen,
         "quantize_bits": quantize_bits,
     }
     found = estimate_spec(
-        _quiet if json else say,
+        _aside if json else say,
         model=model,
         data=data,
         limit=limit,
+        backend=backend,
         probe=probe,
         changes={name: value for name, value in given.items() if value is not None},
     )
@@ -88,18 +101,26 @@ def estimate(
         return
     say(estimate_lines(found))
     again = "oodatcaa train" if model is None else "oodatcaa init, with these in OBJECTIVE.md"
-    following(again if found.estimate.source == "probe" else "oodatcaa estimate --probe")
+    measured = found.estimate.source == "probe" or found.backend == "axolotl"
+    following(again if measured else "oodatcaa estimate --probe")
 
 
-def _quiet(_: str) -> None:
-    return None
+def _aside(text: str) -> None:
+    """Standard output is JSON alone."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def estimate_lines(found: EstimateReport) -> str:
     """The table that people read."""
     estimate, limit = found.estimate, found.limit_bytes
     rows = f"{found.batch} x {found.length} tokens, {found.targets} with loss"
-    lines = [f"{found.model}: {rows}", f"source: {estimate.method}", ""]
+    lines = [
+        f"{found.model}: {rows}",
+        f"backend: {found.backend} on {estimate.device}",
+        f"data: {found.data or 'none here; every row counts as max_seq_length'}",
+        f"source: {estimate.method}",
+        "",
+    ]
     lines += [f"{part.bytes / 1e9:9.3f} GB  {part.name}: {part.formula}" for part in estimate.parts]
     lines += [f"{estimate.total_bytes / 1e9:9.3f} GB  process tree: what the memory gate compares"]
     if estimate.mlx_peak_bytes is not None:

@@ -27,7 +27,7 @@ from filelock import FileLock
 from oodatcaa.domain.base import Record
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.files import write_atomic
-from oodatcaa.training.hashes import file_sha256, model_sha256
+from oodatcaa.training.hashes import file_sha256, known_sha256, model_sha256
 from oodatcaa.training.protocol import CHILD_LOG, EXIT_OK, REQUEST_FILE, RESULT_FILE
 
 CACHE_VARIABLE = "OODATCAA_CACHE"
@@ -59,9 +59,15 @@ class ResolvedModel(Record):
 
     name: str
     path_or_hub: str
-    sha256: str
     title: str
     licence: str = ""
+    hashes: Path
+    """Where content hashes are remembered."""
+
+    @property
+    def sha256(self) -> str:
+        """`ModelStore.model_sha256`: the first time all of the weights are read for it."""
+        return model_sha256(Path(self.path_or_hub), cache=self.hashes)
 
 
 def unavailable(name: str, cause: object) -> OodatcaaError:
@@ -84,7 +90,7 @@ class ModelStore:
         self.cache_dir = (cache_dir or default).expanduser().absolute()
 
     def resolve(self, name: str, *, require_local: bool = False, say: Say = print) -> ResolvedModel:
-        """The model `name` means, fetched when it is missing.
+        """The model `name` means, fetched when it is missing; no tensor is read.
 
         With `require_local` nothing is fetched: OodatcaaError `model.unavailable` instead. Other
         errors: `model.unknown` (not a name of any kind), `model.broken` (a folder with problems,
@@ -172,7 +178,15 @@ class ModelStore:
 
         Remembered in the cache until a file's size, time or inode changes.
         """
-        return model_sha256(folder, cache=self.cache_dir / "hashes")
+        return model_sha256(folder, cache=self._hashes)
+
+    def known_sha256(self, folder: Path) -> str | None:
+        """`model_sha256` where it is remembered; None where the weights would have to be read."""
+        return known_sha256(folder, cache=self._hashes)
+
+    @property
+    def _hashes(self) -> Path:
+        return self.cache_dir / "hashes"
 
     def _demo_folder(self) -> Path:
         return self.cache_dir / "models" / f"demo-{DEMO_GGUF_SHA256[:16]}-v{CONVERSION}"
@@ -188,9 +202,9 @@ class ModelStore:
         return ResolvedModel(
             name=DEMO,
             path_or_hub=str(folder),
-            sha256=self.model_sha256(folder),
             title=DEMO_TITLE,
             licence=DEMO_LICENCE,
+            hashes=self._hashes,
         )
 
     def _folder(self, name: str, folder: Path) -> ResolvedModel:
@@ -204,9 +218,9 @@ class ModelStore:
         return ResolvedModel(
             name=name,
             path_or_hub=str(folder),
-            sha256=self.model_sha256(folder),
             title=folder.name,
             licence=_card_licence(folder),
+            hashes=self._hashes,
         )
 
     def _hub(self, name: str, *, require_local: bool, say: Say) -> ResolvedModel:
