@@ -7,7 +7,7 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-hf demo test test-slow test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-packing-quality bench-need-less bench-real-size bench-resume bench-store torture fuzz imported-runs bench-train bench-pool
+.PHONY: help install install-hf demo test test-slow test-hf check docs lint types clean bench-aa bench-checkpointing bench-memory bench-packing bench-packing-quality bench-need-less bench-real-size bench-resume bench-store bench-wall torture fuzz imported-runs bench-train bench-pool
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,17 +37,18 @@ test: $(STAMP) ## pytest, without the tests marked slow
 HF := .venv-hf
 HF_STAMP := $(HF)/.installed
 
-install-hf: $(HF_STAMP) ## .venv-hf, where the backends on PyTorch are tested
+install-hf: $(HF_STAMP) ## .venv-hf, where the backends on PyTorch and the trackers are tested
 
 $(HF_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(HF)
-	$(HF)/bin/python -m $(PIP_INSTALL) -e '.[demo,hf]' \
+	$(HF)/bin/python -m $(PIP_INSTALL) -e '.[demo,hf,tracking]' \
 	  'pytest>=8.3' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6'
 	$(HF)/bin/python -m $(PIP_INSTALL) --no-deps 'axolotl==0.19.0'
 	@touch $(HF_STAMP)
 
-test-hf: $(HF_STAMP) ## the backends hf and axolotl, in an environment of its own (CPU build of torch)
+test-hf: $(HF_STAMP) ## the backends hf and axolotl, and trackers, in an environment of its own (CPU build of torch)
 	$(HF)/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow' tests/hf \
+	  tests/training/test_tracking.py \
 	  tests/training/test_axolotl.py::test_axolotls_own_schema_takes_it
 
 test-slow: $(STAMP) $(HF_STAMP) ## the tests marked slow, in both environments
@@ -96,6 +97,9 @@ bench-resume: $(STAMP) ## kill -9 at random moments, resume, compare the bits, i
 
 bench-store: $(STAMP) ## the queue beside filelock + json and SQLite, into docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_store.py --write
+
+bench-wall: $(STAMP) ## how far past the limit adversaries get, and at what rate, into docs/benchmarks.md
+	$(BIN)/python benchmarks/wall.py --write
 
 SECONDS ?= 180
 PROCESSES ?= 24

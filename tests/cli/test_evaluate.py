@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from oodatcaa.app.project import Project, open_project
+from oodatcaa.domain.training import TrainSpec
+from oodatcaa.training.protocol import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTERS_DIR
+from oodatcaa.training.runs import RunStore
 from typing_in import git, new_project, type_in
 
 
@@ -62,6 +69,66 @@ def test_runs_against_base_others_and_tasks(trained: tuple[Path, str, str], tmp_
     text = type_in(project, "evaluate", first, "--examples", "2").out
     assert f"{first}: 2 examples" in text
     assert "95 % interval [" in text
+
+
+def sibling(
+    project: Project, name: str, seed: int, params: Mapping[str, object] = {}, **changes: object
+) -> str:
+    """Another finished run beside `name`, of another seed, whose adapter changes nothing."""
+    store = RunStore(project.models / "runs")
+    record = store.find(name)
+    spec = TrainSpec.model_validate_json((store.folder(record) / "spec.json").read_text("utf-8"))
+    chosen = spec.params.evolve(seed=seed, **params)
+    made = store.create(spec.evolve(params=chosen))
+    source, target = store.folder(record) / ADAPTERS_DIR, store.folder(made) / ADAPTERS_DIR
+    target.mkdir()
+    shutil.copy(source / ADAPTER_CONFIG_FILE, target)
+    tensors = load_file(source / ADAPTER_FILE)
+    save_file({key: 0 * tensor for key, tensor in tensors.items()}, target / ADAPTER_FILE)
+    own = {"run_id": made.run_id, "started_at": made.started_at, "params": chosen}
+    store.finish(record.evolve(**{**own, **changes}))
+    return made.run_id
+
+
+def test_trained_seeds_are_better_than_adapters_that_do_nothing(
+    trained: tuple[Path, str, str],
+) -> None:
+    project, first, second = trained
+    idle = [sibling(open_project(project), first, seed) for seed in (11, 12)]
+    words = ["evaluate", first, second, "--against", idle[0], "--against", idle[1]]
+    answer = type_in(project, *words)
+    assert answer.code == 0, answer.text
+    blocks = {
+        block.partition(":")[0]: [line.split(", perplexity")[0].split() for line in lines]
+        for block, *lines in (part.splitlines() for part in answer.out.split("\n\n"))
+    }
+    for name in idle:
+        assert blocks[name][0] == ["base", "loss", blocks[first][0][2]], "one base for all"
+        assert blocks[name][1] == ["adapter", "loss", blocks[first][0][2]]
+    assert f"{first}: 8 examples" in answer.out
+    against = f"{first}, {second} against {idle[0]}, {idle[1]}"
+    assert f"{against}: better (both intervals are above 0)" in answer.out
+    assert "95 % intervals: over seeds [" in answer.out
+
+
+def test_a_verdict_needs_runs_that_can_be_compared(trained: tuple[Path, str, str]) -> None:
+    project, first, second = trained
+    opened = open_project(project)
+    other = sibling(
+        opened, first, 2, params={"rank": 8, "max_seq_length": 96}, model_sha256="b" * 64
+    )
+    text = type_in(project, "evaluate", first, "--against", second, "--against", other).text
+    assert "[evaluate.not_comparable]" in text
+    for problem in (
+        "the base models differ",
+        "max_seq_length, mask_prompt or quantize_bits differ",
+        "seeds are repeated: 2, 2",
+        f"{second}, {other} differ in more than the seed",
+    ):
+        assert f"- {problem}" in text, text
+    elsewhere = sibling(opened, first, 3, data_sha256="c" * 64)
+    text = type_in(project, "evaluate", first, "--against", elsewhere).text
+    assert "[evaluate.different_data]" in text
 
 
 def test_bad_input_is_told_at_once(trained: tuple[Path, str, str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from oodatcaa.app.project import open_project
 from oodatcaa.errors import EXIT_FAILURE
 from typing_in import complaint, git, type_in
 
@@ -48,6 +49,14 @@ def test_it_offers_to_commit_until_that_is_done(tmp_path: Path) -> None:
     assert again.out.endswith("next: oodatcaa sprint new\n")
     assert "committed" not in again.out
     assert len(git(root, "log", "--format=%h").splitlines()) == 1
+
+
+def test_the_first_objective_is_judged_on_the_whole_test_split(tmp_path: Path) -> None:
+    root = repository(tmp_path / "r")
+    assert type_in(root, "init").code == 0
+    objective = open_project(root).objective()
+    assert objective.eval_examples is None
+    assert objective.prompt.startswith("Write the Python function")
 
 
 def test_signing_without_a_key_keeps_the_files(tmp_path: Path) -> None:

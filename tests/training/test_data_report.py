@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from oodatcaa.training import secrets
 from oodatcaa.training.data_checks import check_folder
 from oodatcaa.training.data_report import examine, histogram
 from oodatcaa.training.data_split import deal, split_file
+from oodatcaa.training.tokens import known_lengths, measured
 from tiny_model import make_tiny_data, make_tiny_model
+from wrong_mask import wrong_mask
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +84,65 @@ def test_every_finding_at_once(tmp_path: Path, tiny: Path) -> None:
 def test_masking_that_would_cut_at_the_wrong_place_is_a_problem(tmp_path: Path, tiny: Path) -> None:
     folder = make_tiny_data(tmp_path / "data", 2)
     assert examine(folder, model_path=tiny).fit
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
-    config = json.loads((tiny / "tokenizer_config.json").read_text())
-    config["chat_template"] = (
-        config["chat_template"]
-        .replace("assistant\\n' }}{% endif", "assistant\\n<think>' }}{% endif")
-        .replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
-    )
-    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    model = wrong_mask(tiny, tmp_path / "model")
 
     found = examine(folder, model_path=model)
 
     assert "train.jsonl:1: the template writes the prompt differently" in found.problems[0]
     assert examine(folder, model_path=model, mask_prompt=False).fit
+
+
+def test_a_template_that_marks_the_answer_for_transformers_is_read(
+    tmp_path: Path, tiny: Path
+) -> None:
+    folder = make_tiny_data(tmp_path / "data", 2)
+    model = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    marked = template.replace("{{ '<|im_start|>'", "{%- generation -%}\n{{ '<|im_start|>'", 1)
+    marked = marked.replace("{% endfor %}", "{%- endgeneration %}{% endfor %}")
+    (model / "chat_template.jinja").write_text(marked)
+    assert examine(folder, model_path=model) == examine(folder, model_path=tiny)
+    (model / "chat_template.jinja").write_text("{% if %}")
+    (note,) = [text for text in examine(folder, model_path=model).not_checked if "token" in text]
+    assert "template can not be read" in note
+
+
+def test_a_copy_of_measured_data_is_not_measured_again(tmp_path: Path, tiny: Path) -> None:
+    folder = make_tiny_data(tmp_path / "data", 5)
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    examine(folder, model_path=model)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert measured(copy / "train.jsonl", model) is measured(folder / "train.jsonl", model)
+    assert known_lengths(copy, model).train is measured(folder / "train.jsonl", model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = "longer than before" + config["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    before, after = known_lengths(folder, tiny).longest, known_lengths(folder, model).longest
+    assert before is not None
+    assert after is not None
+    assert after > before
+
+
+@pytest.mark.skipif(not secrets.available(), reason="detect-secrets is not installed")
+def test_a_search_for_secrets_that_ends_early_says_where(tmp_path: Path) -> None:
+    folder = make_tiny_data(tmp_path / "data", 4)
+    key = "AKIA" + "QYLPMN5HFIQR7XYA"
+    append(folder, "train", pair("first key", f"'{key}'"), pair("x" * 500, "y"), pair("q", key))
+
+    def found(scanned: int | None) -> tuple[list[str], list[str]]:
+        report = examine(folder, scanned=scanned)
+        return (
+            [text.partition(": ")[0] for text in report.warnings if "secret" in text],
+            [text for text in report.not_checked if "secret" in text],
+        )
+
+    assert found(None) == (["train.jsonl:5", "train.jsonl:7"], [])
+    early, (note,) = found(500)
+    assert early == ["train.jsonl:5"]
+    assert "train.jsonl was scanned for secrets up to line 6 only" in note
+    assert found(0) == ([], [])
 
 
 def test_without_a_tokenizer_it_is_said_that_nothing_was_counted(tmp_path: Path) -> None:

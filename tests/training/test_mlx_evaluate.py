@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.tuner.trainer import evaluate as stock_evaluate
 
-from oodatcaa.domain.training import EvalRequest, EvalResult, TrainSpec
+from crew_boards import fresh_board, plan_for
+from oodatcaa.domain.training import JUDGED_LENGTH, EvalRequest, EvalResult, TrainSpec
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.roles.builder.evaluate import judgement
 from oodatcaa.training.comparison import paired_bootstrap
 from oodatcaa.training.examples import read_split
 from oodatcaa.training.mlx import evaluate as judge
@@ -104,6 +106,45 @@ def test_options_of_the_request_arrive(
         assert other.base_loss != whole.base_loss, change
     coarse = evaluate(request(trained, adapter_dir=None, quantize_bits=2))
     assert coarse.base_loss != whole.base_loss
+
+
+def test_what_the_losses_say_nothing_about_is_counted(
+    trained: dict[str, str], tmp_path: Path
+) -> None:
+    whole = evaluate(request(trained, adapter_dir=None))
+    assert (whole.dropped_examples, whole.lost_tokens, whole.unseen) == (0, 0, "")
+    rows = read_split(Path(trained["data_dir"]) / "test.jsonl")
+    rows[2]["messages"][0]["content"] = "y" * 200
+    rows[3]["messages"][1]["content"] = "x = 1\n" * 40
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # transformers overrules the tiny tokenizer's splitting rules, so its own count is asked.
+    tokenizer = setup.load_base(trained["model"])[1]
+    lengths = [
+        len(tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in rows
+    ]
+    cut = evaluate(request(trained, adapter_dir=None, data_dir=str(tmp_path)))
+    assert (cut.examples, cut.dropped_examples) == (7, 1)
+    assert cut.lost_tokens == sum(max(0, length - 64) for length in lengths) > 0
+    assert cut.unseen == (
+        f"1 example whose prompt fills max_seq_length; {cut.lost_tokens} tokens beyond "
+        "max_seq_length"
+    )
+    longer = evaluate(
+        request(trained, adapter_dir=None, data_dir=str(tmp_path), max_seq_length=max(lengths))
+    )
+    assert (longer.examples, longer.unseen) == (8, "")
+
+
+def test_a_judge_reads_at_least_what_was_trained_on() -> None:
+    (story,) = [one for one in fresh_board().stories if one.id == "T001"]
+    plan = plan_for(story)
+    for trained_on, judged in ((512, JUDGED_LENGTH), (4096, 4096)):
+        params = plan.params.evolve(max_seq_length=trained_on)
+        asked = judgement(
+            plan.evolve(params=params), model="m", adapter_dir="a", data_dir="d", examples=None
+        )
+        assert (asked.max_seq_length, asked.max_examples) == (judged, None)
 
 
 def test_an_adapter_of_nan_has_no_loss_at_all(trained: dict[str, str], tmp_path: Path) -> None:

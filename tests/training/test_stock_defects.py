@@ -16,12 +16,13 @@ import mlx_lm.tuner.trainer as stock
 import numpy as np
 import pytest
 from mlx_lm import load
+from mlx_lm.tuner.datasets import ChatDataset
 from pydantic import ValidationError
 
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import FailureKind, RunStatus, TrainSpec
 from oodatcaa.training.checkpoints import checkpoint_name
-from oodatcaa.training.examples import Example, epoch_order, read_split
+from oodatcaa.training.examples import WRONG_MASK, Example, epoch_order, read_split
 from oodatcaa.training.mlx.batches import BatchIterator, make_batch, tokenize
 from oodatcaa.training.mlx.loss import make_loss, split_head
 from oodatcaa.training.mlx.trainer import Run
@@ -33,6 +34,7 @@ from oodatcaa.training.protocol import (
     WorkerResult,
 )
 from tiny_model import make_tiny_data, make_tiny_model
+from wrong_mask import wrong_mask
 
 SMALL: dict[str, Any] = {
     **{"rank": 4, "num_layers": 2, "batch_size": 1, "max_seq_length": 96, "optimizer": "sgd"},
@@ -198,8 +200,29 @@ def test_the_threshold_of_the_cache_arrives(train: Train, monkeypatch: pytest.Mo
         real(threshold)
 
     monkeypatch.setattr(stock, "_clear_cache", clear)
-    train("run", {"iters": 2, "clear_cache_threshold": 12345, "steps_per_eval": 100})
-    assert seen.count(12345) == 2
+    result = train("run", {"iters": 2, "clear_cache_threshold": 12345, "steps_per_eval": 100})
+    validated = 4 * len(result.valid_losses)  # batches of one example
+    assert validated == 8
+    assert seen == [12345] * (2 + validated)
+
+
+def test_a_mask_that_would_cut_at_the_wrong_place_is_refused(
+    train: Train, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    model = str(wrong_mask(tiny, tmp_path / "model"))
+    result = train("run", {"iters": 1}, model=model)
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.BAD_INPUT
+    for number in (1, 4):
+        assert f"example {number}: ValueError: {WRONG_MASK}" in result.failure.message
+    whole = train("whole", {"iters": 1, "mask_prompt": False}, model=model)
+    assert whole.status is RunStatus.FINISHED
+    # The stock path takes the length of what is no beginning of the whole for an offset.
+    loaded: Any = load(model)
+    dataset = ChatDataset(read_split(data / "train.jsonl"), loaded[1], mask_prompt=True)
+    tokens, offset = dataset.process(dataset[0])
+    assert offset > 0
+    assert "<think>" not in loaded[1].decode(tokens)
 
 
 def test_the_callback_hears_of_every_iteration(tmp_path: Path, train: Train) -> None:

@@ -20,6 +20,7 @@ from oodatcaa.domain.task import Role
 from oodatcaa.domain.training import GB
 from oodatcaa.views import cards, installation, model_checks, training_docs
 from oodatcaa.views.agent_plan import agent_plan
+from oodatcaa.views.ending import ending_figures
 from oodatcaa.views.framework import CommandRun, Pin, dependency_pins, quality_gates
 from oodatcaa.views.report import report
 from oodatcaa.views.sprint import negotiation_text, sprint_plan
@@ -306,6 +307,19 @@ def test_a_sprint_report_gives_the_figures_with_their_source() -> None:
     assert story[1][3:5] == ["4f2d9c1a", "T001-complete"]
     assert found.titles()[0] == "Open first"
     assert "../../docs/training/plots/run.png" in found.links
+
+
+def test_what_a_loss_says_nothing_about_stands_beside_it() -> None:
+    cut = samples.EVAL.evolve(dropped_examples=2, lost_tokens=90)
+    said = "2 examples whose prompt fills max_seq_length; 90 tokens beyond max_seq_length"
+    for evaluation, there in ((cut, True), (samples.EVAL, False)):
+        summary = samples.make_summary().evolve(evaluation=evaluation)
+        for text in (
+            training_docs.evaluation_report(evaluation, run_id="r"),
+            sprint_report(summary),
+            str(ending_figures(summary, 1.0)),
+        ):
+            assert (said in text.replace("\\", "")) is there
 
 
 def test_a_value_that_was_not_measured_never_becomes_a_number() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
 from oodatcaa.app.project import Project
@@ -23,23 +24,45 @@ from oodatcaa.domain.training import RunRecord, TrainProgress, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.machine import gate_limit
 from oodatcaa.training.backend import ChildBackend
+from oodatcaa.training.datasets import CARD_FILE, STDLIB, STDLIB_NAME, read_card
 
+NO_DATA = "-"
+"""Where a spec's data folder is not known: every row then counts as `max_seq_length`."""
 Say = Callable[[str], None]
 
 
 def objective_spec(project: Project, objective: Objective, shelf: ModelShelf) -> TrainSpec:
-    """What the objective asks for, without data: enough for an estimate."""
+    """What the objective asks for, with its data where they are here already: enough for an
+    estimate. Builds no data and reads no weights."""
     head = project.repo.head()
+    path = shelf.resolve(objective.model)
     return TrainSpec(
         backend=objective.backends[0],
-        model=shelf.place(objective.model).path,
+        model=str(path),
         model_name=objective.model,
-        data_dir="-",
+        data_dir=str(_data_here(project, objective, path) or NO_DATA),
         params=objective.qlora,
         memory_limit_bytes=objective.memory_limit_bytes,
         git_sha=head.sha or "",
         git_dirty=bool(project.repo.dirty_paths()),
     )
+
+
+def _data_here(project: Project, objective: Objective, model: Path) -> Path | None:
+    """The objective's own folder; of the standard library's pairs a set in the store that was made
+    with this seed and this model's tokenizer."""
+    if objective.data not in STDLIB:
+        folder = project.root / objective.data
+        return folder if (folder / "train.jsonl").is_file() else None
+    for card in sorted((project.models / "data").glob(f"*/{CARD_FILE}")):
+        try:
+            found = read_card(card.parent)
+        except OodatcaaError:
+            continue  # `doctor` and building them say so
+        same = (found.seed, found.tokenizer) == (objective.qlora.seed, model.name)
+        if found.name == STDLIB_NAME and same:
+            return card.parent
+    return None
 
 
 def train_objective(
@@ -59,7 +82,7 @@ def train_objective(
     shelf = ModelShelf(say, project.root)
     spec = objective_spec(project, objective, shelf)
     data = DataShelf(project.models / "data", project.root).build(
-        objective.data, model_path=spec.model, seed=objective.qlora.seed
+        objective.data, model_path=spec.model, params=objective.qlora, say=say
     )
     ready = spec.evolve(data_dir=data.path, data_sha256=data.sha256)
     backends = Workshop(project).backends(shelf, objective)

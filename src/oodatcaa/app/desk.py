@@ -16,7 +16,8 @@ from oodatcaa.domain.memory import ModelShape
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
-from oodatcaa.domain.training import DatasetRecord, RunRecord, TrainSpec
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import DataFindings, DatasetRecord, RunRecord, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.config import QualityGate
 from oodatcaa.kit.files import write_atomic
@@ -91,13 +92,23 @@ class DataShelf:
         self._project = project_root
 
     def _place(self, source: str) -> str:
-        return source if source == "demo" else str(self._project / source)
+        return source if source in datasets.STDLIB else str(self._project / source)
 
-    def build(self, source: str, *, model_path: str, seed: int) -> DatasetRecord:
-        return self._store.build(self._place(source), model_path=model_path, seed=seed)
+    def build(
+        self,
+        source: str,
+        *,
+        model_path: str,
+        params: QLoRA,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> DatasetRecord:
+        place = self._place(source)
+        return self._store.build(place, model_path=model_path, params=params, say=say)
 
-    def problems(self, path: str) -> tuple[str, ...]:
-        return self._store.problems(path)
+    def examine(
+        self, path: str, *, model_path: str, params: QLoRA, scanned: int | None = None
+    ) -> DataFindings:
+        return self._store.examine(path, model_path=model_path, params=params, scanned=scanned)
 
     def longest(self, source: str, model_path: str) -> int | None:
         return self._store.longest(self._place(source), model_path)

@@ -8,17 +8,19 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.task import StoryKind
-from oodatcaa.domain.training import EvalRequest, EvalResult, InferenceProbe, RunRecord, TrainSpec
+from oodatcaa.domain.training import EvalResult, InferenceProbe, RunRecord, TrainSpec
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.gates.ports import GateRequest, MetricValue
 from oodatcaa.kit.memory import read_samples
 from oodatcaa.roles.builder import records
+from oodatcaa.roles.builder.evaluate import judgement
 from oodatcaa.roles.builder.framework import PROBE_PROMPT, PROBE_TOKENS
 from oodatcaa.roles.desk import Desk
-from oodatcaa.training.datasets import find_problems
+from oodatcaa.training.datasets import find_all
 from oodatcaa.training.hashes import file_sha256
 from oodatcaa.training.metrics import read_metrics
 from oodatcaa.training.protocol import MEMORY_FILE, METRICS_FILE, adapter_weights
@@ -147,7 +149,12 @@ class ArtefactMetrics:
     # -- data
 
     def _bad_lines(self, _: GateRequest) -> MetricValue:
-        problems = find_problems(self._data_path)
+        problems = find_all(
+            self._data_path,
+            Path(self._desk.models.place(self._plan.model).path),
+            self._plan.params,
+            scanned=0,
+        ).problems
         return MetricValue(
             value=len(problems), detail=problems[0] if problems else "all lines read"
         )
@@ -229,20 +236,14 @@ class ArtefactMetrics:
 
     # -- evaluation
 
-    def _evaluate(self, split: str, examples: int | None) -> EvalResult:
-        params = self._plan.params
-        request = EvalRequest.model_validate(
-            {
-                "model": self._desk.models.place(self._plan.model).path,
-                "adapter_dir": str(self._run_dir / "adapters"),
-                "data_dir": str(self._data_path),
-                "split": split,
-                "max_examples": examples,
-                "mask_prompt": params.mask_prompt,
-                "quantize_bits": params.quantize_bits,
-                "seed": params.seed,
-                "memory_limit_bytes": self._plan.memory_limit_bytes,
-            }
+    def _evaluate(self, split: Literal["valid", "test"], examples: int | None) -> EvalResult:
+        request = judgement(
+            self._plan,
+            model=self._desk.models.place(self._plan.model).path,
+            adapter_dir=str(self._run_dir / "adapters"),
+            data_dir=str(self._data_path),
+            split=split,
+            examples=examples,
         )
         return self._desk.backends[self._plan.backend].evaluate(
             request, should_stop=self._desk.should_stop
@@ -317,6 +318,6 @@ def _drop(result: EvalResult) -> MetricValue:
         interval=(low, high),
         detail=(
             f"{result.base_loss:.4f} -> {result.adapter_loss:.4f} on {result.examples} "
-            f"{result.split} examples"
+            f"{result.split} examples{f'; not in it: {result.unseen}' if result.unseen else ''}"
         ),
     )

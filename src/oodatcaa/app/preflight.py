@@ -14,7 +14,7 @@ from oodatcaa.app.project import Project
 from oodatcaa.domain.objective import Objective
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.kit.machine import guess_accelerator, total_memory
-from oodatcaa.training.datasets import STDLIB
+from oodatcaa.training.datasets import SCANNED, STDLIB
 from oodatcaa.training.estimate import estimate_loading, gb
 from oodatcaa.training.identity import too_many_threads
 from oodatcaa.training.models import ModelStore
@@ -27,9 +27,10 @@ def preflight(project: Project, objective: Objective) -> tuple[str, ...]:
     With one reason it is that reason's own error; with several, `objective.unusable` lists all.
     """
     errors: list[OodatcaaError] = []
+    notes: list[str] = []
     for check in (_model, _data):
         try:
-            check(project, objective)
+            notes += check(project, objective)
         except OodatcaaError as error:
             errors.append(error)
     if len(errors) == 1:
@@ -41,15 +42,15 @@ def preflight(project: Project, objective: Objective) -> tuple[str, ...]:
             hint="; ".join(error.hint for error in errors),
             details=[line for error in errors for line in (str(error), *error.details)],
         )
-    return _notes(objective)
+    return (*notes, *_notes(objective))
 
 
-def _model(project: Project, objective: Objective) -> None:
+def _model(project: Project, objective: Objective) -> tuple[str, ...]:
     shelf = ModelShelf(lambda _: None, project.root)
     folder = shelf.local(objective.model)
     if folder is None:
         ModelStore().must_exist(objective.model)
-        return
+        return ()
     bits = objective.qlora.quantize_bits
     least = estimate_loading(
         read_shape(folder),
@@ -66,14 +67,21 @@ def _model(project: Project, objective: Objective) -> None:
             hint="raise memory_limit, or name a smaller model in OBJECTIVE.md",
             details=[f"{part.name}: {gb(part.bytes)}" for part in least.parts],
         )
+    return ()
 
 
-def _data(project: Project, objective: Objective) -> None:
+def _data(project: Project, objective: Objective) -> tuple[str, ...]:
     if objective.data in STDLIB:
-        return
+        return ()  # made when it is needed, and examined then
     shelf = DataShelf(project.models / "data", project.root)
     folder = str(project.root / Path(objective.data).expanduser())
-    problems = shelf.problems(folder)
+    found = shelf.examine(
+        folder,
+        model_path=_model_here(project, objective),
+        params=objective.qlora,
+        scanned=SCANNED,
+    )
+    problems = found.problems
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise OodatcaaError(
@@ -82,6 +90,16 @@ def _data(project: Project, objective: Objective) -> None:
             hint="correct every line that is named, then type the same command again",
             details=problems,
         )
+    return found.to_look_at()
+
+
+def _model_here(project: Project, objective: Objective) -> str:
+    """Its folder; "" where it has to be fetched first, or `_model` says what is wrong with it."""
+    try:
+        folder = ModelShelf(lambda _: None, project.root).local(objective.model)
+    except OodatcaaError:
+        return ""
+    return str(folder) if folder else ""
 
 
 def _notes(objective: Objective) -> tuple[str, ...]:

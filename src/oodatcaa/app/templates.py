@@ -27,7 +27,7 @@ acceptance:
 budget:
   minutes: {minutes}
   adapt_rounds: 3
-eval_examples: {eval_examples}
+{eval_examples}
 prompt: |
 {prompt}
 ---
@@ -36,6 +36,10 @@ prompt: |
 
 {body}
 """
+
+EVERY_EXAMPLE = (
+    "# eval_examples: 100     # the first so many of the test split; left out = all of it"
+)
 
 BODY = """\
 Fine-tune a small language model so that it writes the body of a Python function from its name and
@@ -175,12 +179,12 @@ def objective_text(
     iters: int = 40,
     learning_rate: str = "3e-4",
     minutes: int = 60,
-    eval_examples: int = 40,
+    eval_examples: int | None = None,
     save_every: int = 10,
     prompt: str = PROMPT,
     body: str = BODY,
 ) -> str:
-    """OBJECTIVE.md with these values."""
+    """OBJECTIVE.md with these values; without `eval_examples` the whole test split is evaluated."""
     indented = "\n".join(f"  {line}" if line else "" for line in prompt.rstrip().splitlines())
     return OBJECTIVE.format(
         id=id,
@@ -193,7 +197,7 @@ def objective_text(
         iters=iters,
         learning_rate=learning_rate,
         minutes=minutes,
-        eval_examples=eval_examples,
+        eval_examples=EVERY_EXAMPLE if eval_examples is None else f"eval_examples: {eval_examples}",
         save_every=save_every,
         prompt=indented,
         body=body.rstrip(),

@@ -85,6 +85,8 @@ def _run(one: RunEvaluation) -> list[str]:
     if losses.drop is not None:
         interval = _interval(losses.drop_low, losses.drop_high)
         lines.append(f"  drop     {losses.drop:.4f}, 95 % interval {interval}")
+    if losses.unseen:
+        lines.append(f"  not in these figures: {losses.unseen}")
     if one.tasks is not None and one.base_tasks is not None:
         lines += _tasks(one.base_tasks, one.tasks)
     return lines

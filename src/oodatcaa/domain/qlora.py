@@ -129,7 +129,10 @@ class QLoRA(Record):
         default=0.0, ge=0.0, description="by how much a better validation loss is lower"
     )
     clear_cache_threshold: int = Field(
-        default=0, ge=0, description="bytes the allocator's cache may hold between steps; 0 = any"
+        default=0,
+        ge=0,
+        description="bytes that MLX's allocator may keep after a batch, of training or validation; "
+        "more is given back, all of it: 0 = nothing is kept",
     )
     quantize_bits: Literal[2, 3, 4, 6, 8] | None = Field(
         default=None, description="re-quantise the base model; left out = as it comes"

@@ -17,10 +17,18 @@ from oodatcaa.domain.memory import ModelShape
 from oodatcaa.domain.objective import Objective
 from oodatcaa.domain.plan import Inventory, Plan
 from oodatcaa.domain.ports import TrainingBackend
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.report import Action, Deliverable, Metric
 from oodatcaa.domain.source import Source
 from oodatcaa.domain.task import Artefact, Failure, Subtask
-from oodatcaa.domain.training import DatasetRecord, Machine, RunRecord, TrainProgress, TrainSpec
+from oodatcaa.domain.training import (
+    DataFindings,
+    DatasetRecord,
+    Machine,
+    RunRecord,
+    TrainProgress,
+    TrainSpec,
+)
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.kit.process import NO_LIMITS, Limits
 
@@ -46,15 +54,18 @@ class Models(Protocol):
 
 
 class Datasets(Protocol):
-    def build(self, source: str, *, model_path: str, seed: int) -> DatasetRecord:
-        """The demo's data, or the user's folder, validated, hashed, in the data store.
+    def build(
+        self, source: str, *, model_path: str, params: QLoRA, say: Callable[[str], None]
+    ) -> DatasetRecord:
+        """The demo's data, or the user's folder, fit for a training with `params`, hashed, in the
+        data store. Says what there is to look at.
 
-        Raises OodatcaaError listing every bad line.
+        Raises OodatcaaError listing every problem.
         """
         ...
 
-    def problems(self, path: str) -> tuple[str, ...]:
-        """Every bad line of a data folder as `file:line: reason`; empty = valid."""
+    def examine(self, path: str, *, model_path: str, params: QLoRA) -> DataFindings:
+        """Everything wrong with, or odd about, a data folder for a training with `params`."""
         ...
 
     def longest(self, source: str, model_path: str) -> int | None:

@@ -97,12 +97,13 @@ def example_losses(
 
 def compare(
     request: EvalRequest,
+    usable: Examples,
     base: list[float],
     adapter: list[float],
-    tokens: list[int],
     evaluator: str,
 ) -> EvalResult:
-    """The result for mean losses per example; `evaluator` is the judge's own hash."""
+    """The result for mean losses per usable example; `evaluator` is the judge's own hash."""
+    tokens = [example.targets for example in usable.items]
     base_loss, adapter_loss = _mean(base, tokens), _mean(adapter, tokens)
     drop = low = high = None
     if base_loss is not None and adapter_loss is not None:
@@ -114,6 +115,8 @@ def compare(
         split=request.split,
         examples=len(tokens),
         target_tokens=sum(tokens),
+        dropped_examples=sum(usable.dropped.values()),
+        lost_tokens=usable.lost_tokens,
         base_loss=base_loss,
         adapter_loss=adapter_loss,
         drop=drop,

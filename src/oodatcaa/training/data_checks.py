@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from oodatcaa.training.tokens import SPLITS
 
@@ -33,11 +33,24 @@ class _Line:
     raw: bytes
 
 
+class Checked(NamedTuple):
+    """Findings as `file:line: reason`; `repeated` are examples twice in one split."""
+
+    problems: tuple[str, ...]
+    repeated: tuple[str, ...] = ()
+
+
 def check_folder(folder: Path) -> tuple[str, ...]:
     """Every problem as `file:line: reason` (`file: reason` for a whole file); empty = valid."""
+    return look_over(folder).problems
+
+
+def look_over(folder: Path) -> Checked:
+    """The same, and what else is to be known without a tokenizer."""
     if not folder.is_dir():
-        return (f"{folder}: no such folder",)
+        return Checked((f"{folder}: no such folder",))
     problems: list[str] = []
+    repeated: list[str] = []
     seen: dict[str, array.array[int]] = {}
     for split in SPLITS:
         path = folder / f"{split}.jsonl"
@@ -45,8 +58,10 @@ def check_folder(folder: Path) -> tuple[str, ...]:
             problems.append(f"{path.name}: missing")
             continue
         seen[split] = _check_file(path, problems)
+        if len(set(seen[split])) < len(seen[split]):
+            repeated += _repeated(path)
     problems += _leaks(folder, seen)
-    return tuple(problems)
+    return Checked(tuple(problems), tuple(repeated))
 
 
 def _check_file(path: Path, problems: list[str]) -> array.array[int]:
@@ -71,15 +86,17 @@ def _check_file(path: Path, problems: list[str]) -> array.array[int]:
     return prints
 
 
-def parse_lines(
-    path: Path, *, check: bool = False
-) -> Iterator[tuple[int, dict[str, Any] | None, list[str]]]:
-    """(line, its object if it is one, what is wrong); `check` also as an example to train on."""
+def parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None, list[str]]]:
+    """(line, its object if it is one, what is wrong)."""
     for line in _lines(path):
-        example, reasons = _parse(line)
-        if check and example is not None:
-            reasons += check_example(example)[1]
-        yield line.number, example, reasons
+        yield line.number, *_parse(line)
+
+
+def good_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines that are an example to train on, with their numbers."""
+    for number, example, reasons in parse_lines(path):
+        if example is not None and not reasons and not check_example(example)[1]:
+            yield number, example
 
 
 def _lines(path: Path) -> Iterator[_Line]:
@@ -177,6 +194,17 @@ def fingerprint(example: dict[str, Any]) -> int:
     """The same for examples that differ in spacing or key order only."""
     text = " ".join(json.dumps(example, sort_keys=True, ensure_ascii=False).split())
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _repeated(path: Path) -> list[str]:
+    """They weigh double, and validate nothing."""
+    first: dict[int, int] = {}
+    found = []
+    for number, example in good_lines(path):
+        at = first.setdefault(fingerprint(example), number)
+        if at != number:
+            found.append(f"{path.name}:{number}: the same example as in line {at}")
+    return found
 
 
 def _leaks(folder: Path, seen: dict[str, array.array[int]]) -> list[str]:

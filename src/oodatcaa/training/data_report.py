@@ -12,11 +12,19 @@ from pathlib import Path
 from pydantic import Field
 
 from oodatcaa.domain.base import Record
+from oodatcaa.domain.training import DataFindings
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training import secrets
-from oodatcaa.training.data_checks import check_folder, fingerprint, parse_lines
+from oodatcaa.training.data_checks import good_lines, look_over
+from oodatcaa.training.examples import WRONG_MASK
 from oodatcaa.training.packing import efficiency, padded_efficiency
-from oodatcaa.training.tokens import SPLITS, ChatTokenizer, Measured
+from oodatcaa.training.tokens import (
+    SPLITS,
+    UNREADABLE,
+    ChatTokenizer,
+    Measured,
+    measured,
+)
 
 BINS = 8
 """Of the histogram, up to max_seq_length; what is longer has two more."""
@@ -49,19 +57,12 @@ class SplitReport(Record):
     histogram: tuple[Bin, ...] = ()
 
 
-class DataReport(Record):
-    """`problems` and `warnings` are `file:line: reason`."""
+class DataReport(DataFindings):
+    """With the figures of every split that is there."""
 
     folder: str
     max_seq_length: int
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-    not_checked: tuple[str, ...] = ()
     splits: dict[str, SplitReport]
-
-    @property
-    def fit(self) -> bool:
-        return not self.problems
 
 
 def examine(
@@ -70,10 +71,15 @@ def examine(
     model_path: Path | None = None,
     max_seq_length: int = 2048,
     mask_prompt: bool = True,
+    scanned: int | None = None,
 ) -> DataReport:
-    """Schema, empty targets, duplicates, lengths, truncation, masking and secrets of a folder."""
-    problems = list(check_folder(folder))
-    warnings: list[str] = []
+    """Schema, empty targets, duplicates, lengths, truncation, masking and secrets of a folder.
+
+    `scanned`: characters of each split that are searched for secrets, which takes long; 0 = none,
+    None = all.
+    """
+    found = look_over(folder)
+    problems, warnings = list(found.problems), list(found.repeated)
     skipped: list[str] = []
     tokenizer = _tokenizer(model_path, skipped)
     splits = {}
@@ -81,14 +87,16 @@ def examine(
         path = folder / f"{split}.jsonl"
         if not path.is_file():
             continue
-        warnings += _repeated(path)
-        if tokenizer is None:
-            splits[split] = SplitReport(examples=sum(1 for _ in _good(path)))
+        if tokenizer is None or model_path is None:
+            splits[split] = SplitReport(examples=sum(1 for _ in good_lines(path)))
             continue
-        splits[split], bad, odd = _measure(path, tokenizer, max_seq_length, mask_prompt)
+        clean = not any(problem.startswith(f"{path.name}:") for problem in found.problems)
+        lengths = _lengths(path, tokenizer, model_path if clean else None)
+        splits[split], bad, odd = _measure(path.name, lengths, max_seq_length, mask_prompt)
         problems += bad
         warnings += odd
-    warnings += _secrets(folder, skipped)
+    if scanned != 0:
+        warnings += _secrets(folder, skipped, scanned)
     return DataReport(
         folder=str(folder),
         max_seq_length=max_seq_length,
@@ -101,7 +109,10 @@ def examine(
 
 def _tokenizer(model_path: Path | None, skipped: list[str]) -> ChatTokenizer | None:
     if model_path is None:
-        skipped.append("tokens were not counted: give a model with --model")
+        skipped.append(
+            "tokens were not counted, nor masks checked, without a model "
+            "(oodatcaa data check takes --model)"
+        )
         return None
     try:
         return ChatTokenizer(model_path)
@@ -110,40 +121,48 @@ def _tokenizer(model_path: Path | None, skipped: list[str]) -> ChatTokenizer | N
         return None
 
 
-def _good(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, example, reasons in parse_lines(path, check=True):
-        if example is not None and not reasons:
-            yield number, example
+def _lengths(
+    path: Path, tokenizer: ChatTokenizer, model_path: Path | None
+) -> Iterator[tuple[int, Measured | Exception]]:
+    """What the lines hold that are an example, or why it can not be told.
 
-
-def _repeated(path: Path) -> list[str]:
-    """Examples that occur more than once in one split: they weigh double, and validate nothing."""
-    first: dict[int, int] = {}
-    found = []
-    for number, example in _good(path):
-        at = first.setdefault(fingerprint(example), number)
-        if at != number:
-            found.append(f"{path.name}:{number}: the same example as in line {at}")
-    return found
+    A file without a bad line comes with its `model_path`: measured at once, and remembered.
+    """
+    if model_path is not None:
+        try:
+            every = measured(path, model_path)
+        except UNREADABLE:
+            pass  # each line tells for itself below
+        else:
+            yield from enumerate(every, 1)
+            return
+    for number, example in good_lines(path):
+        try:
+            (one,) = tokenizer.measure([example])
+        except UNREADABLE as error:
+            yield number, error
+        else:
+            yield number, one
 
 
 def _measure(
-    path: Path, tokenizer: ChatTokenizer, longest: int, mask_prompt: bool
+    name: str,
+    lengths: Iterator[tuple[int, Measured | Exception]],
+    longest: int,
+    mask_prompt: bool,
 ) -> tuple[SplitReport, list[str], list[str]]:
     bad: list[str] = []
     odd: list[str] = []
     totals: list[int] = []
     targets = truncated = lost = lost_targets = without = 0
-    for number, example in _good(path):
-        where = f"{path.name}:{number}"
-        try:
-            (one,) = tokenizer.measure([example])
-        except (OodatcaaError, ValueError, KeyError, TypeError, AttributeError) as error:
-            bad.append(f"{where}: the chat template can not render it: {error}")
+    for number, one in lengths:
+        where = f"{name}:{number}"
+        if isinstance(one, Exception):
+            bad.append(f"{where}: the chat template can not render it: {one}")
             continue
         if mask_prompt and (wrong := _masking(one)):
             bad.append(f"{where}: {wrong}")
-        own = one.target if mask_prompt else one.total - 1
+        own = max(0, one.target) if mask_prompt else one.total - 1
         totals.append(one.total)
         targets += own
         over = max(0, one.total - longest)
@@ -176,20 +195,26 @@ def _masking(one: Measured) -> str:
     if one.plain:
         return "plain text has no prompt to mask; set mask_prompt to false"
     if not one.prompt_is_prefix:
-        return "the template writes the prompt differently before an answer: masking would cut it"
+        return WRONG_MASK
     return ""
 
 
-def _secrets(folder: Path, skipped: list[str]) -> list[str]:
+def _secrets(folder: Path, skipped: list[str], most: int | None) -> list[str]:
     if not secrets.available():
         skipped.append(secrets.MISSING)
         return []
-    return [
-        f"{split}.jsonl:{number}: looks like a secret ({kind})"
-        for split in SPLITS
-        if (folder / f"{split}.jsonl").is_file()
-        for number, kind in secrets.find_secrets(folder / f"{split}.jsonl")
-    ]
+    found = []
+    for path in (folder / f"{split}.jsonl" for split in SPLITS):
+        if not path.is_file():
+            continue
+        search = secrets.Search(path, most)
+        found += [f"{path.name}:{number}: looks like a secret ({kind})" for number, kind in search]
+        if search.ended_at is not None:
+            skipped.append(
+                f"{path.name} was scanned for secrets up to line {search.ended_at} only: "
+                "oodatcaa data check scans all"
+            )
+    return found
 
 
 def histogram(totals: list[int], longest: int) -> tuple[Bin, ...]:

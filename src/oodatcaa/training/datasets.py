@@ -13,15 +13,17 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from oodatcaa.domain.training import DatasetRecord, SplitStats
+from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.domain.training import DataFindings, DatasetRecord, SplitStats
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.files import sync_folder, write_atomic
 from oodatcaa.training.data_checks import check_folder
+from oodatcaa.training.data_report import examine
 from oodatcaa.training.hashes import file_sha256
 from oodatcaa.training.stdlib_pairs import collect, split_by_file, stdlib_root
 from oodatcaa.training.tokens import (
@@ -37,8 +39,13 @@ CARD_FILE = "card.json"
 CARD_PAGE = "DATA_CARD.md"
 STDLIB = ("demo", "stdlib")
 """Names that mean the standard library's pairs rather than a folder."""
+STDLIB_NAME = "Python standard library functions"
 DEMO_TOKENS = 384
 """What the demo's sequences hold; longer pairs are left out when a tokenizer can count them."""
+SCANNED = 250_000
+"""Characters of a split that are searched for secrets before a training: two seconds of code."""
+DEFAULTS = QLoRA()
+Say = Callable[[str], None]
 
 
 class DataStore:
@@ -47,16 +54,41 @@ class DataStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def build(self, source: str, *, model_path: str, seed: int = 0) -> DatasetRecord:
-        """`demo` (the standard library's pairs) or a user's folder, validated, in the store."""
+    def build(
+        self,
+        source: str,
+        *,
+        model_path: str,
+        params: QLoRA = DEFAULTS,
+        say: Say = lambda _: None,
+    ) -> DatasetRecord:
+        """`demo` (the standard library's pairs) or a user's folder, fit to be trained on with
+        these parameters, in the store. Says what there is to look at.
+
+        Raises OodatcaaError `data.invalid` whose details are every problem.
+        """
         model = Path(model_path) if model_path else None
-        if source in STDLIB:
-            return build_stdlib(self.root, seed=seed, model_path=model)
-        return load_user_data(Path(source).expanduser(), self.root, model_path=model)
+        if source not in STDLIB:
+            folder = Path(source).expanduser()
+            return load_user_data(folder, self.root, model_path=model, params=params, say=say)
+        record = build_stdlib(self.root, seed=params.seed, model_path=model)
+        _must_be_fit(source, find_all(Path(record.path), model, params))
+        return record
 
     def problems(self, path: str) -> tuple[str, ...]:
         """Every bad line of a data folder; for a folder of the store also a changed file."""
         return find_problems(Path(path))
+
+    def examine(
+        self, path: str, *, model_path: str, params: QLoRA, scanned: int | None = None
+    ) -> DataFindings:
+        """`findings` of a user's folder, `find_all` of one of the store.
+
+        An empty `model_path` stands for a model that is not here.
+        """
+        folder, model = Path(path), Path(model_path) if model_path else None
+        stored = folder.resolve().parent == self.root.resolve()
+        return (find_all if stored else findings)(folder, model, params, scanned=scanned)
 
     def longest(self, source: str, model_path: str) -> int | None:
         """Tokens of the longest training or validation example, None when nothing can tell."""
@@ -73,14 +105,58 @@ class DataStore:
 def find_problems(folder: Path) -> tuple[str, ...]:
     """Every bad line of a data folder as `file:line: reason`; for a folder of the store also files
     that changed since their card was written. Empty = valid."""
-    found = check_folder(folder)
-    if not found and (folder / CARD_FILE).is_file():
-        found = tuple(
-            f"{split}.jsonl: changed since the data card was written"
-            for split, stats in read_card(folder).splits.items()
-            if file_sha256(folder / f"{split}.jsonl") != stats.sha256
-        )
-    return found
+    return check_folder(folder) or _changed(folder)
+
+
+def _changed(folder: Path) -> tuple[str, ...]:
+    if not (folder / CARD_FILE).is_file():
+        return ()
+    return tuple(
+        f"{split}.jsonl: changed since the data card was written"
+        for split, stats in read_card(folder).splits.items()
+        if file_sha256(folder / f"{split}.jsonl") != stats.sha256
+    )
+
+
+def findings(
+    folder: Path, model: Path | None, params: QLoRA, *, scanned: int | None = SCANNED
+) -> DataFindings:
+    """`data_report.examine` for a training with `params`."""
+    report = examine(
+        folder,
+        model_path=model,
+        max_seq_length=params.max_seq_length,
+        mask_prompt=params.mask_prompt,
+        scanned=scanned,
+    )
+    return DataFindings(
+        problems=report.problems, warnings=report.warnings, not_checked=report.not_checked
+    )
+
+
+def find_all(
+    folder: Path, model: Path | None, params: QLoRA, *, scanned: int | None = SCANNED
+) -> DataFindings:
+    """The same for a folder of the store, and files that changed since their card was written.
+
+    The standard library is not searched: it holds nobody's secrets.
+    """
+    ours = (folder / CARD_FILE).is_file() and read_card(folder).name == STDLIB_NAME
+    found = findings(folder, model, params, scanned=0 if ours else scanned)
+    return found if found.problems else found.evolve(problems=_changed(folder))
+
+
+def _must_be_fit(source: str, found: DataFindings) -> None:
+    if found.fit:
+        return
+    count = f"{len(found.problems)} problem{'s' if len(found.problems) > 1 else ''}"
+    raise OodatcaaError(
+        "data.invalid",
+        f"{source} has {count}: {found.problems[0]}",
+        hint="correct the lines and run the same command again; "
+        "docs/how-to/your-own-data.md shows the formats",
+        details=found.problems,
+    )
 
 
 def token_lengths(data_dir: Path, model_path: Path) -> dict[str, SplitStats]:
@@ -133,7 +209,7 @@ def build_stdlib(
         for name, text in texts.items():
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         record = DatasetRecord(
-            name="Python standard library functions",
+            name=STDLIB_NAME,
             path=str(folder),
             sha256="0" * 64,
             source=f"{platform.python_implementation()} {platform.python_version()} library source",
@@ -153,23 +229,23 @@ def load_user_data(
     out_root: Path,
     *,
     model_path: Path | None = None,
+    params: QLoRA | None = None,
     name: str = "",
     licence: str = "not stated",
+    say: Say = lambda _: None,
 ) -> DatasetRecord:
     """A user's train/valid/test.jsonl, validated and copied into the store by content.
 
-    Raises OodatcaaError `data.invalid` whose details name every bad line.
+    With `params` also fit for that training; says what there is to look at. Raises OodatcaaError
+    `data.invalid` whose details name every bad line.
     """
-    problems = check_folder(folder)
-    if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise OodatcaaError(
-            "data.invalid",
-            f"{folder} has {count}: {problems[0]}",
-            hint="correct the lines and run the same command again; "
-            "docs/how-to/your-own-data.md shows the formats",
-            details=problems,
-        )
+    if params is None:
+        found = DataFindings(problems=check_folder(folder))
+    else:
+        found = findings(folder, model_path, params)
+    _must_be_fit(str(folder), found)
+    for line in found.to_look_at():
+        say(line)
     splits = {}
     for split in SPLITS:
         with (folder / f"{split}.jsonl").open("rb") as file:

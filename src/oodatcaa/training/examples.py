@@ -31,6 +31,10 @@ POOLS = 4
 """An epoch has at least so many pools, so that who is in a batch with whom changes."""
 
 NO_TARGET = "the prompt fills the whole sequence: no target token left"
+WRONG_MASK = (
+    "the template writes the prompt differently before an answer, so that masking would cut at the "
+    "wrong place; set mask_prompt to false, or give the model another chat template"
+)
 TRUNCATED = "longer than max_seq_length: truncated"
 
 
@@ -66,6 +70,8 @@ class Examples:
     items: tuple[Example, ...]
     dropped: dict[str, int]
     notes: dict[str, int]
+    lost_tokens: int = 0
+    """Cut off, of all rows."""
 
 
 def read_split(path: Path) -> list[dict[str, Any]]:
@@ -101,12 +107,41 @@ Process = Callable[[dict[str, Any]], tuple[Sequence[int], int]]
 """The tokens of a row, and how many of them are its prompt."""
 
 
+def right_mask(process: Process, tokenizer: Any) -> Process:
+    """`process`, which masks prompts, for rows whose answer is written after its prompt as it is.
+
+    It raises ValueError for the others. `tokenizer` is one of transformers, or mlx-lm's around it.
+    """
+
+    def render(messages: list[Any], row: dict[str, Any], generate: bool) -> str:
+        text: str = tokenizer.apply_chat_template(
+            messages, tools=row.get("tools"), add_generation_prompt=generate, tokenize=False
+        )
+        return text
+
+    def checked(row: dict[str, Any]) -> tuple[Sequence[int], int]:
+        if "messages" not in row and "text" in row:
+            return process(row)
+        messages = row.get("messages") or [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+        answered = messages[-1].get("role") == "assistant"
+        prompt = render(messages[:-1], row, answered)
+        if not render(messages, row, False).startswith(prompt):
+            raise ValueError(WRONG_MASK)
+        return process(row)
+
+    return checked
+
+
 def tokenize_rows(rows: list[dict[str, Any]], process: Process, max_seq_length: int) -> Examples:
     """Every row through `process`. Raises OodatcaaError `data.format` naming every bad one."""
     items: list[Example] = []
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     bad = []
+    lost = 0
     for number, row in enumerate(rows, start=1):
         try:
             tokens, offset = process(row)
@@ -115,6 +150,7 @@ def tokenize_rows(rows: list[dict[str, Any]], process: Process, max_seq_length: 
             continue
         if len(tokens) > max_seq_length:
             notes[TRUNCATED] += 1
+            lost += len(tokens) - max_seq_length
         # Position 0 has nothing before it to be predicted from.
         example = Example(tuple(tokens[:max_seq_length]), max(offset, 1))
         if example.targets < 1:
@@ -123,7 +159,7 @@ def tokenize_rows(rows: list[dict[str, Any]], process: Process, max_seq_length: 
             items.append(example)
     if bad:
         raise OodatcaaError("data.format", f"{len(bad)} examples can not be tokenised", details=bad)
-    return Examples(tuple(items), dict(dropped), dict(notes))
+    return Examples(tuple(items), dict(dropped), dict(notes), lost)
 
 
 def arrange(examples: Sequence[Example], max_seq_length: int) -> Arrays:

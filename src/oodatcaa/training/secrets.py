@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,42 @@ def available() -> bool:
     return importlib.util.find_spec("detect_secrets") is not None
 
 
-def find_secrets(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, kind of secret) of a JSONL file, each kind once a line; never the secret itself."""
-    from detect_secrets.core.scan import scan_line
-    from detect_secrets.settings import default_settings
+class Search:
+    """(line, kind of secret) of a JSONL file, each kind once a line; never the secret itself.
 
-    with default_settings():
-        for number, example, _ in parse_lines(path):
-            kinds = {
-                found.type
-                for text in _texts(example)
-                for line in text.splitlines()
-                for found in scan_line(line)
-                if found.type not in ENTROPY
-            }
-            for kind in sorted(kinds):
-                yield number, kind
+    Ends after `most` characters of text; `ended_at` is then the last line that was looked at.
+    """
+
+    def __init__(self, path: Path, most: int | None = None) -> None:
+        self._path = path
+        self._most = most
+        self.ended_at: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        from detect_secrets.settings import default_settings
+
+        with default_settings():
+            last = seen = 0
+            for number, example, _ in parse_lines(self._path):
+                if self._most is not None and seen >= self._most:
+                    self.ended_at = last
+                    return
+                texts = list(_texts(example))
+                for kind in sorted(_kinds(texts)):
+                    yield number, kind
+                last, seen = number, seen + sum(map(len, texts))
+
+
+def _kinds(texts: Sequence[str]) -> set[str]:
+    from detect_secrets.core.scan import scan_line
+
+    return {
+        found.type
+        for text in texts
+        for line in text.splitlines()
+        for found in scan_line(line)
+        if found.type not in ENTROPY
+    }
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -160,13 +160,13 @@ def _header(path: Path, problems: list[str]) -> Iterator[tuple[str, _Tensor]]:
         problems.append(f"{path.name} is cut off: {missing} bytes are missing")
 
 
-_REQUIRED = {
+_REQUIRED: dict[str, tuple[str, ...]] = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim"),
     "num_layers": (
         "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers",
     ),
 }  # fmt: skip
-_OPTIONAL = {
+_OPTIONAL: dict[str, tuple[str, ...]] = {
     "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads"),
     "num_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads"),
     "head_dim": ("head_dim",),
@@ -218,7 +218,7 @@ def _positive(config: dict[str, Any], keys: tuple[str, ...], problems: list[str]
         value = config.get(key)
         if value is None or value == []:
             continue
-        each = value if isinstance(value, list) else [value]
+        each: list[int] = value if isinstance(value, list) else [value]
         if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in each):
             problems.append(f"config.json: {key} is {value!r}, not a positive whole number")
             return 1  # reported already; go on to find the other problems

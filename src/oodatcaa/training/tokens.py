@@ -12,8 +12,9 @@ import functools
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,20 @@ from typing import Any
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import SplitStats
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.hashes import file_sha256
 
 SPLITS = ("train", "valid", "test")
 CHUNK = 512
+UNREADABLE = (OodatcaaError, ValueError, KeyError, TypeError, AttributeError)
+"""What a line that is no example raises, or a chat template that can not render one."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 LARGEST = 1024
 """Examples that are remembered by size; a batch larger than this is bounded less tightly."""
 Example = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Lengths:
     """Tokens of a whole example, and those of its last assistant turn (what a masked prompt
     leaves as targets; for plain text all of them)."""
@@ -38,7 +44,7 @@ class Lengths:
     target: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Measured(Lengths):
     """With what masking has to know. `plain` text has no prompt."""
 
@@ -107,6 +113,7 @@ class _Template:
     """A Hugging Face chat template, rendered as transformers renders it."""
 
     def __init__(self, source: str, special: Mapping[str, str]) -> None:
+        from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(
@@ -117,7 +124,12 @@ class _Template:
             datetime.now().astimezone().strftime(form)
         )
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        self._template = environment.from_string(source)
+        try:
+            self._template = environment.from_string(_without_generation(source))
+        except TemplateError as error:
+            raise OodatcaaError(
+                "tokenizer.template", f"the model's chat template can not be read: {error}"
+            ) from error
         self._special = special
 
     def __call__(self, messages: Sequence[Any], tools: Any, generate: bool) -> str:
@@ -134,6 +146,11 @@ class _Template:
             raise OodatcaaError(
                 "tokenizer.template", f"the model's chat template fails on an example: {error}"
             ) from error
+
+
+def _without_generation(source: str) -> str:
+    """transformers' own block, which marks an answer's text and writes nothing, as plain jinja."""
+    return GENERATION.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", source)
 
 
 def _refuse(message: str) -> str:
@@ -179,11 +196,33 @@ def read_examples(path: Path) -> Iterator[Example]:
                 yield json.loads(line)
 
 
-def example_lengths(data_dir: Path, model_path: Path) -> dict[str, tuple[Lengths, ...]]:
+@dataclass(frozen=True)
+class _Source:
+    """Equal when its content is, wherever it lies: a copy is not measured again."""
+
+    content: str
+    path: Path = field(compare=False)
+
+
+def measured(path: Path, model_path: Path) -> tuple[Measured, ...]:
+    """Every example of a valid JSONL file, in order; remembered for this file and its copies.
+
+    Raises one of UNREADABLE for a line that is no example, and OodatcaaError `tokenizer.missing`.
+    """
+    tokenizer = f"{model_path.resolve()} {_stamp(model_path, TOKENIZER_FILES)}"
+    return _measured(_Source(file_sha256(path), path), _Source(tokenizer, model_path))
+
+
+@functools.lru_cache(maxsize=12)
+def _measured(data: _Source, model: _Source) -> tuple[Measured, ...]:
+    tokenizer = ChatTokenizer(model.path)
+    return tuple(itertools.chain.from_iterable(map(tokenizer.measure, _chunks(data.path))))
+
+
+def example_lengths(data_dir: Path, model_path: Path) -> dict[str, tuple[Measured, ...]]:
     """The lengths of every example of every split that exists."""
-    tokenizer = ChatTokenizer(model_path)
     return {
-        split: tuple(itertools.chain.from_iterable(map(tokenizer.lengths, _chunks(path))))
+        split: measured(path, model_path)
         for split in SPLITS
         if (path := data_dir / f"{split}.jsonl").is_file()
     }
@@ -254,18 +293,23 @@ class Known:
 
 def known_lengths(data_dir: Path, model_path: Path) -> Known:
     """Over train and valid, the splits that training reads. Nothing known without a tokenizer."""
-    stamp = tuple(
-        (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-        for path in (model_path / "tokenizer.json", *(data_dir / f"{s}.jsonl" for s in SPLITS))
-    )
+    files = [f"{split}.jsonl" for split in SPLITS]
+    stamp = (_stamp(model_path, TOKENIZER_FILES), _stamp(data_dir, files))
     return _known(data_dir, model_path, stamp)
+
+
+def _stamp(folder: Path, names: Sequence[str]) -> tuple[tuple[int, int] | None, ...]:
+    paths = [folder / name for name in names]
+    return tuple(
+        (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in paths
+    )
 
 
 @functools.lru_cache(maxsize=32)
 def _known(data_dir: Path, model_path: Path, stamp: object) -> Known:  # noqa: ARG001 - cache key
     try:
         lengths = example_lengths(data_dir, model_path)
-    except (OodatcaaError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return Known()  # unreadable data is the validator's business; the estimate stays worst-case
     return known_of(lengths.get("train", ()), lengths.get("valid", ()))
 

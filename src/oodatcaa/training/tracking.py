@@ -145,7 +145,9 @@ def to_wandb(run: RunRecord, found: Sequence[Point], folder: Path) -> None:
     )
     steps: dict[int, dict[str, float]] = {}
     for point in found:
-        steps.setdefault(point.step, {})[point.name] = point.value
+        # W&B's own name of a row's time, which would else be that of writing it here.
+        values = steps.setdefault(point.step, {})
+        values |= {point.name: point.value, "_timestamp": point.seconds}
     for step, values in sorted(steps.items()):
         made.log(values, step=step)
     made.finish(exit_code=0 if run.status is RunStatus.FINISHED else 1)

@@ -34,7 +34,8 @@ def _test_loss(found: EvalResult) -> str:
         text += f", drop {loss(found.drop)}"
     if found.drop_low is not None:
         text += f", 95 % interval {interval(found.drop_low, found.drop_high)}"
-    return f"{text}, on {count(found.examples, 'held-out example')}"
+    text += f", on {count(found.examples, 'held-out example')}"
+    return f"{text}; not in it: {found.unseen}" if found.unseen else text
 
 
 def _run(run: RunRecord) -> list[tuple[str, str]]:

@@ -77,6 +77,7 @@ def _result(result: EvalResult) -> str:
         f"Mean negative log likelihood in nats per target token, over "
         f"{count(result.examples, 'example')} ({count(result.target_tokens, 'target token')}) of "
         f"the {prose(result.split)} split.",
+        f"Not in these figures: {result.unseen}." if result.unseen else "",
         table(("Loss", "Value", "Source"), rows, "lrl"),
     )
 

@@ -159,6 +159,7 @@ def _figures(summary: SprintSummary, took: float) -> str:
     rows: list[tuple[str, str, str]] = []
     if found is not None:
         over = f"{count(found.examples, 'example')} of the {found.split} split"
+        over += f"; not in it: {found.unseen}" if found.unseen else ""
         rows += [
             ("test loss, base model", loss(found.base_loss), f"measured, {over}"),
             ("test loss, adapter", loss(found.adapter_loss), f"measured, {over}"),

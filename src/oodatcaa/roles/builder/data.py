@@ -15,7 +15,7 @@ def build_data(bench: Bench) -> StepOutcome:
     desk = bench.desk
     model = bench.model()
     dataset = desk.datasets.build(
-        desk.objective.data, model_path=model.path, seed=bench.plan.params.seed
+        desk.objective.data, model_path=model.path, params=bench.plan.params, say=desk.say
     )
     desk.facts.put(bench.story.id, DATASET, DatasetFacts(dataset=dataset))
     counts = ", ".join(f"{name} {split.examples}" for name, split in dataset.splits.items())
@@ -31,7 +31,10 @@ def build_data(bench: Bench) -> StepOutcome:
 
 def validate_data(bench: Bench) -> StepOutcome:
     facts = dataset_facts(bench, bench.story.id)
-    problems = bench.desk.datasets.problems(facts.dataset.path)
+    found = bench.desk.datasets.examine(
+        facts.dataset.path, model_path=bench.model().path, params=bench.plan.params
+    )
+    problems = found.problems
     bench.desk.facts.put(bench.story.id, DATASET, facts.evolve(problems=problems))
     if problems:
         failure = Failure(
@@ -42,7 +45,7 @@ def validate_data(bench: Bench) -> StepOutcome:
             at=bench.desk.now(),
         )
         return StepOutcome(facts=problems[:10], failure=failure)
-    return StepOutcome(facts=("every line of every split is valid",))
+    return StepOutcome(facts=("every line of every split is valid", *found.to_look_at()))
 
 
 def document_data_card(bench: Bench) -> StepOutcome:

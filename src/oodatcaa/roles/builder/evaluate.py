@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from oodatcaa.domain.plan import Plan
 from oodatcaa.domain.report import Metric
 from oodatcaa.domain.task import Failure, StoryKind
-from oodatcaa.domain.training import EvalRequest
+from oodatcaa.domain.training import JUDGED_LENGTH, EvalRequest, EvalResult
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.roles.builder import records
 from oodatcaa.roles.builder.bench import DOCS, Bench
@@ -18,16 +21,12 @@ GENERATED_TOKENS = 64
 def evaluate(bench: Bench) -> StepOutcome:
     desk, plan = bench.desk, bench.plan
     training = training_facts(bench, story_of_kind(bench, StoryKind.TRAIN))
-    request = EvalRequest(
+    request = judgement(
+        plan,
         model=bench.model().path,
         adapter_dir=training.adapter_dir,
         data_dir=training.dataset.path,
-        split="test",
-        max_examples=desk.objective.eval_examples,
-        mask_prompt=plan.params.mask_prompt,
-        quantize_bits=plan.params.quantize_bits,
-        seed=plan.params.seed,
-        memory_limit_bytes=plan.memory_limit_bytes,
+        examples=desk.objective.eval_examples,
     )
     result = desk.backends[plan.backend].evaluate(request, should_stop=desk.should_stop)
     facts = records.EvaluationFacts(
@@ -47,13 +46,42 @@ def evaluate(bench: Bench) -> StepOutcome:
         f"drop {result.drop:.3f} [{result.drop_low:.3f}, {result.drop_high:.3f}]"
     )
     return StepOutcome(
-        facts=(f"{line} on {result.examples} examples",),
+        facts=(f"{line} on {result.examples} examples", *_unseen(result)),
         metrics=(
             Metric(name="test loss, base", value=f"{result.base_loss:.3f}", source="measured"),
             Metric(
                 name="test loss, adapter", value=f"{result.adapter_loss:.3f}", source="measured"
             ),
         ),
+    )
+
+
+def _unseen(result: EvalResult) -> tuple[str, ...]:
+    return (f"not in these figures: {result.unseen}",) if result.unseen else ()
+
+
+def judgement(
+    plan: Plan,
+    *,
+    model: str,
+    adapter_dir: str,
+    data_dir: str,
+    split: Literal["valid", "test"] = "test",
+    examples: int | None,
+) -> EvalRequest:
+    """What the plan's adapter is judged on: no answer that was trained on is cut shorter."""
+    params = plan.params
+    return EvalRequest(
+        model=model,
+        adapter_dir=adapter_dir,
+        data_dir=data_dir,
+        split=split,
+        max_examples=examples,
+        max_seq_length=max(JUDGED_LENGTH, params.max_seq_length),
+        mask_prompt=params.mask_prompt,
+        quantize_bits=params.quantize_bits,
+        seed=params.seed,
+        memory_limit_bytes=plan.memory_limit_bytes,
     )
 
 

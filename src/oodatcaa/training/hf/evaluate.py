@@ -86,8 +86,7 @@ def evaluate(request: EvalRequest) -> EvalResult:
         network = setup.put_on_adapter(network, folder)
         adapter_sha = file_sha256(folder / PEFT_ADAPTER_FILE)
         adapter = example_losses(network, usable.items, *limits)
-    tokens = [example.targets for example in usable.items]
-    return compare(request, base, adapter, tokens, sources_sha256(JUDGE)).evolve(
+    return compare(request, usable, base, adapter, sources_sha256(JUDGE)).evolve(
         data_sha256=file_sha256(path),
         adapter_sha256=adapter_sha,
         peak_memory_bytes=COUNTERS.peak() or None,

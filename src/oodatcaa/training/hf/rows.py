@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from oodatcaa.training.examples import Process
+from oodatcaa.training.examples import Process, right_mask
 
 
 def row_tokens(tokenizer: Any, *, mask_prompt: bool) -> Process:
@@ -35,4 +35,4 @@ def row_tokens(tokenizer: Any, *, mask_prompt: bool) -> Process:
         answered = messages[-1].get("role") == "assistant"
         return tokens, len(render(messages[:-1], tools, answered))
 
-    return process
+    return right_mask(process, tokenizer) if mask_prompt else process

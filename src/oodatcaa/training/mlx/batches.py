@@ -16,6 +16,7 @@ from oodatcaa.training.examples import (
     Examples,
     arrange,
     pad_targets,
+    right_mask,
     tokenize_rows,
     training_batches,
     validation_batches,
@@ -53,7 +54,8 @@ def tokenize(
         raise OodatcaaError(
             "data.format", str(error).splitlines()[0], hint="see docs/how-to for the data formats"
         ) from error
-    return tokenize_rows(rows, dataset.process, max_seq_length)
+    process = right_mask(dataset.process, tokenizer) if mask_prompt else dataset.process
+    return tokenize_rows(rows, process, max_seq_length)
 
 
 def make_batch(examples: Sequence[Example], max_seq_length: int) -> Batch:

@@ -133,8 +133,7 @@ def evaluate(request: EvalRequest) -> EvalResult:
         setup.put_on_adapter(network, Path(request.adapter_dir))
         adapter_sha = file_sha256(Path(request.adapter_dir) / ADAPTER_FILE)
         adapter = example_losses(network, usable.items, *limits)
-    tokens = [example.targets for example in usable.items]
-    return compare(request, base, adapter, tokens, evaluator_sha256()).evolve(
+    return compare(request, usable, base, adapter, evaluator_sha256()).evolve(
         data_sha256=file_sha256(path),
         adapter_sha256=adapter_sha,
         peak_memory_bytes=mx.get_peak_memory() or None,

@@ -266,6 +266,7 @@ class Run(TrainingRun):
                     max_seq_length=self.params.max_seq_length,
                     loss=loss,
                     iterate_batches=BatchIterator(self.params.seed, prepare=self._from_cache),
+                    clear_cache_threshold=self.params.clear_cache_threshold,
                 )
             network.train()
             return value
