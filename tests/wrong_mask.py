@@ -1,4 +1,4 @@
-"""A model whose chat template writes a prompt differently once an answer follows."""
+"""Models whose chat templates do something about the prompt that a mask has to know."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ OPENED = "assistant\n' }}{% endif %}"
 
 
 def wrong_mask(model: Path, folder: Path) -> Path:
+    """A copy of the tiny model that writes a prompt differently once an answer follows."""
+    return _changed(model, folder, "{% for", "{{ messages | length }} turns\n{% for")
+
+
+def opens_a_thought(model: Path, folder: Path) -> Path:
     """A copy of the tiny model that opens an answer with a thought and keeps none."""
+    return _changed(model, folder, OPENED, "assistant\n<think>\n' }}{% endif %}")
+
+
+def _changed(model: Path, folder: Path, old: str, new: str) -> Path:
     shutil.copytree(model, folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    assert OPENED in config["chat_template"]
-    config["chat_template"] = config["chat_template"].replace(
-        OPENED, "assistant\n<think>' }}{% endif %}"
-    )
+    assert config["chat_template"].count(old) == 1
+    config["chat_template"] = config["chat_template"].replace(old, new)
     path.write_text(json.dumps(config), encoding="utf-8")
     return folder

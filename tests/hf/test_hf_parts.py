@@ -13,7 +13,7 @@ from oodatcaa.domain.checkpointing import with_recomputed
 from oodatcaa.domain.qlora import FineTune, LrSchedule, QLoRA
 from oodatcaa.errors import OodatcaaError
 from tiny_model import make_tiny_data, make_tiny_model
-from wrong_mask import wrong_mask
+from wrong_mask import opens_a_thought, wrong_mask
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -51,10 +51,11 @@ def test_both_frameworks_see_the_same_tokens_and_losses(
     import mlx.core as mx
     from mlx_lm import load
 
-    from oodatcaa.training.examples import WRONG_MASK, read_split, tokenize_rows
+    from oodatcaa.training.examples import read_split, tokenize_rows
     from oodatcaa.training.hf.loss import make_batch, token_losses
     from oodatcaa.training.hf.rows import row_tokens
     from oodatcaa.training.hf.setup import load_base
+    from oodatcaa.training.masks import WRONG_MASK
     from oodatcaa.training.mlx import batches
     from oodatcaa.training.mlx import loss as mlx_loss
 
@@ -71,7 +72,15 @@ def test_both_frameworks_see_the_same_tokens_and_losses(
     broken = load_base(str(wrong_mask(tiny, tmp_path / "broken")))[1]
     with pytest.raises(OodatcaaError) as refused:
         tokenize_rows(rows[:2], row_tokens(broken, mask_prompt=True), 64)
-    assert refused.value.details == tuple(f"example {n}: ValueError: {WRONG_MASK}" for n in (1, 2))
+    assert refused.value.details == (f"example 1: {WRONG_MASK} (examples: 2)",)
+    with pytest.raises(OodatcaaError) as same:
+        batches.tokenize(
+            rows[:2], load(str(tmp_path / "broken"))[1], mask_prompt=True, max_seq_length=64
+        )
+    assert same.value.details == refused.value.details
+    thinks = load_base(str(opens_a_thought(tiny, tmp_path / "thinks")))[1]
+    masked = tokenize_rows(rows[:2], row_tokens(thinks, mask_prompt=True), 256)
+    assert masked == tokenize_rows(rows[:2], row_tokens(tokenizer, mask_prompt=True), 256)
     assert tokenize_rows(rows[:2], row_tokens(broken, mask_prompt=False), 64).items
     examples = tokenize_rows(rows[:3], row_tokens(tokenizer, mask_prompt=True), 64).items
     ours = token_losses(model, make_batch(examples, 64))

@@ -16,9 +16,10 @@ from oodatcaa.training import secrets
 from oodatcaa.training.data_checks import check_folder
 from oodatcaa.training.data_report import examine, histogram
 from oodatcaa.training.data_split import deal, split_file
+from oodatcaa.training.datasets import DataStore
 from oodatcaa.training.tokens import known_lengths, measured
 from tiny_model import make_tiny_data, make_tiny_model
-from wrong_mask import wrong_mask
+from wrong_mask import opens_a_thought, wrong_mask
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +89,41 @@ def test_masking_that_would_cut_at_the_wrong_place_is_a_problem(tmp_path: Path, 
 
     found = examine(folder, model_path=model)
 
+    assert len(found.problems) == 3
     assert "train.jsonl:1: the template writes the prompt differently" in found.problems[0]
+    assert found.problems[0].endswith("(lines: 2)")
     assert examine(folder, model_path=model, mask_prompt=False).fit
+
+
+def test_a_thought_that_only_a_prompt_opens_is_no_reason_to_refuse(
+    tmp_path: Path, tiny: Path
+) -> None:
+    folder = make_tiny_data(tmp_path / "data", 2)
+    found = examine(folder, model_path=opens_a_thought(tiny, tmp_path / "model"))
+    assert found.fit
+    assert found == examine(folder, model_path=tiny), "as many target tokens, too"
+
+
+@pytest.mark.parametrize("kind", [None, "deepseek_v32"])
+def test_a_template_that_can_not_be_read_here_is_no_problem_of_the_data(
+    tmp_path: Path, tiny: Path, kind: str | None
+) -> None:
+    folder = make_tiny_data(tmp_path / "data", 4)
+    model = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    if kind is None:
+        del config["chat_template"]
+    else:
+        config["chat_template_type"] = kind
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    found = examine(folder, model_path=model)
+    assert found.fit
+    unread = [text for text in found.not_checked if "no chat template" in text]
+    assert [text.partition(".")[0] for text in unread] == ["train", "valid", "test"]
+    assert (found.splits["train"].examples, found.splits["train"].tokens) == (4, None)
+    store = DataStore(tmp_path / "store")
+    record = store.build(str(folder), model_path=str(model))
+    assert record.splits["train"].tokens_max is None
 
 
 def test_a_template_that_marks_the_answer_for_transformers_is_read(

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from oodatcaa.domain.qlora import QLoRA
+from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.estimate import estimate_training, read_shape
 from oodatcaa.training.examples import Example
 from oodatcaa.training.mlx.batches import make_batch
@@ -68,6 +69,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**LLAMA, "dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12.0},
         {"dense_logits": True},
     ),
+    # Its norms are over all heads together.
+    "olmo2": (LLAMA, {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16}),
+    # A soft cap that the configuration need not name.
+    "gemma2": (
+        {**LLAMA, "head_dim": 16, "query_pre_attn_scalar": 16.0},
+        {"dense_logits": True, "capped_logits": True, "changed_logits": True},
+    ),
     "hunyuan": (
         {**LLAMA, "attention_bias": False, "moe_topk": 2, "num_experts": 4, "num_shared_expert": 1}
         | {"use_mixed_mlp_moe": True, "use_qk_norm": True, "use_cla": False, "cla_share_factor": 2}
@@ -105,18 +113,66 @@ def test_a_model_s_shape_is_read_and_the_loss_takes_what_the_estimate_says(
     assert estimate_training(shape, QLoRA()).total_bytes > shape.weight_bytes
 
 
-def test_pictures_and_sound_are_not_counted_for_mlx_lm_does_not_load_them(tmp_path: Path) -> None:
+def test_pictures_and_sound_count_where_they_are_loaded(tmp_path: Path) -> None:
     config = CONFIGS["gemma3"][0]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", **config}))
     tensors = dict(tree_flatten(network_of("gemma3").parameters()))
     alone = tmp_path / "model.safetensors"
     mx.save_safetensors(str(alone), tensors)
     before = read_shape(tmp_path)
-    for place in range(2):
-        tensors[f"vision_tower.encoder.layers.{place}.fc1.weight"] = mx.zeros((512, 512))
-    mx.save_safetensors(str(alone), tensors)
+    tower = {f"vision_tower.layers.{place}.fc1.weight": mx.zeros((512, 512)) for place in (0, 1)}
+    mx.save_safetensors(str(alone), {**tensors, **tower})
 
-    assert read_shape(tmp_path) == before
+    found = read_shape(tmp_path)
+
+    assert found == before.evolve(other_parameters=2 * 512 * 512)
+    for device, more in (("cpu", 0), ("torch-cpu", 4 * 2 * 512 * 512)):
+        ours, without = (
+            estimate_training(shape, QLoRA(), device=device) for shape in (found, before)
+        )
+        assert ours.total_bytes - without.total_bytes == more
+
+    mx.save_safetensors(str(alone), tower)
+    with pytest.raises(OodatcaaError, match="hold no language model"):
+        read_shape(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "dense"),
+    [(["wte", "h.0.mlp.c_fc", "h.1.mlp.c_fc"], False), (["gpt_neox.embed_in", "embed_out"], True)],
+    ids=["gpt2", "gpt-neox"],
+)
+def test_published_names_are_those_of_mlx_lm_but_for_what_it_puts_before(
+    names: list[str], dense: bool, tmp_path: Path
+) -> None:
+    config = {"model_type": "x", "n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = {f"{name}.weight": mx.zeros((16, 8)) for name in names}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+
+    shape = read_shape(tmp_path)
+
+    assert (shape.dense_logits, shape.changed_logits) == (dense, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"num_experts_per_tok": 0, "moe_intermediate_size": 0}, {"intermediate_size": 96}),
+        ({"num_key_value_heads": [0, 2]}, {"num_kv_heads": 2}),
+    ],
+)
+def test_blocks_without_experts_or_heads_of_keys_have_none(
+    options: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    config = {"model_type": "llama", **LLAMA, **options}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = dict(tree_flatten(network_of("internlm2").parameters()))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+
+    shape = read_shape(tmp_path)
+
+    assert {key: getattr(shape, key) for key in expected} == expected
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "internlm2"])

@@ -23,6 +23,7 @@ from oodatcaa.training.examples import Example, epoch_order, read_split
 from oodatcaa.training.mlx.batches import BatchIterator, make_batch, tokenize
 from oodatcaa.training.mlx.loss import WHOLE, make_loss, split_head
 from tiny_model import make_tiny_data, make_tiny_model
+from wrong_mask import opens_a_thought
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,18 @@ def test_a_prompt_as_long_as_the_sequence_is_dropped_and_counted(
     assert whole.dropped == {}
     assert whole.notes == {shared.TRUNCATED: 1}
     assert all(e.offset == 1 for e in whole.items)
+
+
+def test_the_whole_answer_and_nothing_before_it_is_trained_on(model: Any, tmp_path: Path) -> None:
+    """Whether or not the prompt ends in a thought that the finished conversation does not hold."""
+    rows = read_split(make_tiny_data(tmp_path) / "train.jsonl")
+    folder = opens_a_thought(make_tiny_model(tmp_path / "tiny"), tmp_path / "model")
+    thinking: Any = load(str(folder))[1]
+    found = tokenize(rows, thinking, mask_prompt=True, max_seq_length=512)
+    assert found == tokenize(rows, model[1], mask_prompt=True, max_seq_length=512)
+    for row, one in zip(rows, found.items, strict=True):
+        answer = row["messages"][-1]["content"]
+        assert thinking.decode(list(one.tokens[one.offset :])) == f"{answer}<|im_end|>\n"
 
 
 def test_every_bad_line_is_named(tmp_path: Path, model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop
+from oodatcaa.app.desk import DataShelf, ModelShelf, Workshop, data_folder
 from oodatcaa.app.project import Project
 from oodatcaa.domain.auto_fit import (
     Candidate,
@@ -52,7 +52,7 @@ def _data_here(project: Project, objective: Objective, model: Path) -> Path | No
     """The objective's own folder; of the standard library's pairs a set in the store that was made
     with this seed and this model's tokenizer."""
     if objective.data not in STDLIB:
-        folder = project.root / objective.data
+        folder = data_folder(project.root, objective.data)
         return folder if (folder / "train.jsonl").is_file() else None
     for card in sorted((project.models / "data").glob(f"*/{CARD_FILE}")):
         try:

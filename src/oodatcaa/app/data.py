@@ -13,4 +13,10 @@ def check_data(
 ) -> DataReport:
     """Raises OodatcaaError for a model that is not here; what is wrong with data is a finding."""
     path = Path(ModelStore().resolve(model).path_or_hub) if model else None
-    return examine(folder, model_path=path, max_seq_length=max_seq_length, mask_prompt=mask_prompt)
+    return examine(
+        folder,
+        model_path=path,
+        max_seq_length=max_seq_length,
+        mask_prompt=mask_prompt,
+        scanned=None,
+    )

@@ -84,6 +84,11 @@ class ModelShelf:
         return read_shape(Path(path))
 
 
+def data_folder(project: Path, source: str) -> Path:
+    """What `data` in OBJECTIVE.md means where it is a folder: "~", or relative to the project."""
+    return project / Path(source).expanduser()
+
+
 class DataShelf:
     """`roles.desk.Datasets` over models/data; a relative source is meant from the project."""
 
@@ -92,7 +97,7 @@ class DataShelf:
         self._project = project_root
 
     def _place(self, source: str) -> str:
-        return source if source in datasets.STDLIB else str(self._project / source)
+        return source if source in datasets.STDLIB else str(data_folder(self._project, source))
 
     def build(
         self,
@@ -105,10 +110,8 @@ class DataShelf:
         place = self._place(source)
         return self._store.build(place, model_path=model_path, params=params, say=say)
 
-    def examine(
-        self, path: str, *, model_path: str, params: QLoRA, scanned: int | None = None
-    ) -> DataFindings:
-        return self._store.examine(path, model_path=model_path, params=params, scanned=scanned)
+    def examine(self, path: str, *, model_path: str, params: QLoRA) -> DataFindings:
+        return self._store.examine(path, model_path=model_path, params=params)
 
     def longest(self, source: str, model_path: str) -> int | None:
         return self._store.longest(self._place(source), model_path)

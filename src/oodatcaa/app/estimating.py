@@ -74,21 +74,18 @@ def estimate_spec(
     """
     given, settings = _spec(say, model, data, limit, backend, changes)
     shelf = ModelShelf(say, Path.cwd())
+    trainer = _trainer(say, given.backend, shelf, settings)  # before a model is fetched for nothing
     path = shelf.resolve(given.model).resolve()
     spec = given.evolve(model=str(path), model_name=given.model_name or given.model)
-    trainer = _trainer(say, spec.backend, shelf, settings)
     if probe and isinstance(trainer, AxolotlBackend):
         raise OodatcaaError(
             "estimate.no_probe",
             "no step of axolotl can be measured beforehand",
             hint="leave --probe out for the analytic figures, or measure with --backend hf",
         )
+    measured = trainer.forecast(spec) if probe else None
     asked = _ask(spec, path, trainer, hashing=probe)
-    if probe and not asked.known:
-        found, _ = trainer.time_step(spec)
-        asked = _ask(spec, path, trainer, hashing=True)
-    else:
-        found = asked.answer() if asked.known else trainer.estimate(spec)
+    found = measured or (asked.answer() if asked.known else trainer.estimate(spec))
     lengths = sorted({asked.size.length, *LENGTHS})
     return EstimateReport(
         model=spec.model_name,

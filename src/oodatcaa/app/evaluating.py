@@ -16,6 +16,7 @@ from oodatcaa.domain.comparison import Comparison, compare
 from oodatcaa.domain.ports import TrainingBackend
 from oodatcaa.domain.training import EvalRequest, EvalResult, RunRecord, RunStatus
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.roles.builder.evaluate import judgement
 from oodatcaa.training.generation_checks import Score, exact_match, pass_at_1
 
 Split = Literal["valid", "test"]
@@ -216,16 +217,13 @@ def _refuse_incomparable(ours: Sequence[RunRecord], theirs: Sequence[RunRecord])
 
 
 def _request(run: RunRecord, adapter: str, split: Split, examples: int | None) -> EvalRequest:
-    return EvalRequest(
+    return judgement(
+        run.params,
         model=run.model,
         adapter_dir=adapter,
         data_dir=run.data_dir,
         split=split,
-        max_examples=examples,
-        max_seq_length=run.params.max_seq_length,
-        mask_prompt=run.params.mask_prompt,
-        quantize_bits=run.params.quantize_bits,
-        seed=run.params.seed,
+        examples=examples,
         memory_limit_bytes=run.memory_limit_bytes,
     )
 

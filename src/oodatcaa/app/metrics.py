@@ -238,12 +238,13 @@ class ArtefactMetrics:
 
     def _evaluate(self, split: Literal["valid", "test"], examples: int | None) -> EvalResult:
         request = judgement(
-            self._plan,
+            self._plan.params,
             model=self._desk.models.place(self._plan.model).path,
             adapter_dir=str(self._run_dir / "adapters"),
             data_dir=str(self._data_path),
             split=split,
             examples=examples,
+            memory_limit_bytes=self._plan.memory_limit_bytes,
         )
         return self._desk.backends[self._plan.backend].evaluate(
             request, should_stop=self._desk.should_stop

@@ -7,14 +7,13 @@ nothing and downloads nothing.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from oodatcaa.app.desk import DataShelf, ModelShelf
+from oodatcaa.app.desk import DataShelf, ModelShelf, data_folder
 from oodatcaa.app.project import Project
 from oodatcaa.domain.objective import Objective
 from oodatcaa.errors import OodatcaaError, RefusedError
 from oodatcaa.kit.machine import guess_accelerator, total_memory
-from oodatcaa.training.datasets import SCANNED, STDLIB
+from oodatcaa.training.datasets import STDLIB
 from oodatcaa.training.estimate import estimate_loading, gb
 from oodatcaa.training.identity import too_many_threads
 from oodatcaa.training.models import ModelStore
@@ -74,12 +73,11 @@ def _data(project: Project, objective: Objective) -> tuple[str, ...]:
     if objective.data in STDLIB:
         return ()  # made when it is needed, and examined then
     shelf = DataShelf(project.models / "data", project.root)
-    folder = str(project.root / Path(objective.data).expanduser())
+    folder = str(data_folder(project.root, objective.data))
     found = shelf.examine(
         folder,
         model_path=_model_here(project, objective),
         params=objective.qlora,
-        scanned=SCANNED,
     )
     problems = found.problems
     if problems:

@@ -49,9 +49,13 @@ class ModelShape(Record):
         default=(), description="from the tensors; empty = a Llama-like block is assumed"
     )
     dense_logits: bool = Field(
-        default=False, description="something follows the output layer: every position is computed"
+        default=False, description="mlx-lm's logits are computed for every position"
     )
+    changed_logits: bool = Field(default=False, description="something follows the output layer")
     capped_logits: bool = Field(default=False, description="it is a soft cap")
+    other_parameters: int = Field(
+        default=0, ge=0, description="for pictures and sound: mlx-lm does not load them"
+    )
     tokenizer_bytes: int = Field(default=0, description="size of tokenizer.json")
 
 

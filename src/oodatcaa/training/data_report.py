@@ -16,13 +16,14 @@ from oodatcaa.domain.training import DataFindings
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training import secrets
 from oodatcaa.training.data_checks import good_lines, look_over
-from oodatcaa.training.examples import WRONG_MASK
+from oodatcaa.training.masks import WRONG_MASK
 from oodatcaa.training.packing import efficiency, padded_efficiency
 from oodatcaa.training.tokens import (
     SPLITS,
     UNREADABLE,
     ChatTokenizer,
     Measured,
+    NoTemplateError,
     measured,
 )
 
@@ -30,6 +31,8 @@ BINS = 8
 """Of the histogram, up to max_seq_length; what is longer has two more."""
 BATCH = 4
 """Examples of a batch, for how well batches are filled."""
+SCANNED = 250_000
+"""Characters of a split that are searched for secrets, unless all are asked for: two seconds."""
 
 
 class Bin(Record):
@@ -71,7 +74,7 @@ def examine(
     model_path: Path | None = None,
     max_seq_length: int = 2048,
     mask_prompt: bool = True,
-    scanned: int | None = None,
+    scanned: int | None = SCANNED,
 ) -> DataReport:
     """Schema, empty targets, duplicates, lengths, truncation, masking and secrets of a folder.
 
@@ -92,7 +95,12 @@ def examine(
             continue
         clean = not any(problem.startswith(f"{path.name}:") for problem in found.problems)
         lengths = _lengths(path, tokenizer, model_path if clean else None)
-        splits[split], bad, odd = _measure(path.name, lengths, max_seq_length, mask_prompt)
+        try:
+            splits[split], bad, odd = _measure(path.name, lengths, max_seq_length, mask_prompt)
+        except NoTemplateError as error:
+            splits[split] = SplitReport(examples=sum(1 for _ in good_lines(path)))
+            skipped.append(f"{path.name}: tokens were not counted, nor masks: {error.message}")
+            continue
         problems += bad
         warnings += odd
     if scanned != 0:
@@ -131,6 +139,8 @@ def _lengths(
     if model_path is not None:
         try:
             every = measured(path, model_path)
+        except NoTemplateError:
+            raise
         except UNREADABLE:
             pass  # each line tells for itself below
         else:
@@ -139,6 +149,8 @@ def _lengths(
     for number, example in good_lines(path):
         try:
             (one,) = tokenizer.measure([example])
+        except NoTemplateError:
+            raise
         except UNREADABLE as error:
             yield number, error
         else:
@@ -153,6 +165,7 @@ def _measure(
 ) -> tuple[SplitReport, list[str], list[str]]:
     bad: list[str] = []
     odd: list[str] = []
+    unmasked: dict[str, list[int]] = {}
     totals: list[int] = []
     targets = truncated = lost = lost_targets = without = 0
     for number, one in lengths:
@@ -161,7 +174,7 @@ def _measure(
             bad.append(f"{where}: the chat template can not render it: {one}")
             continue
         if mask_prompt and (wrong := _masking(one)):
-            bad.append(f"{where}: {wrong}")
+            unmasked.setdefault(wrong, []).append(number)
         own = max(0, one.target) if mask_prompt else one.total - 1
         totals.append(one.total)
         targets += own
@@ -173,6 +186,9 @@ def _measure(
             odd.append(f"{where}: the prompt fills all {longest} tokens: it will not be trained on")
         elif over:
             odd.append(f"{where}: {one.total} tokens, the last {over} are cut off")
+    # The template, or the way of training, is what is wrong: not so many lines, each by itself.
+    for wrong, lines in unmasked.items():
+        bad.append(f"{name}:{lines[0]}: {wrong} (lines: {len(lines)})")
     sizes = [max(1, min(total, longest) - 1) for total in totals]
     report = SplitReport(
         examples=len(totals),
@@ -194,7 +210,7 @@ def _masking(one: Measured) -> str:
     """Why `mask_prompt` would cut this example at the wrong place; "" when it would not."""
     if one.plain:
         return "plain text has no prompt to mask; set mask_prompt to false"
-    if not one.prompt_is_prefix:
+    if not one.maskable:
         return WRONG_MASK
     return ""
 

@@ -23,12 +23,13 @@ from oodatcaa.domain.training import DataFindings, DatasetRecord, SplitStats
 from oodatcaa.errors import OodatcaaError, StateError
 from oodatcaa.kit.files import sync_folder, write_atomic
 from oodatcaa.training.data_checks import check_folder
-from oodatcaa.training.data_report import examine
+from oodatcaa.training.data_report import SCANNED, examine
 from oodatcaa.training.hashes import file_sha256
-from oodatcaa.training.stdlib_pairs import collect, split_by_file, stdlib_root
+from oodatcaa.training.stdlib_pairs import Pair, collect, split_by_file, stdlib_root
 from oodatcaa.training.tokens import (
     SPLITS,
     ChatTokenizer,
+    NoTemplateError,
     example_lengths,
     known_lengths,
     with_lengths,
@@ -42,8 +43,6 @@ STDLIB = ("demo", "stdlib")
 STDLIB_NAME = "Python standard library functions"
 DEMO_TOKENS = 384
 """What the demo's sequences hold; longer pairs are left out when a tokenizer can count them."""
-SCANNED = 250_000
-"""Characters of a split that are searched for secrets before a training: two seconds of code."""
 DEFAULTS = QLoRA()
 Say = Callable[[str], None]
 
@@ -80,7 +79,7 @@ class DataStore:
         return find_problems(Path(path))
 
     def examine(
-        self, path: str, *, model_path: str, params: QLoRA, scanned: int | None = None
+        self, path: str, *, model_path: str, params: QLoRA, scanned: int | None = SCANNED
     ) -> DataFindings:
         """`findings` of a user's folder, `find_all` of one of the store.
 
@@ -187,8 +186,7 @@ def build_stdlib(
     dropped: Counter[str] = Counter()
     pairs = collect(source_root or stdlib_root(), dropped)
     if model_path is not None and pairs:
-        counts = ChatTokenizer(model_path).lengths([pair.messages() for pair in pairs])
-        short = [p for p, n in zip(pairs, counts, strict=True) if n.total <= max_tokens]
+        short = _short(pairs, ChatTokenizer(model_path), max_tokens)
         dropped[f"more than {max_tokens} tokens"] += len(pairs) - len(short)
         pairs = short
     limits = {"train": max_train, "valid": max_valid, "test": max_test}
@@ -280,6 +278,14 @@ def content_sha256(splits: Mapping[str, SplitStats]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def _short(pairs: list[Pair], tokenizer: ChatTokenizer, most: int) -> list[Pair]:
+    try:
+        counts = tokenizer.lengths([pair.messages() for pair in pairs])
+    except NoTemplateError:
+        return pairs  # nothing here can count them; training cuts what is too long
+    return [pair for pair, n in zip(pairs, counts, strict=True) if n.total <= most]
+
+
 def _stats(folder: Path, split: str, examples: int, files: int) -> SplitStats:
     digest = file_sha256(folder / f"{split}.jsonl")
     return SplitStats(examples=examples, files=files, sha256=digest)
@@ -288,7 +294,10 @@ def _stats(folder: Path, split: str, examples: int, files: int) -> SplitStats:
 def _counted(record: DatasetRecord, folder: Path, model_path: Path | None) -> DatasetRecord:
     if model_path is None or not (model_path / "tokenizer.json").is_file():
         return record  # lengths stay unknown, and are shown as such
-    lengths = example_lengths(folder, model_path)
+    try:
+        lengths = example_lengths(folder, model_path)
+    except NoTemplateError:
+        return record
     return record.evolve(
         tokenizer=model_path.name,
         splits={name: with_lengths(s, lengths[name]) for name, s in record.splits.items()},

@@ -323,8 +323,9 @@ def _weights(
     shape: ModelShape, quantize_bits: int | None, device: str, fast_cpu: bool
 ) -> MemoryPart:
     if device.startswith("torch"):
-        formula = f"4 bytes x {shape.parameters} parameters (float32)"
-        dense = 4 * shape.parameters
+        parameters = shape.parameters + shape.other_parameters
+        formula = f"4 bytes x {parameters} parameters (float32)"
+        dense = 4 * parameters
         if shape.bits is None:
             return MemoryPart(name=WEIGHTS, bytes=dense, formula=formula)
         formula += ", and as stored beside them while dequantising"

@@ -19,6 +19,7 @@ import numpy as np
 
 from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.errors import OodatcaaError
+from oodatcaa.training.masks import WRONG_MASK, Rendered, answer_start
 
 PAD_TO = 32
 """Sequence lengths are rounded up to this: fewer shapes to compile for."""
@@ -31,10 +32,6 @@ POOLS = 4
 """An epoch has at least so many pools, so that who is in a batch with whom changes."""
 
 NO_TARGET = "the prompt fills the whole sequence: no target token left"
-WRONG_MASK = (
-    "the template writes the prompt differently before an answer, so that masking would cut at the "
-    "wrong place; set mask_prompt to false, or give the model another chat template"
-)
 TRUNCATED = "longer than max_seq_length: truncated"
 
 
@@ -104,47 +101,67 @@ def read_split(path: Path) -> list[dict[str, Any]]:
 
 
 Process = Callable[[dict[str, Any]], tuple[Sequence[int], int]]
-"""The tokens of a row, and how many of them are its prompt."""
+"""The tokens of a row, and the position of the first one that carries loss."""
+
+
+class WrongMaskError(ValueError):
+    """No position masks the prompt and nothing of its answer."""
+
+    def __init__(self) -> None:
+        super().__init__(WRONG_MASK)
 
 
 def right_mask(process: Process, tokenizer: Any) -> Process:
-    """`process`, which masks prompts, for rows whose answer is written after its prompt as it is.
+    """`process`, which masks nothing, with the prompts of chats masked: see `answer_start`.
 
-    It raises ValueError for the others. `tokenizer` is one of transformers, or mlx-lm's around it.
+    It raises WrongMaskError where that knows no position. `tokenizer` is one of transformers, or
+    mlx-lm's around it.
     """
 
-    def render(messages: list[Any], row: dict[str, Any], generate: bool) -> str:
-        text: str = tokenizer.apply_chat_template(
-            messages, tools=row.get("tools"), add_generation_prompt=generate, tokenize=False
-        )
-        return text
+    def render(messages: list[Any], row: dict[str, Any], generate: bool) -> Rendered:
+        options = {"tools": row.get("tools"), "add_generation_prompt": generate}
+        tokens = tokenizer.apply_chat_template(messages, return_dict=False, **options)
+        return Rendered(tokens, text_of(messages, row, generate))
 
-    def checked(row: dict[str, Any]) -> tuple[Sequence[int], int]:
+    def text_of(messages: list[Any], row: dict[str, Any], generate: bool) -> Callable[[], str]:
+        options = {"tools": row.get("tools"), "add_generation_prompt": generate}
+        return lambda: str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+    def masked(row: dict[str, Any]) -> tuple[Sequence[int], int]:
+        tokens, offset = process(row)
         if "messages" not in row and "text" in row:
-            return process(row)
+            return tokens, offset
         messages = row.get("messages") or [
             {"role": "user", "content": row["prompt"]},
             {"role": "assistant", "content": row["completion"]},
         ]
-        answered = messages[-1].get("role") == "assistant"
-        prompt = render(messages[:-1], row, answered)
-        if not render(messages, row, False).startswith(prompt):
-            raise ValueError(WRONG_MASK)
-        return process(row)
+        prompt, answered = messages[:-1], messages[-1].get("role") == "assistant"
+        start = answer_start(
+            Rendered(tokens, text_of(messages, row, False)),
+            render(prompt, row, answered),
+            lambda: render(prompt, row, False),
+        )
+        if start is None:
+            raise WrongMaskError
+        return tokens, start
 
-    return checked
+    return masked
 
 
 def tokenize_rows(rows: list[dict[str, Any]], process: Process, max_seq_length: int) -> Examples:
-    """Every row through `process`. Raises OodatcaaError `data.format` naming every bad one."""
+    """Every row through `process`. Raises OodatcaaError `data.format` naming every bad one; of
+    those that can not be masked the first, and their number: the template is what is wrong."""
     items: list[Example] = []
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    bad = []
+    bad, unmasked = [], []
     lost = 0
     for number, row in enumerate(rows, start=1):
         try:
             tokens, offset = process(row)
+        except WrongMaskError:
+            unmasked.append(number)
+            continue
         except Exception as error:  # noqa: BLE001 - templates raise whatever they like; all are shown
             bad.append(f"example {number}: {type(error).__name__}: {error}")
             continue
@@ -157,8 +174,10 @@ def tokenize_rows(rows: list[dict[str, Any]], process: Process, max_seq_length: 
             dropped[NO_TARGET] += 1
         else:
             items.append(example)
-    if bad:
-        raise OodatcaaError("data.format", f"{len(bad)} examples can not be tokenised", details=bad)
+    if count := len(bad) + len(unmasked):
+        if unmasked:
+            bad.insert(0, f"example {unmasked[0]}: {WRONG_MASK} (examples: {len(unmasked)})")
+        raise OodatcaaError("data.format", f"{count} examples can not be tokenised", details=bad)
     return Examples(tuple(items), dict(dropped), dict(notes), lost)
 
 

@@ -256,9 +256,11 @@ def chunk_bytes(shape: ModelShape) -> int:
 
 def _loss(shape: ModelShape, params: QLoRA, size: Size, device: str, fast_cpu: bool) -> int:
     """What the output layer's cross entropy takes at its peak."""
-    targets = size.tokens if shape.dense_logits else size.targets
+    torch = device.startswith("torch")
+    whole = shape.changed_logits if torch else shape.dense_logits
+    targets = size.tokens if whole else size.targets
     logits = round_up(targets, TARGETS_TO) * shape.vocab_size * 4
-    if device.startswith("torch"):
+    if torch:
         return TORCH_LOSS_COPIES * logits
     if shape.dense_logits:
         if not at_once(device, fast_cpu):

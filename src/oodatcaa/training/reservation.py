@@ -124,22 +124,28 @@ class Reservations:
     ) -> R:
         """What `work` returns, done while `size` bytes are held; it is given its `allowance`.
 
-        Work that raises RefusedError `reservation.outgrown` is done once more with the whole
-        limit held, when all others have ended. Raises like `reserve`, and what `work` raises.
+        Work that raises RefusedError `reservation.outgrown` is done once more with twice of what it
+        was allowed held, and so on up to the limit, as soon as others leave so much. Raises like
+        `reserve`, and what `work` raises.
         """
-
-        def held(bytes_: int) -> R:
+        while True:
+            allowed = size
             with self.reserve(
-                bytes_, limit, label=label, should_stop=should_stop, on_wait=on_wait
+                size, limit, label=label, should_stop=should_stop, on_wait=on_wait
             ) as mine:
-                return work(lambda: self.allowance(mine))
 
-        try:
-            return held(size)
-        except RefusedError as error:
-            if error.code != "reservation.outgrown":
-                raise
-        return held(limit)
+                def allowance(mine: Reservation = mine) -> int:
+                    nonlocal allowed
+                    found = self.allowance(mine)
+                    allowed = max(allowed, found)
+                    return found
+
+                try:
+                    return work(allowance)
+                except RefusedError as error:
+                    if error.code != "reservation.outgrown" or size == limit:
+                        raise
+            size = min(limit, 2 * allowed)
 
     def _ask(self, size: int, limit: int, label: str) -> Reservation:
         pid, start = process_identity()

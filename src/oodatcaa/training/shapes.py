@@ -20,9 +20,17 @@ DTYPE_BITS = {
     "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
     "F4": 4,
 }  # fmt: skip
-SOFT_CAP = "final_logit_softcapping"
-AFTER_HEAD = (SOFT_CAP, "logit_scale", "logits_scaling", "lm_head_multiplier", "dim_model_base")
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+AFTER_HEAD = (
+    *SOFT_CAPS, "logit_scale", "logits_scaling", "lm_head_multiplier", "dim_model_base",
+    "mup_width_multiplier",
+)  # fmt: skip
 """Options that change the logits: the worker then can not skip positions without a target."""
+CAPPED = frozenset({
+    "gemma2", "gemma3n", "gemma4", "gemma4_text", "muse_glimmer", "nanochat", "recurrent_gemma",
+})  # fmt: skip
+CHANGED = CAPPED | {"cohere", "cohere2", "phi3small"}
+"""Types of models that change them where the configuration says nothing."""
 WRAPPERS = {"model.language_model.": "model.", "language_model.": ""}
 """What stands before the names in a language model that pictures or sound can be given to, and
 what without them."""
@@ -35,7 +43,9 @@ OTHER_SENSES = frozenset({
     "vision_tower", "vision_model", "vision_embedder", "vision_embed_tokens", "visual",
     "multi_modal_projector", "mm_projector", "audio_tower", "embed_audio", "embed_vision",
 })  # fmt: skip
-"""Parts for pictures and sound, which mlx-lm does not load."""
+"""Parts for pictures and sound, which mlx-lm does not load unless the model's type is one of these.
+"""
+LOADS_ALL = frozenset({"muse_spark"})
 MAX_HEADER = 100_000_000
 """The safetensors format's own bound on a header."""
 
@@ -64,9 +74,13 @@ def read_shape(model_path: Path | str) -> ModelShape:
     folder = Path(model_path)
     problems: list[str] = []
     config = _read_config(folder, problems)
-    tensors = _read_tensors(folder, problems)
+    tensors, others = _read_tensors(folder, problems)
+    if config is not None and config.get("model_type") in LOADS_ALL:
+        tensors, others = {**tensors, **others}, {}
+    if not tensors and not problems:
+        problems.append("its model*.safetensors hold no language model")
     if config is not None and tensors and not problems:
-        shape = _shape(config, tensors, problems)
+        shape = _shape(config, tensors, others, problems)
         if shape is not None:
             tokenizer = folder / "tokenizer.json"
             size = tokenizer.stat().st_size if tokenizer.is_file() else 0
@@ -98,8 +112,12 @@ def _read_config(folder: Path, problems: list[str]) -> dict[str, Any] | None:
     return config
 
 
-def _read_tensors(folder: Path, problems: list[str]) -> dict[str, _Tensor]:
+def _read_tensors(
+    folder: Path, problems: list[str]
+) -> tuple[dict[str, _Tensor], dict[str, _Tensor]]:
+    """Those of the language model, and those for pictures and sound."""
     tensors: dict[str, _Tensor] = {}
+    others: dict[str, _Tensor] = {}
     shards = sorted(folder.glob("model*.safetensors"))
     for name in sorted(_indexed(folder, problems) - {shard.name for shard in shards}):
         problems.append(f"{name} is named by model.safetensors.index.json but missing")
@@ -108,11 +126,12 @@ def _read_tensors(folder: Path, problems: list[str]) -> dict[str, _Tensor]:
     for shard in shards:
         for name, tensor in _header(shard, problems):
             if not OTHER_SENSES.isdisjoint(name.split(".")):
+                others[name] = tensor
                 continue
             if name in tensors:
                 problems.append(f"{shard.name}: {name} is in another shard too")
             tensors[name] = tensor
-    return tensors
+    return tensors, others
 
 
 def _indexed(folder: Path, problems: list[str]) -> set[str]:
@@ -198,8 +217,8 @@ def _fields(
     found["vocab_size"] = found["vocab_size"] or _rows(tensors, (*HEADS, *EMBEDDINGS)) or None
     if found["vocab_size"] is None:
         problems.append("config.json: vocab_size is missing")
-    experts = _positive(text, _EXPERTS, problems)
-    width = _positive(text, _EXPERT_WIDTHS, problems)
+    experts = _positive(text, _EXPERTS, problems, none=0)
+    width = _positive(text, _EXPERT_WIDTHS, problems, none=0)
     if experts and (width or found["intermediate_size"]):
         # What a token passes through, not what is stored.
         found["intermediate_size"] = experts * (width or found["intermediate_size"])
@@ -212,17 +231,22 @@ def _text(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **inner} if isinstance(inner, dict) else config
 
 
-def _positive(config: dict[str, Any], keys: tuple[str, ...], problems: list[str]) -> int | None:
-    """The first of `keys` that is there; of a list with a number for each block the largest."""
+def _positive(
+    config: dict[str, Any], keys: tuple[str, ...], problems: list[str], none: int | None = None
+) -> int | None:
+    """The first of `keys` that is there; of a list with a number for each block the largest, and a
+    block without any has 0. `none` stands for a key that is not there."""
     for key in keys:
         value = config.get(key)
-        if value is None or value == []:
+        if value is None or value == none:
             continue
         each: list[int] = value if isinstance(value, list) else [value]
-        if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in each):
+        least = 0 if isinstance(value, list) else 1
+        whole = [one for one in each if isinstance(one, int) and not isinstance(one, bool)]
+        if len(whole) < len(each) or min(whole, default=0) < least or max(whole, default=0) < 1:
             problems.append(f"config.json: {key} is {value!r}, not a positive whole number")
             return 1  # reported already; go on to find the other problems
-        return max(each)
+        return max(whole)
     return None
 
 
@@ -230,6 +254,8 @@ def _from_tensors(fields: dict[str, Any], tensors: dict[str, _Tensor]) -> None:
     """Fill in what the configuration does not say."""
     hidden = fields["hidden_size"]
     queries, keys, normed = (_rows(tensors, (name,)) for name in ("q_proj", "k_proj", "q_norm"))
+    if fields["num_heads"] and normed * fields["num_heads"] != queries:
+        normed = 0  # over all heads together, or another one for each
     size = fields["head_dim"] or (normed if normed and queries % normed == 0 else None)
     # A model without attention counts as one with one head, which is a little more.
     heads = fields["num_heads"] or (max(1, (queries or hidden) // size) if size else 1)
@@ -259,18 +285,26 @@ def _plain(tensors: dict[str, _Tensor]) -> set[str]:
     return found
 
 
-def _splits(config: dict[str, Any], layers: set[str]) -> bool:
-    """Whether the worker can apply the output layer to some positions alone."""
+def _changes(config: dict[str, Any], options: tuple[str, ...], kinds: frozenset[str]) -> bool:
     text = _text(config)
-    if any(text.get(key) for key in AFTER_HEAD):
-        return False
+    types = {config.get("model_type"), text.get("model_type")}
+    return any(text.get(key) for key in options) or not types.isdisjoint(kinds)
+
+
+def _splits(layers: set[str]) -> bool:
+    """Whether the worker can apply the output layer to some positions alone: its own names, or
+    those of a published model that mlx-lm puts its own before."""
     tied = {f"{body}.{name}" for name in EMBEDDINGS for body in BODIES}
     bodies = {layer.partition(".")[0] for layer in layers}
-    return not bodies.isdisjoint(BODIES) and not layers.isdisjoint({*HEADS, *tied})
+    own = not bodies.isdisjoint(BODIES) and not layers.isdisjoint(HEADS)
+    return own or not layers.isdisjoint({*tied, *EMBEDDINGS})
 
 
 def _shape(
-    config: dict[str, Any], tensors: dict[str, _Tensor], problems: list[str]
+    config: dict[str, Any],
+    tensors: dict[str, _Tensor],
+    others: dict[str, _Tensor],
+    problems: list[str],
 ) -> ModelShape | None:
     fields = _fields(config, tensors, problems)
     quantization = config.get("quantization") or config.get("quantization_config") or {}
@@ -283,6 +317,7 @@ def _shape(
     _from_tensors(fields, tensors)
     quantised = any(name.endswith(".scales") for name in tensors)
     layers = _plain(tensors)
+    changed = _changes(config, AFTER_HEAD, CHANGED)
     try:
         return ModelShape(
             **fields,
@@ -291,8 +326,10 @@ def _shape(
             parameters=parameters,
             bits=quantization.get("bits") if quantised else None,
             group_size=quantization.get("group_size") if quantised else None,
-            dense_logits=not _splits(config, layers),
-            capped_logits=bool(_text(config).get(SOFT_CAP)),
+            dense_logits=changed or not _splits(layers),
+            changed_logits=changed,
+            capped_logits=_changes(config, SOFT_CAPS, CAPPED),
+            other_parameters=sum(tensor.elements for tensor in others.values()),
             blocks=read_blocks(tensors, fields["num_layers"], _groups(tensors, quantization)),
         )
     except ValidationError as error:

@@ -23,6 +23,7 @@ from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.training import SplitStats
 from oodatcaa.errors import OodatcaaError
 from oodatcaa.training.hashes import file_sha256
+from oodatcaa.training.masks import Rendered, answer_start
 
 SPLITS = ("train", "valid", "test")
 CHUNK = 512
@@ -46,10 +47,21 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Measured(Lengths):
-    """With what masking has to know. `plain` text has no prompt."""
+    """With what masking has to know: whether it can be done. `plain` text has no prompt."""
 
-    prompt_is_prefix: bool
+    maskable: bool
     plain: bool
+
+
+class NoTemplateError(OodatcaaError):
+    """Chats can not be counted here; what trains may know a template all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "tokenizer.no_template",
+            "the model has no chat template that can be read without loading it",
+            hint="use an instruct model, or data with a `text` key",
+        )
 
 
 class ChatTokenizer:
@@ -76,37 +88,45 @@ class ChatTokenizer:
         return [Lengths(one.total, one.target) for one in self.measure(examples)]
 
     def measure(self, examples: Sequence[Example]) -> list[Measured]:
-        """The same, and whether the prompt alone is rendered as it is before its answer."""
-        texts: list[str] = []
-        plain: list[bool] = []
-        for example in examples:
-            whole, prompt, is_plain = self._render(example)
-            texts += [whole, prompt]
-            plain += [is_plain, is_plain]
-        counts = self._count(texts, plain)
-        return [
-            Measured(counts[i], counts[i] - counts[i + 1], texts[i].startswith(texts[i + 1]), flat)
-            for i, flat in zip(range(0, len(texts), 2), plain[::2], strict=True)
-        ]
-
-    def _render(self, example: Example) -> tuple[str, str, bool]:
-        if "text" in example:
-            return example["text"], "", True
-        messages = example.get("messages") or [
-            {"role": "user", "content": example["prompt"]},
-            {"role": "assistant", "content": example["completion"]},
-        ]
-        tools = example.get("tools")
-        whole = self._template(messages, tools, False)
-        return whole, self._template(messages[:-1], tools, True), False
-
-    def _count(self, texts: list[str], plain: list[bool]) -> list[int]:
+        """The same, and whether their prompts can be masked."""
+        texts = [text for example in examples for text in self._render(example)]
         # Templates write their own special tokens; plain text gets the tokenizer's, and an end.
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [
-            len(one.ids) + (2 if is_plain and text else 0)
-            for one, text, is_plain in zip(encoded, texts, plain, strict=True)
+        rendered = [
+            Rendered(one.ids, functools.partial(str, text))
+            for one, text in zip(encoded, texts, strict=True)
         ]
+        return [
+            self._measure(example, *pair)
+            for example, *pair in zip(examples, rendered[::2], rendered[1::2], strict=True)
+        ]
+
+    def _measure(self, example: Example, whole: Rendered, prompt: Rendered) -> Measured:
+        total = len(whole.tokens)
+        if "text" in example:
+            total += 2 if example["text"] else 0
+            return Measured(total, total, maskable=True, plain=True)
+        start = answer_start(whole, prompt, lambda: self._before(example))
+        known = len(prompt.tokens) if start is None else start
+        return Measured(total, total - known, maskable=start is not None, plain=False)
+
+    def _before(self, example: Example) -> Rendered:
+        text = self._template(_messages(example)[:-1], example.get("tools"), False)
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return Rendered(ids, lambda: text)
+
+    def _render(self, example: Example) -> tuple[str, str]:
+        if "text" in example:
+            return example["text"], ""
+        messages, tools = _messages(example), example.get("tools")
+        return self._template(messages, tools, False), self._template(messages[:-1], tools, True)
+
+
+def _messages(example: Example) -> Any:
+    return example.get("messages") or [
+        {"role": "user", "content": example["prompt"]},
+        {"role": "assistant", "content": example["completion"]},
+    ]
 
 
 class _Template:
@@ -169,7 +189,8 @@ def _template(model_path: Path) -> Any:
     if isinstance(source, list):  # several named templates
         named = {entry["name"]: entry["template"] for entry in source}
         source = named.get("default", next(iter(named.values()), None))
-    if not isinstance(source, str):
+    # mlx-lm then takes a template of its own, in Python, whatever else there is.
+    if not isinstance(source, str) or config.get("chat_template_type"):
         return _no_template
     special = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
@@ -181,11 +202,7 @@ def _template(model_path: Path) -> Any:
 
 
 def _no_template(messages: Sequence[Any], tools: Any, generate: bool) -> str:  # noqa: ARG001
-    raise OodatcaaError(
-        "tokenizer.no_template",
-        "the model's tokenizer has no chat template, so chat data can not be counted",
-        hint="use an instruct model, or data with a `text` key",
-    )
+    raise NoTemplateError
 
 
 def read_examples(path: Path) -> Iterator[Example]:

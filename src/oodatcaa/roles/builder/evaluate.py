@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from oodatcaa.domain.plan import Plan
+from oodatcaa.domain.qlora import QLoRA
 from oodatcaa.domain.report import Metric
 from oodatcaa.domain.task import Failure, StoryKind
 from oodatcaa.domain.training import JUDGED_LENGTH, EvalRequest, EvalResult
@@ -22,11 +22,12 @@ def evaluate(bench: Bench) -> StepOutcome:
     desk, plan = bench.desk, bench.plan
     training = training_facts(bench, story_of_kind(bench, StoryKind.TRAIN))
     request = judgement(
-        plan,
+        plan.params,
         model=bench.model().path,
         adapter_dir=training.adapter_dir,
         data_dir=training.dataset.path,
         examples=desk.objective.eval_examples,
+        memory_limit_bytes=plan.memory_limit_bytes,
     )
     result = desk.backends[plan.backend].evaluate(request, should_stop=desk.should_stop)
     facts = records.EvaluationFacts(
@@ -61,16 +62,16 @@ def _unseen(result: EvalResult) -> tuple[str, ...]:
 
 
 def judgement(
-    plan: Plan,
+    params: QLoRA,
     *,
     model: str,
     adapter_dir: str,
     data_dir: str,
     split: Literal["valid", "test"] = "test",
     examples: int | None,
+    memory_limit_bytes: int,
 ) -> EvalRequest:
-    """What the plan's adapter is judged on: no answer that was trained on is cut shorter."""
-    params = plan.params
+    """What an adapter of `params` is judged on: no answer that was trained on is cut shorter."""
     return EvalRequest(
         model=model,
         adapter_dir=adapter_dir,
@@ -81,7 +82,7 @@ def judgement(
         mask_prompt=params.mask_prompt,
         quantize_bits=params.quantize_bits,
         seed=params.seed,
-        memory_limit_bytes=plan.memory_limit_bytes,
+        memory_limit_bytes=memory_limit_bytes,
     )
 
 

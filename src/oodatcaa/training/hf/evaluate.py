@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 JUDGE = tuple(
     HERE / name
     for name in ("evaluate.py", "loss.py", "setup.py", "dequantize.py", "rows.py")
-    + ("../examples.py", "../comparison.py")
+    + ("../examples.py", "../masks.py", "../comparison.py")
 )
 
 

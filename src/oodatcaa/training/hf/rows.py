@@ -10,13 +10,6 @@ from oodatcaa.training.examples import Process, right_mask
 def row_tokens(tokenizer: Any, *, mask_prompt: bool) -> Process:
     """For chat (`messages`), `prompt` and `completion`, and `text` rows."""
 
-    def render(messages: list[Any], tools: Any, generate: bool) -> list[int]:
-        return list(
-            tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=generate, return_dict=False
-            )
-        )
-
     def process(row: dict[str, Any]) -> tuple[list[int], int]:
         if "messages" not in row and "text" in row:
             if mask_prompt:
@@ -29,10 +22,6 @@ def row_tokens(tokenizer: Any, *, mask_prompt: bool) -> Process:
             {"role": "assistant", "content": row["completion"]},
         ]
         tools = row.get("tools")
-        tokens = render(messages, tools, False)
-        if not mask_prompt:
-            return tokens, 0
-        answered = messages[-1].get("role") == "assistant"
-        return tokens, len(render(messages[:-1], tools, answered))
+        return list(tokenizer.apply_chat_template(messages, tools=tools, return_dict=False)), 0
 
     return right_mask(process, tokenizer) if mask_prompt else process

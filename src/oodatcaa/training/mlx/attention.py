@@ -78,7 +78,7 @@ def attention_vjp(
     return d_q, d_k, p.swapaxes(-1, -2) @ d_rows
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # a thread that is done begins with the next batch
 def _causal(length: int, span: int) -> mx.array:
     """One for all blocks of a batch: a trace keeps each that it meets until it ends."""
     hidden = np.triu(np.full((length, span), MASKED, np.float32), span - length + 1)

@@ -54,7 +54,10 @@ def tokenize(
         raise OodatcaaError(
             "data.format", str(error).splitlines()[0], hint="see docs/how-to for the data formats"
         ) from error
-    process = right_mask(dataset.process, tokenizer) if mask_prompt else dataset.process
+    process = dataset.process
+    if mask_prompt:
+        dataset.mask_prompt = False  # its mask is as long as the prompt, whatever that ends with
+        process = right_mask(process, tokenizer)
     return tokenize_rows(rows, process, max_seq_length)
 
 

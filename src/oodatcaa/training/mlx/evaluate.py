@@ -52,6 +52,7 @@ JUDGE = tuple(
         "norms.py",
         "rotary.py",
         "../examples.py",
+        "../masks.py",
         "../comparison.py",
         "../formulas.py",
     )
