@@ -289,7 +289,7 @@ def test_our_own_form_says_what_is_wrong_with_a_plan(tmp_path: Path) -> None:
     value = {
         "format": "oodatcaa-plans",
         "version": 7,
-        "plans": [good, {"key": "x", "title": "y"}, good, 3],
+        "plans": [good, {"key": "x", "title": "y"}, good, 3, {**good, "key": "empty", "steps": []}],
     }
     path = tmp_path / "plans"
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
@@ -299,3 +299,4 @@ def test_our_own_form_says_what_is_wrong_with_a_plan(tmp_path: Path) -> None:
     codes = [item.code for item in imported.findings]
     assert {"json.version", "json.plan", "json.duplicate"} <= set(codes)
     assert any("slug" in item.message for item in imported.findings)
+    assert any("empty: it has no steps" in item.message for item in imported.findings)

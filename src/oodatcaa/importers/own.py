@@ -81,6 +81,8 @@ def _draft(node: Node, findings: Findings) -> DraftStory | None:
 def _contradictions(draft: DraftStory) -> tuple[str, ...]:
     """What the form of the record lets through, and damage makes of a plan."""
     found = []
+    if not draft.steps:
+        found.append("it has no steps")
     if [step.number for step in draft.steps] != list(range(1, len(draft.steps) + 1)):
         found.append("its steps are not numbered 1, 2, 3, …")
     if len({gate.id for gate in draft.gates}) != len(draft.gates):
