@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -146,6 +146,7 @@ def test_a_run_that_adds_its_peak_leaves_what_is_known_of_loading(tmp_path: Path
 
 
 @settings(deadline=None, max_examples=60)
+@example(constant=1.0, growth=1.3125, batch=3, length=512)
 @given(
     constant=st.floats(0.7, 1.4),
     growth=st.floats(0.7, 1.8),

@@ -48,7 +48,7 @@ NOISE = 0.02
 """Of a counted peak, relative, for the step nearest in size to what is asked for: the CPU scheduler
 runs ahead by a few tensors more or less. Twice as much for one that is twice as far, and so on:
 what a small step holds at its peak is not what makes a large one's."""
-FAR = 5
+FAR = 4
 """Of NOISE, up to four times that for steps that are far in size: measured peaks that are further
 from a fit contradict its prior."""
 HIDDEN = 0.01
